@@ -1,0 +1,73 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""Eager execution of I/O coroutines.
+
+Most requests are answered from memory: their coroutine never suspends.  Creating a task for such a
+request costs more than the request itself.  :func:`start` therefore steps the coroutine at once, in
+the caller's frame.  If it finishes, there was no task, no future and no scheduling.  If it suspends,
+it is handed, half-way through, to a real asyncio task of the given owner, which makes cancellation,
+time-outs and ``current_task`` work as usual from there on.
+
+Until its first suspension the coroutine runs as part of its caller, so it must not use
+``asyncio.timeout`` or ``current_task`` before it has awaited something else.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Coroutine, Generator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from qsd.aio.tasks import TaskOwner
+
+T = TypeVar("T")
+
+
+@types.coroutine
+def _resumed(coro: Coroutine[Any, Any, T], waiting_for: Any) -> Generator[Any, Any, T]:
+    """Continue a coroutine that has already yielded `waiting_for`."""
+    while True:
+        try:
+            try:
+                sent = yield waiting_for
+            except GeneratorExit:
+                coro.close()
+                raise
+            except BaseException as exc:
+                waiting_for = coro.throw(exc)
+            else:
+                waiting_for = coro.send(sent)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+
+def start(
+    coro: Coroutine[Any, Any, T],
+    owner: TaskOwner,
+    name: str,
+    done: Callable[[asyncio.Task[T]], None] | None = None,
+) -> asyncio.Task[T] | None:
+    """Step `coro`; give it to `owner` only if it suspends.
+
+    Args:
+        coro: A coroutine that was not started yet.  It should report its result by itself (write
+            the reply, set the status): a result that comes without suspension is dropped.
+        owner: Who joins and cancels the task, should there be one.
+        name: Name of that task.
+        done: Called with the finished task, only if there was one.
+
+    Returns:
+        None if the coroutine finished, else its task.
+
+    Raises:
+        Whatever the coroutine raises before its first suspension.
+    """
+    try:
+        waiting_for = coro.send(None)
+    except StopIteration:
+        return None
+    return owner.spawn(_resumed(coro, waiting_for), name, done)
