@@ -1,0 +1,260 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""A user of a node: exports, jobs and whatever else does I/O from outside the graph.
+
+A backend is the root of an edge.  It takes permissions, counts its own requests, stops issuing new
+ones while its node is drained, and learns of length changes.
+
+Fast paths: ``read_nowait`` and ``write_nowait`` are instance attributes bound to the node's, or to a
+function that says False while the backend is drained.  The caller checks the range before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from typing import TYPE_CHECKING
+
+from qsd.block.mapping import ST_ALLOCATED, ST_DATA, ST_ZERO, Status
+from qsd.block.node import Node, _refuse_read
+from qsd.errors import os_error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qsd.block.graph import Edge, Graph
+
+
+class BackendListener:
+    """What a backend tells its owner; the defaults do nothing."""
+
+    __slots__ = ()
+
+    def drained_begin(self) -> None:
+        """No new request may be started from now on (requests of the backend itself just wait)."""
+
+    def drained_end(self) -> None:
+        """Requests may be started again."""
+
+    def drained_poll(self) -> bool:
+        """Tell whether the owner still has activity of its own to finish."""
+        return False
+
+    def resized(self) -> None:
+        """The length of the node changed."""
+
+
+class Backend:
+    """One external user of a node.
+
+    Attributes:
+        description: How conflicts name this user, e.g. "block device 'exp0'".
+        edge: The root edge, None while detached.
+        quiesced: Number of drained sections it is in.
+        in_flight: Requests started and not finished, beyond those that never suspended.
+        force_writethrough: Every write is made durable before it completes.
+    """
+
+    __slots__ = (
+        "_idle",
+        "_resume",
+        "description",
+        "edge",
+        "force_writethrough",
+        "graph",
+        "in_flight",
+        "listener",
+        "name",
+        "quiesced",
+        "read_nowait",
+        "write_nowait",
+    )
+
+    def __init__(
+        self, graph: Graph, name: str, description: str, listener: BackendListener | None = None
+    ) -> None:
+        self.graph = graph
+        self.name = name
+        self.description = description
+        self.listener = listener or BackendListener()
+        self.edge: Edge | None = None
+        self.quiesced = 0
+        self.in_flight = 0
+        self.force_writethrough = False
+        self._idle: list[asyncio.Future[None]] = []
+        self._resume: list[asyncio.Future[None]] = []
+        self.read_nowait: Callable[[int, memoryview], bool] = _refuse_read
+        self.write_nowait: Callable[[int, memoryview], bool] = _refuse_read
+
+    # Attachment
+
+    @property
+    def node(self) -> Node:
+        """The node in use.
+
+        Raises:
+            OSError: ENOMEDIUM while detached.
+        """
+        if self.edge is None:
+            raise os_error(errno.ENOMEDIUM)
+        return self.edge.node
+
+    def attach(self, node: Node, perm: int, shared: int) -> None:
+        """Start to use `node`.
+
+        Raises:
+            QmpError: Another user does not allow it; nothing changed.
+        """
+        self.edge = self.graph.attach_root(self, node, perm, shared)
+        self.rebind()
+
+    def set_perms(self, perm: int, shared: int) -> None:
+        """Change what is taken and shared.
+
+        Raises:
+            QmpError: Another user does not allow it; nothing changed.
+        """
+        if self.edge is None:
+            raise os_error(errno.ENOMEDIUM)
+        self.graph.set_edge_perms(self.edge, perm, shared)
+
+    async def detach(self) -> None:
+        """Stop using the node; wait for requests in flight first.  The last user closes the node."""
+        edge = self.edge
+        if edge is None:
+            return
+        await self.wait_idle()
+        self.edge = None
+        self.rebind()
+        await self.graph.detach(edge)
+
+    def rebind(self) -> None:
+        """Choose the fast paths anew; called whenever edge, node or quiescence changed."""
+        edge = self.edge
+        if edge is None or self.quiesced:
+            self.read_nowait = self.write_nowait = _refuse_read
+        else:
+            self.read_nowait = edge.node.read_nowait
+            self.write_nowait = (
+                _refuse_read if self.force_writethrough else edge.node.write_nowait
+            )
+
+    # Drain (called by qsd.block.drain)
+
+    def drained_begin(self) -> None:
+        """Enter a drained section."""
+        self.quiesced += 1
+        if self.quiesced == 1:
+            self.rebind()
+            self.listener.drained_begin()
+
+    def drained_end(self) -> None:
+        """Leave a drained section; waiting requests go on after the last one."""
+        self.quiesced -= 1
+        if not self.quiesced:
+            self.rebind()
+            for future in self._resume:
+                if not future.done():
+                    future.set_result(None)
+            self._resume.clear()
+            self.listener.drained_end()
+
+    def child_resized(self, edge: Edge) -> None:
+        """The node changed its length."""
+        self.listener.resized()
+
+    async def wait_idle(self) -> None:
+        """Wait until no request of this backend is in flight."""
+        while self.in_flight:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._idle.append(future)
+            await future
+
+    async def _enter(self) -> Node:
+        while self.quiesced:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._resume.append(future)
+            await future
+        node = self.node
+        self.in_flight += 1
+        return node
+
+    def _leave(self) -> None:
+        self.in_flight -= 1
+        if not self.in_flight and self._idle:
+            for future in self._idle:
+                if not future.done():
+                    future.set_result(None)
+            self._idle.clear()
+
+    # I/O
+
+    def length(self) -> int:
+        """Return the length of the node in bytes."""
+        return self.node.length()
+
+    async def read(self, offset: int, view: memoryview) -> None:
+        """Fill `view`."""
+        node = await self._enter()
+        try:
+            await node.read(offset, view)
+        finally:
+            self._leave()
+
+    async def write(self, offset: int, view: memoryview, flags: int = 0) -> None:
+        """Write `view`; see mapping.py for flags."""
+        node = await self._enter()
+        try:
+            await node.write(offset, view, flags | self.force_writethrough)
+        finally:
+            self._leave()
+
+    async def zero(self, offset: int, length: int, flags: int = 0) -> None:
+        """Make a range read as zeroes."""
+        node = await self._enter()
+        try:
+            await node.zero(offset, length, flags | self.force_writethrough)
+        finally:
+            self._leave()
+
+    async def discard(self, offset: int, length: int) -> None:
+        """Tell that a range is not needed."""
+        node = await self._enter()
+        try:
+            await node.discard(offset, length)
+        finally:
+            self._leave()
+
+    async def flush(self) -> None:
+        """Make completed writes durable."""
+        node = await self._enter()
+        try:
+            await node.flush()
+        finally:
+            self._leave()
+
+    async def block_status(self, offset: int, length: int) -> Status:
+        """Describe what a guest sees from `offset` on: the whole chain merged.
+
+        Only ST_DATA, ST_ZERO and ST_ALLOCATED are set; ST_ALLOCATED if any layer decides.
+        """
+        node = await self._enter()
+        try:
+            from qsd.block.status import chain_status
+
+            return await chain_status(node, offset, length)
+        finally:
+            self._leave()
+
+    async def allocation_depth(self, offset: int, length: int) -> tuple[int, int]:
+        """Return (length, depth): 0 not allocated, 1 in the top layer, 2 in its backing, ..."""
+        node = await self._enter()
+        try:
+            from qsd.block.status import allocation_depth
+
+            return await allocation_depth(node, offset, length)
+        finally:
+            self._leave()
+
+
+__all__ = ["ST_ALLOCATED", "ST_DATA", "ST_ZERO", "Backend", "BackendListener"]

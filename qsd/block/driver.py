@@ -1,0 +1,258 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""What a block driver is.
+
+Three families derive from :class:`Driver`:
+
+* protocol drivers reach bytes outside the graph (a file, a server) and have no children;
+* filters have one filtered child and change requests on their way through;
+* formats give meaning to the bytes of a child; most derive from
+  :class:`qsd.block.mapped.MappedDriver` and only say where a guest range lives.
+
+The engine (:mod:`qsd.block.node`) is the one door to all I/O methods.  It has checked range, alignment
+as declared in :attr:`Driver.limits`, read-only state and permissions before it calls, so drivers carry
+no such checks.  I/O methods raise OSError with the errno that the user of the node shall see.
+
+The life of a driver object::
+
+    Driver(node) -> await open(options, opener) -> I/O, reopen, permissions -> await close()
+
+A failed ``open`` must release what it took itself; children opened through the opener are closed by
+the engine.  ``close`` is called exactly once after a successful ``open``, with no I/O in flight.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from qsd.block import perms
+from qsd.block.mapping import ST_ALLOCATED, ST_DATA, Status
+from qsd.errors import QmpError, os_error
+
+if TYPE_CHECKING:
+    from qsd.block.graph import Edge
+    from qsd.block.node import Node
+    from qsd.block.open import ChildOpener
+
+
+class Limits:
+    """What a driver asks of the requests it gets; bytes, 0 means no limit.
+
+    Attributes:
+        request_alignment: Offset and length of reads and writes are multiples of it.
+        memory_alignment: Preferred alignment of buffers in memory.
+        max_transfer: Longest read or write.
+        opt_transfer: Preferred granularity.
+        zero_alignment: Granularity below which `zero` is not worth a call.
+        max_zero: Longest zero request.
+        discard_alignment: Granularity of `discard`; head and tail are dropped.
+        max_discard: Longest discard request.
+    """
+
+    __slots__ = (
+        "discard_alignment",
+        "max_discard",
+        "max_transfer",
+        "max_zero",
+        "memory_alignment",
+        "opt_transfer",
+        "request_alignment",
+        "zero_alignment",
+    )
+
+    def __init__(self) -> None:
+        self.request_alignment = 1
+        self.memory_alignment = 4096
+        self.max_transfer = 0
+        self.opt_transfer = 0
+        self.zero_alignment = 0
+        self.max_zero = 0
+        self.discard_alignment = 0
+        self.max_discard = 0
+
+
+class Driver:
+    """Base of all drivers; the defaults suit a driver that can do nothing special."""
+
+    #: The name in QMP, e.g. "qcow2".
+    name: ClassVar[str] = ""
+    #: "protocol", "format" or "filter".
+    family: ClassVar[str] = "format"
+    #: For filters: whether the filtered child is "backing" (else "file").
+    filtered_is_backing: ClassVar[bool] = False
+    #: Whether an image names a backing file.
+    supports_backing: ClassVar[bool] = False
+    #: FUA write requests are handled by the driver; else the engine flushes.
+    native_fua: ClassVar[bool] = False
+    #: Writes with the COMPRESSED flag are understood.
+    supports_compressed: ClassVar[bool] = False
+
+    __slots__ = ("limits", "node")
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.limits = Limits()
+
+    # Life cycle
+
+    async def open(self, options: Any, opener: ChildOpener) -> None:
+        """Open the image.
+
+        Args:
+            options: The driver's branch of BlockdevOptions (a Struct), defaults not filled in.
+            opener: Opens children; the only way a driver may reach other nodes or files.
+
+        Raises:
+            QmpError: With the text a user should read.
+        """
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        """Write back what is pending and release everything.  Children are closed by the engine."""
+
+    async def prepare_reopen(self, options: Any, read_only: bool) -> Any:
+        """Check new options and prepare the change; return a token for commit or abort.
+
+        Nothing visible may change before `commit_reopen`.
+
+        Raises:
+            QmpError: The change is impossible.
+        """
+        raise QmpError(
+            f"Block format '{self.name}' used by node '{self.node.name}' does not support "
+            "reopening files"
+        )
+
+    async def commit_reopen(self, token: Any) -> None:
+        """Make the prepared change.  Must not fail."""
+
+    async def abort_reopen(self, token: Any) -> None:
+        """Drop the prepared change.  Must not fail."""
+
+    # Geometry
+
+    def length(self) -> int:
+        """Return the length of the image in bytes.
+
+        Raises:
+            OSError: It cannot be found out.
+        """
+        raise NotImplementedError
+
+    async def truncate(self, length: int, exact: bool, prealloc: str, flags: int) -> None:
+        """Change the length.
+
+        Args:
+            length: New length in bytes.
+            exact: A longer result is an error (else it is fine, e.g. for devices).
+            prealloc: A PreallocMode value.
+            flags: mapping.ZERO_WRITE style flags; 0.
+
+        Raises:
+            QmpError: With the text a user should read.
+        """
+        raise QmpError("Image format driver does not support resize")
+
+    # I/O.  Offsets and lengths in bytes; views are contiguous and stay the caller's.
+
+    def read_nowait(self, offset: int, view: memoryview) -> bool:
+        """Fill `view` if that is possible at once; False leaves its content undefined."""
+        return False
+
+    async def read(self, offset: int, view: memoryview) -> None:
+        """Fill `view`."""
+        raise os_error(errno.ENOTSUP)
+
+    def write_nowait(self, offset: int, view: memoryview) -> bool:
+        """Write all of `view` if that is possible at once, without any flag; else False."""
+        return False
+
+    async def write(self, offset: int, view: memoryview, flags: int) -> None:
+        """Write all of `view`."""
+        raise os_error(errno.ENOTSUP)
+
+    async def zero(self, offset: int, length: int, flags: int) -> None:
+        """Make the range read as zeroes without transferring them.
+
+        Raises:
+            OSError: ENOTSUP if there is no faster way than writing zeroes; the engine then does.
+        """
+        raise os_error(errno.ENOTSUP)
+
+    async def discard(self, offset: int, length: int) -> None:
+        """Tell that the range is not needed any more.
+
+        Raises:
+            OSError: ENOTSUP is ignored by the engine.
+        """
+        raise os_error(errno.ENOTSUP)
+
+    async def flush(self) -> None:
+        """Make all completed writes durable, down to the children's own flush."""
+        for edge in self.node.children.values():
+            if edge.perm & (perms.WRITE | perms.WRITE_UNCHANGED):
+                await edge.node.flush()
+
+    async def block_status(self, offset: int, length: int, want_zero: bool) -> Status:
+        """Describe the range from `offset`; 0 < result.length <= length.
+
+        Args:
+            offset: Start.
+            length: How far the caller is interested.
+            want_zero: Whether the caller cares for zeroes (else only for allocation).
+        """
+        return Status(length, ST_DATA | ST_ALLOCATED)
+
+    def locate_nowait(self, offset: int, length: int) -> tuple[int, int] | None:
+        """Return (descriptor, host offset) if the whole range is plainly there, else None.
+
+        For sendfile and copy_file_range; the answer holds until the caller awaits.
+        """
+        return None
+
+    # Permissions
+
+    def child_perms(self, edge: Edge, perm: int, shared: int) -> tuple[int, int]:
+        """Return what this node takes and shares on a child, from what its users take and share."""
+        from qsd.block.default_perms import default_child_perms
+
+        return default_child_perms(self.node, edge, perm, shared)
+
+    def check_perms(self, perm: int, shared: int) -> None:
+        """Refuse new cumulative permissions, or prepare for them (e.g. take file locks).
+
+        Followed by exactly one of `set_perms` and `abort_perms`.
+
+        Raises:
+            QmpError: They cannot be granted.
+        """
+
+    def set_perms(self, perm: int, shared: int) -> None:
+        """Make the checked permissions effective.  Must not fail."""
+
+    def abort_perms(self) -> None:
+        """Undo `check_perms`.  Must not fail."""
+
+    # Description
+
+    def filename(self) -> str | None:
+        """Return the plain file name that alone would open this node the same way, or None."""
+        return None
+
+    def image_info(self) -> dict[str, Any]:
+        """Return the ImageInfo members this driver knows (e.g. cluster-size, format-specific).
+
+        Keys are QMP names in QMP spelling; values plain JSON.
+        """
+        return {}
+
+    def driver_stats(self) -> dict[str, Any] | None:
+        """Return BlockStatsSpecific as plain JSON, or None."""
+        return None
+
+    def backing_file(self) -> tuple[str, str | None] | None:
+        """Return (file name, format or None) of the backing file as the image records it."""
+        return None
+
+    # Snapshots, bitmaps, measuring: later capabilities hook in here with defaults that refuse.

@@ -1,0 +1,447 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""A node of the block graph, and the one door through which all I/O to its driver goes.
+
+A request's way through one node::
+
+    user (Backend, or the driver of a parent node)
+      |  read_nowait(offset, view)      plain function; answers from memory or says False
+      |  read(offset, view)             coroutine; the full pipeline below
+      v
+    Node:   range and state checks -> tracking -> alignment (read-modify-write) -> splitting to the
+            driver's limits -> copy-on-read, zero detection, threshold, bitmaps (only where present)
+      v
+    Driver: its read/write/zero/discard/...
+
+``read_nowait`` and ``write_nowait`` are instance attributes.  On a node without instrumentation they
+are the driver's own methods, so a cached request costs one Python call per layer; on any other node
+they always say False.  :meth:`Node.refresh_fast_paths` decides; whoever adds or removes
+instrumentation calls it.
+
+Invariants: `in_flight` counts requests that are suspended or running in this node; a request that
+never suspends is not counted, because nothing else can run meanwhile.  Graph changes happen only
+while `in_flight` is zero and the users are quiesced (:mod:`qsd.block.drain`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from typing import TYPE_CHECKING, Any
+
+from qsd.block.mapping import (
+    COMPRESSED,
+    FUA,
+    MAY_UNMAP,
+    NO_FALLBACK,
+    Status,
+)
+from qsd.errors import os_error
+from qsd.util.ranges import align_down, align_up
+from qsd.util.zeroes import ZERO_CHUNK, ZEROES, fill_zero, is_zero
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qsd.aio.rangelock import RangeLock
+    from qsd.block.dirty import DirtyBitmap
+    from qsd.block.driver import Driver
+    from qsd.block.graph import Edge, Graph
+
+#: Bytes; node lengths are multiples of it, as images are counted in sectors.
+SECTOR = 512
+
+
+def _refuse_read(offset: int, view: memoryview) -> bool:
+    return False
+
+
+class Node:
+    """An open image, protocol connection or filter.
+
+    Attributes:
+        name: The node name; unique in the graph.
+        driver: The driver instance (set by the opener).
+        children: Edges to child nodes by child name, in the order of attaching.
+        parents: Edges from users (nodes and backends) to this node.
+        options: The typed BlockdevOptions it was opened with.
+        monitor_owned: Whether a blockdev-add holds a reference.
+        read_only: Whether writes are refused now.
+        auto_read_only: Whether it may be opened read-only where writing is impossible.
+        force_share: Opened without image locks against others.
+        cache_direct, cache_no_flush: The cache options.
+        discard_unmap: Whether discard requests are passed on.
+        detect_zeroes: "off", "on" or "unmap".
+        quiesced: Number of drained sections this node is in.
+        in_flight: Number of suspended requests.
+        wr_highest_offset: End of the highest write so far, bytes.
+        write_threshold: Bytes; 0 if none is set.
+        on_threshold: Called once with the excess when a write goes past the threshold.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_idle",
+        "_length",
+        "auto_read_only",
+        "bitmaps",
+        "cache_direct",
+        "cache_no_flush",
+        "children",
+        "closed",
+        "detect_zeroes",
+        "discard_unmap",
+        "driver",
+        "force_share",
+        "graph",
+        "implicit",
+        "in_flight",
+        "monitor_owned",
+        "name",
+        "on_threshold",
+        "options",
+        "parents",
+        "quiesced",
+        "read_nowait",
+        "read_only",
+        "rmw",
+        "wr_highest_offset",
+        "write_nowait",
+        "write_threshold",
+    )
+
+    def __init__(self, graph: Graph, name: str) -> None:
+        self.graph = graph
+        self.name = name
+        self.driver: Driver
+        self.children: dict[str, Edge] = {}
+        self.parents: list[Edge] = []
+        self.options: Any = None
+        self.monitor_owned = False
+        self.implicit = False
+        self.closed = False
+        self.read_only = False
+        self.auto_read_only = False
+        self.force_share = False
+        self.cache_direct = False
+        self.cache_no_flush = False
+        self.discard_unmap = False
+        self.detect_zeroes = "off"
+        self.quiesced = 0
+        self.in_flight = 0
+        self.wr_highest_offset = 0
+        self.write_threshold = 0
+        self.on_threshold: Callable[[int], None] | None = None
+        self.bitmaps: dict[str, DirtyBitmap] = {}
+        self.rmw: RangeLock | None = None
+        self._idle: list[asyncio.Future[None]] = []
+        self._length = -1
+        self.read_nowait: Callable[[int, memoryview], bool] = _refuse_read
+        self.write_nowait: Callable[[int, memoryview], bool] = _refuse_read
+
+    def __repr__(self) -> str:
+        return f"<Node {self.name}>"
+
+    # State
+
+    def refresh_fast_paths(self) -> None:
+        """Choose between the driver's own fast functions and the full pipeline."""
+        driver = self.driver
+        if self.closed or driver.limits.request_alignment > 1:
+            self.read_nowait = self.write_nowait = _refuse_read
+        else:
+            self.read_nowait = driver.read_nowait
+            plain = not (
+                self.read_only
+                or self.write_threshold
+                or self.bitmaps
+                or self.detect_zeroes != "off"
+            )
+            self.write_nowait = driver.write_nowait if plain else _refuse_read
+        for edge in self.parents:
+            edge.user.rebind()
+
+    def length(self) -> int:
+        """Return the length in bytes, a multiple of the sector size."""
+        length = self._length
+        if length < 0:
+            length = self._length = align_up(self.driver.length(), SECTOR)
+        return length
+
+    def length_changed(self) -> None:
+        """Forget the cached length and tell all users that it may have changed."""
+        old, self._length = self._length, -1
+        if old != self.length():
+            for edge in list(self.parents):
+                edge.user.child_resized(edge)
+
+    def rebind(self) -> None:
+        """A child's fast paths changed; this node looks them up at every call anyway."""
+
+    def child_resized(self, edge: Edge) -> None:
+        """A child's length changed; nodes whose length follows their child pass it on."""
+        self._length = -1
+
+    # Tracking
+
+    def _leave(self) -> None:
+        self.in_flight -= 1
+        if not self.in_flight and self._idle:
+            for future in self._idle:
+                if not future.done():
+                    future.set_result(None)
+            self._idle.clear()
+
+    async def wait_idle(self) -> None:
+        """Wait until no request is in flight in this node."""
+        while self.in_flight:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._idle.append(future)
+            await future
+
+    # The door
+
+    def _check(self, offset: int, length: int) -> None:
+        if self.closed:
+            raise os_error(errno.ENOMEDIUM)
+        if offset < 0 or length < 0 or offset + length > self.length():
+            raise os_error(errno.EIO)
+
+    def _check_write(self, offset: int, length: int) -> None:
+        if self.read_only:
+            raise os_error(errno.EPERM)
+        self._check(offset, length)
+
+    async def read(self, offset: int, view: memoryview) -> None:
+        """Fill `view` with the node's content."""
+        if self.read_nowait(offset, view):
+            return
+        length = len(view)
+        self._check(offset, length)
+        if not length:
+            return
+        self.in_flight += 1
+        try:
+            limits = self.driver.limits
+            align = limits.request_alignment
+            if align > 1 and (offset % align or length % align):
+                await self._read_unaligned(offset, view, align)
+            elif limits.max_transfer and length > limits.max_transfer:
+                step = align_down(limits.max_transfer, align)
+                for start in range(0, length, step):
+                    await self.driver.read(offset + start, view[start : start + step])
+            else:
+                await self.driver.read(offset, view)
+        finally:
+            self._leave()
+
+    async def _read_unaligned(self, offset: int, view: memoryview, align: int) -> None:
+        start = align_down(offset, align)
+        end = align_up(offset + len(view), align)
+        bounce = memoryview(bytearray(end - start))
+        await self.driver.read(start, bounce)
+        # The driver can only read whole blocks: the copy cuts out what was asked for.
+        view[:] = bounce[offset - start : offset - start + len(view)]
+
+    async def write(self, offset: int, view: memoryview, flags: int = 0) -> None:
+        """Write `view`; flags are FUA, COMPRESSED, UNCHANGED."""
+        if not flags and self.write_nowait(offset, view):
+            return
+        length = len(view)
+        self._check_write(offset, length)
+        if not length:
+            if flags & FUA:
+                await self.flush()
+            return
+        self.in_flight += 1
+        try:
+            if self.detect_zeroes != "off" and not flags & COMPRESSED and is_zero(view):
+                unmap = MAY_UNMAP if self.detect_zeroes == "unmap" else 0
+                await self._zero(offset, length, flags & FUA | unmap)
+            else:
+                self.before_write(offset, length)
+                await self._write(offset, view, flags)
+            self.after_write(offset, length)
+            if flags & FUA and not self.driver.native_fua:
+                await self.flush()
+        finally:
+            self._leave()
+
+    async def _write(self, offset: int, view: memoryview, flags: int) -> None:
+        driver = self.driver
+        if not driver.native_fua:
+            flags &= ~FUA
+        length = len(view)
+        limits = driver.limits
+        align = limits.request_alignment
+        if align > 1:
+            await self._write_aligned(offset, view, flags, align)
+        elif limits.max_transfer and length > limits.max_transfer:
+            for start in range(0, length, limits.max_transfer):
+                await driver.write(
+                    offset + start, view[start : start + limits.max_transfer], flags
+                )
+        else:
+            await driver.write(offset, view, flags)
+
+    async def _write_aligned(self, offset: int, view: memoryview, flags: int, align: int) -> None:
+        """Write to a driver that takes whole blocks only, by read-modify-write where needed.
+
+        Unaligned writes exclude all others that touch their blocks; aligned ones exclude only
+        unaligned ones.
+        """
+        if self.rmw is None:
+            from qsd.aio.rangelock import RangeLock
+
+            self.rmw = RangeLock()
+        length = len(view)
+        start = align_down(offset, align)
+        end = align_up(offset + length, align)
+        unaligned = start != offset or end != offset + length
+        hold = await self.rmw.claim(start, end, unaligned)
+        try:
+            if unaligned:
+                bounce = memoryview(bytearray(end - start))
+                if start != offset:
+                    await self.driver.read(start, bounce[:align])
+                if end != offset + length and (end - start > align or start == offset):
+                    await self.driver.read(end - align, bounce[-align:])
+                # The blocks at both ends must be written whole: new bytes into old blocks.
+                bounce[offset - start : offset - start + length] = view
+                view = bounce
+            step = align_down(self.driver.limits.max_transfer, align) or len(view)
+            for at in range(0, len(view), step):
+                await self.driver.write(start + at, view[at : at + step], flags)
+        finally:
+            self.rmw.release(hold)
+
+    def after_write(self, offset: int, length: int) -> None:
+        """Account a completed change of ``[offset, offset + length)``."""
+        end = offset + length
+        if end > self.wr_highest_offset:
+            self.wr_highest_offset = end
+        if self.bitmaps:
+            for bitmap in self.bitmaps.values():
+                bitmap.mark(offset, length)
+
+    def before_write(self, offset: int, length: int) -> None:
+        """Look at the write threshold, which fires for a write that is about to happen."""
+        threshold = self.write_threshold
+        if threshold and offset + length > threshold:
+            self.write_threshold = 0
+            self.refresh_fast_paths()
+            if self.on_threshold is not None:
+                self.on_threshold(offset + length - threshold)
+
+    async def zero(self, offset: int, length: int, flags: int = 0) -> None:
+        """Make a range read as zeroes; flags are FUA, MAY_UNMAP, NO_FALLBACK.
+
+        Raises:
+            OSError: ENOTSUP with NO_FALLBACK where it is not faster than writing.
+        """
+        self._check_write(offset, length)
+        if not length:
+            return
+        if not self.discard_unmap:
+            flags &= ~MAY_UNMAP
+        self.in_flight += 1
+        try:
+            await self._zero(offset, length, flags)
+            self.after_write(offset, length)
+            if flags & FUA and not self.driver.native_fua:
+                await self.flush()
+        finally:
+            self._leave()
+
+    async def _zero(self, offset: int, length: int, flags: int) -> None:
+        """Zero the aligned middle by the driver, head and tail by writing."""
+        self.before_write(offset, length)
+        limits = self.driver.limits
+        align = max(limits.zero_alignment, limits.request_alignment)
+        end = offset + length
+        position = offset
+        while position < end:
+            head = -position % align if align > 1 else 0
+            if head and end - position >= head:
+                piece, aligned = head, False
+            elif head:
+                piece, aligned = end - position, False
+            else:
+                piece = align_down(end - position, align) or end - position
+                aligned = piece >= align
+                if limits.max_zero:
+                    piece = min(piece, align_down(limits.max_zero, align) or limits.max_zero)
+            await self._zero_piece(position, piece, flags, aligned or align <= 1)
+            position += piece
+
+    async def _zero_piece(self, offset: int, length: int, flags: int, native: bool) -> None:
+        if native:
+            try:
+                await self.driver.zero(offset, length, flags)
+                return
+            except OSError as exc:
+                if exc.errno not in (errno.ENOTSUP, errno.EOPNOTSUPP):
+                    raise
+        if flags & NO_FALLBACK:
+            raise os_error(errno.ENOTSUP)
+        for start in range(0, length, ZERO_CHUNK):
+            piece = min(ZERO_CHUNK, length - start)
+            await self._write(offset + start, ZEROES[:piece], flags & FUA)
+
+    async def discard(self, offset: int, length: int) -> None:
+        """Tell that a range is not needed; ignored unless the node was opened with discard=unmap."""
+        self._check_write(offset, length)
+        if not self.discard_unmap or not length:
+            return
+        limits = self.driver.limits
+        align = max(limits.discard_alignment, limits.request_alignment)
+        self.in_flight += 1
+        try:
+            self.before_write(offset, length)
+            step = align_down(limits.max_discard, align) or length
+            for start in range(offset, offset + length, step):
+                piece = min(step, offset + length - start)
+                await self.driver.discard(start, piece)
+        except OSError as exc:
+            if exc.errno not in (errno.ENOTSUP, errno.EOPNOTSUPP):
+                raise
+        finally:
+            self.after_write(offset, length)
+            self._leave()
+
+    async def flush(self) -> None:
+        """Make completed writes durable; with cache.no-flush only carried out of the format."""
+        if self.closed:
+            raise os_error(errno.ENOMEDIUM)
+        if self.read_only:
+            return
+        self.in_flight += 1
+        try:
+            await self.driver.flush()
+        finally:
+            self._leave()
+
+    async def block_status(self, offset: int, length: int, want_zero: bool = True) -> Status:
+        """Describe the start of a range of this layer alone.
+
+        A range beyond the end of the node is not the caller's to ask for; the answer never passes
+        the end of what was asked.
+        """
+        self._check(offset, length)
+        self.in_flight += 1
+        try:
+            return await self.driver.block_status(offset, length, want_zero)
+        finally:
+            self._leave()
+
+    async def read_or_zero(self, offset: int, view: memoryview) -> None:
+        """Read like :meth:`read`, but what lies beyond the end of the node is zero."""
+        available = self.length() - offset
+        if available >= len(view):
+            await self.read(offset, view)
+            return
+        if available > 0:
+            await self.read(offset, view[:available])
+            fill_zero(view[available:])
+        else:
+            fill_zero(view)
