@@ -134,9 +134,11 @@ def parse_opts(syntax: OptsSyntax, text: str, warn: Callable[[str], None]) -> Op
     if identifier is not None and not is_identifier(identifier):
         raise QmpError("Parameter 'id' expects an identifier", hint=_ID_HINT)
     given: list[_Word] = []
+    wants_help = False
     for word in words:
         if word.flag in ("help", "?"):
-            return Opts(identifier, {}, True)
+            wants_help = True
+            continue
         if word.flag:
             warn(
                 f"short-form boolean option '{word.flag}' deprecated\n"
@@ -149,7 +151,7 @@ def parse_opts(syntax: OptsSyntax, text: str, warn: Callable[[str], None]) -> Op
         if word.key not in syntax.types:
             raise QmpError(f"Invalid parameter '{word.key}'")
         values[word.key] = _convert(word.key, syntax.types[word.key], word.text)
-    return Opts(identifier, values, False)
+    return Opts(identifier, values, wants_help)
 
 
 def _convert(key: str, wanted: str, text: str) -> Value:
