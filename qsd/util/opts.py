@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 from qsd.errors import QmpError
+from qsd.util.ids import check_id
 
 STRING: Final = "str"
 BOOL: Final = "bool (on/off)"
@@ -22,8 +23,6 @@ SIZE: Final = "size"
 Value = str | bool | int
 
 _U64: Final = 1 << 64
-_SIZE_SHIFTS: Final = {"b": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50, "e": 60}
-_ID_HINT: Final = "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter."
 _SIZE_HINT: Final = (
     "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
     "and exabytes, respectively."
@@ -109,15 +108,6 @@ def _read_value(text: str, position: int) -> tuple[str, int]:
         position += 1
 
 
-def is_identifier(text: str) -> bool:
-    """Tell whether `text` may be the id of something a user makes."""
-    return (
-        text[:1].isalpha()
-        and text.isascii()
-        and all(char.isalnum() or char in "-._" for char in text)
-    )
-
-
 def parse_opts(syntax: OptsSyntax, text: str, warn: Callable[[str], None]) -> Opts:
     """Parse and check one option.
 
@@ -131,8 +121,8 @@ def parse_opts(syntax: OptsSyntax, text: str, warn: Callable[[str], None]) -> Op
     """
     words = _split(text, syntax.implied_key)
     identifier = next((word.text for word in words if word.key == "id" and not word.flag), None)
-    if identifier is not None and not is_identifier(identifier):
-        raise QmpError("Parameter 'id' expects an identifier", hint=_ID_HINT)
+    if identifier is not None:
+        check_id(identifier)
     given: list[_Word] = []
     wants_help = False
     for word in words:
@@ -183,26 +173,13 @@ def _number(key: str, text: str) -> int:
 
 
 def _size(key: str, text: str) -> int:
-    """Read a number of bytes with an optional fraction and suffix."""
-    digits = text.strip()
-    shift = 0
-    if digits and digits[-1].lower() in _SIZE_SHIFTS and not digits.lower().startswith("0x"):
-        shift = _SIZE_SHIFTS[digits[-1].lower()]
-        digits = digits[:-1]
-    whole, point, fraction = digits.partition(".")
+    from qsd.util.units import SizeRangeError, parse_size
+
     try:
-        number = int(whole, 0 if whole.lower().startswith("0x") else 10)
-        if point:
-            scale: int = 10 ** len(fraction)
-            size = (number << shift) + (int(fraction) << shift) // scale
-        else:
-            size = number << shift
+        return parse_size(text)
+    except SizeRangeError:
+        raise QmpError(f"Value '{text}' is out of range for parameter '{key}'") from None
     except ValueError:
-        size = -1
-    if size < 0:
         raise QmpError(
             f"Parameter '{key}' expects a non-negative number below 2^64", hint=_SIZE_HINT
-        )
-    if size >= _U64:
-        raise QmpError(f"Value '{text}' is out of range for parameter '{key}'")
-    return size
+        ) from None
