@@ -4,9 +4,9 @@
 
 Most requests are answered from memory: their coroutine never suspends.  Creating a task for such a
 request costs more than the request itself.  :func:`start` therefore steps the coroutine at once, in
-the caller's frame.  If it finishes, there was no task, no future and no scheduling.  If it suspends,
-it is handed, half-way through, to a real asyncio task of the given owner, which makes cancellation,
-time-outs and ``current_task`` work as usual from there on.
+the caller's frame.  If it finishes, there was no task, no future and no scheduling.  If it
+suspends, it is handed, half-way through, to a real asyncio task of the given owner, which makes
+cancellation, time-outs and ``current_task`` work as usual from there on.
 
 Until its first suspension the coroutine runs as part of its caller, so it must not use
 ``asyncio.timeout`` or ``current_task`` before it has awaited something else.

@@ -3,13 +3,13 @@
 """Positioned I/O on a file descriptor that never blocks the loop.
 
 Reads are tried inline with ``RWF_NOWAIT`` (Linux 4.14): data in the page cache arrives without a
-thread; otherwise the kernel says EAGAIN and a worker thread reads.  Buffered writes run inline while
-they are memory copies; when one took suspiciously long (the kernel throttles writers when too many
-pages are dirty) writes go to threads for a while.  Everything else (fsync, fallocate, truncate,
-seeking for holes, O_DIRECT) always runs in a thread.
+thread; otherwise the kernel says EAGAIN and a worker thread reads.  Buffered writes run inline
+while they are memory copies; when one took suspiciously long (the kernel throttles writers when
+too many pages are dirty) writes go to threads for a while.  Everything else (fsync, fallocate,
+truncate, seeking for holes, O_DIRECT) always runs in a thread.
 
-Offsets and lengths are bytes.  Buffers are contiguous memoryviews of the caller, who keeps them alive
-and unchanged until the call returns.
+Offsets and lengths are bytes.  Buffers are contiguous memoryviews of the caller, who keeps them
+alive and unchanged until the call returns.
 """
 
 from __future__ import annotations

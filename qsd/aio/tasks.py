@@ -39,7 +39,7 @@ class TaskOwner:
     ) -> asyncio.Task[T]:
         """Start a task that this owner keeps, watches and joins."""
         task: asyncio.Task[T] = asyncio.get_running_loop().create_task(
-            coro,  # type: ignore[arg-type]  # a types.coroutine generator is as good
+            coro,
             name=f"{self.name}: {name}",
         )
         self._tasks.add(task)

@@ -97,7 +97,7 @@ class WorkerPool:
             # makes a lost wakeup impossible under the interpreter lock.
             if not self._wakeup_pending:
                 self._wakeup_pending = True
-                assert self._loop is not None  # noqa: S101 - set by submit before any job exists
+                assert self._loop is not None
                 self._loop.call_soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:

@@ -5,8 +5,8 @@
 A backend is the root of an edge.  It takes permissions, counts its own requests, stops issuing new
 ones while its node is drained, and learns of length changes.
 
-Fast paths: ``read_nowait`` and ``write_nowait`` are instance attributes bound to the node's, or to a
-function that says False while the backend is drained.  The caller checks the range before.
+Fast paths: ``read_nowait`` and ``write_nowait`` are instance attributes bound to the node's, or to
+a function that says False while the backend is drained.  The caller checks the range before.
 """
 
 from __future__ import annotations
@@ -119,8 +119,8 @@ class Backend:
         self.graph.set_edge_perms(self.edge, perm, shared)
 
     async def detach(self) -> None:
-        """Stop using the node; wait for requests in flight first.  The last user closes the node."""
-        edge = self.edge
+        """Stop using the node; wait for requests in flight first.  The last user closes the
+        node.""" edge = self.edge
         if edge is None:
             return
         await self.wait_idle()
@@ -135,9 +135,7 @@ class Backend:
             self.read_nowait = self.write_nowait = _refuse_read
         else:
             self.read_nowait = edge.node.read_nowait
-            self.write_nowait = (
-                _refuse_read if self.force_writethrough else edge.node.write_nowait
-            )
+            self.write_nowait = _refuse_read if self.force_writethrough else edge.node.write_nowait
 
     # Drain (called by qsd.block.drain)
 

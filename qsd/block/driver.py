@@ -9,9 +9,10 @@ Three families derive from :class:`Driver`:
 * formats give meaning to the bytes of a child; most derive from
   :class:`qsd.block.mapped.MappedDriver` and only say where a guest range lives.
 
-The engine (:mod:`qsd.block.node`) is the one door to all I/O methods.  It has checked range, alignment
-as declared in :attr:`Driver.limits`, read-only state and permissions before it calls, so drivers carry
-no such checks.  I/O methods raise OSError with the errno that the user of the node shall see.
+The engine (:mod:`qsd.block.node`) is the one door to all I/O methods.  It has checked range,
+alignment as declared in :attr:`Driver.limits`, read-only state and permissions before it calls, so
+drivers carry no such checks.  I/O methods raise OSError with the errno that the user of the node
+shall see.
 
 The life of a driver object::
 
@@ -79,6 +80,9 @@ class Driver:
     name: ClassVar[str] = ""
     #: "protocol", "format" or "filter".
     family: ClassVar[str] = "format"
+    #: Role of the "file" child, which the engine opens before the driver (raw and filters:
+    #: FILTERED).
+    file_role: ClassVar[int] = perms.ROLE_IMAGE
     #: For filters: whether the filtered child is "backing" (else "file").
     filtered_is_backing: ClassVar[bool] = False
     #: Whether an image names a backing file.
@@ -147,7 +151,7 @@ class Driver:
             length: New length in bytes.
             exact: A longer result is an error (else it is fine, e.g. for devices).
             prealloc: A PreallocMode value.
-            flags: mapping.ZERO_WRITE style flags; 0.
+            flags: 0, or mapping.ZERO_NEW if the new part must read as zeroes.
 
         Raises:
             QmpError: With the text a user should read.

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The qsd authors
 # SPDX-License-Identifier: MIT
-"""The engine under all formats that map guest ranges onto a child.
+r"""The engine under all formats that map guest ranges onto a child.
 
 A format says where a range lives (:meth:`MappedDriver.map`), reserves space for new data
 (:meth:`MappedDriver.allocate`) and makes a reservation visible (:meth:`MappedDriver.commit`).  This
@@ -10,11 +10,13 @@ zero fill, backing-chain reads, copy on write.
 Vocabulary and invariants:
 
 * `ranges` is a lock over guest ranges.  Who uses a mapping across an await holds its range at least
-  shared, so the space behind it can be neither freed nor moved meanwhile.  Who changes the mapping of
-  a range (allocation, zeroing, discard) holds it exclusively, aligned to the allocation granularity.
+  shared, so the space behind it can be neither freed nor moved meanwhile.  Who changes the mapping
+  of a range (allocation, zeroing, discard) holds it exclusively, aligned to the allocation
+  granularity.
 * Data of an allocation is written before the allocation is committed: a concurrent reader sees the
   old content or the new, never a cluster half written.
-* A plain-function read or write needs no claim, since nothing else runs before it returns.  In-place
+* A plain-function read or write needs no claim, since nothing else runs before it returns.
+In-place
   writes only look whether *any* exclusive claim exists, which is a safe over-approximation.
 * On failure or cancellation an allocation is abandoned: its space is free again and the old mapping
   stands.
@@ -197,7 +199,7 @@ class MappedDriver(Driver):
     async def _read_extent(self, offset: int, view: memoryview, mapping: Mapping) -> None:
         kind = mapping.kind
         if kind == DATA:
-            assert mapping.edge is not None  # noqa: S101 - by definition of DATA
+            assert mapping.edge is not None  # by definition of DATA
             await mapping.edge.node.read_or_zero(mapping.host_offset, view)
         elif kind == HOLE and (backing := self.node.children.get("backing")) is not None:
             await backing.node.read_or_zero(offset, view)
@@ -249,7 +251,7 @@ class MappedDriver(Driver):
                     mapping = await self.map(offset + done, length - done)
                 if not (mapping.writable and mapping.kind == DATA):
                     break
-                assert mapping.edge is not None  # noqa: S101 - by definition of DATA
+                assert mapping.edge is not None  # by definition of DATA
                 await mapping.edge.node.write(
                     mapping.host_offset, view[done : done + mapping.length], flags & ~FUA
                 )

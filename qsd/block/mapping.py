@@ -9,8 +9,8 @@ A format driver does not move data.  It tells the engine where a guest range liv
     host:     edge + offset          backing     format's own entry point
 
 and the engine reads, zero-fills, asks the backing child, or calls the format for special ranges.
-A mapping holds from the offset that was asked for over `length` bytes, and stays true as long as the
-asker holds that range (see ``mapped.py``) or does not await.
+A mapping holds from the offset that was asked for over `length` bytes, and stays true as long as
+the asker holds that range (see ``mapped.py``) or does not await.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ class Mapping(NamedTuple):
 class Allocation(NamedTuple):
     """Space that a format reserved for a guest range, not yet visible to readers.
 
-    The guest range ``[offset, offset + length)`` goes to ``host_offset`` of ``edge``.  The engine must
-    also store the old content of `head` bytes before and `tail` bytes behind it (copy on write), so
-    that ``[host_offset - head, host_offset + length + tail)`` is complete when the format makes the
-    allocation visible.
+    The guest range ``[offset, offset + length)`` goes to ``host_offset`` of ``edge``.  The engine
+    must also store the old content of `head` bytes before and `tail` bytes behind it (copy on
+    write), so that ``[host_offset - head, host_offset + length + tail)`` is complete when the
+    format makes the allocation visible.
 
     Attributes:
         zeroed: The host range reads as zeroes now, so parts that are zero need no write.
@@ -78,6 +78,8 @@ MAY_UNMAP = 2  #: a zero request may deallocate
 NO_FALLBACK = 4  #: a zero request must fail rather than write zeroes (fast zero)
 COMPRESSED = 8  #: store compressed
 UNCHANGED = 16  #: the write does not change what a guest would read (copy-on-read and the like)
+
+ZERO_NEW = 32  #: for truncate: what is added must read as zeroes, whatever a backing file holds
 
 # Block status flags (what `qemu-img map` and NBD block status are made of).
 ST_DATA = 1  #: there is something to read

@@ -13,9 +13,9 @@ A request's way through one node::
       v
     Driver: its read/write/zero/discard/...
 
-``read_nowait`` and ``write_nowait`` are instance attributes.  On a node without instrumentation they
-are the driver's own methods, so a cached request costs one Python call per layer; on any other node
-they always say False.  :meth:`Node.refresh_fast_paths` decides; whoever adds or removes
+``read_nowait`` and ``write_nowait`` are instance attributes.  On a node without instrumentation
+they are the driver's own methods, so a cached request costs one Python call per layer; on any
+other node they always say False.  :meth:`Node.refresh_fast_paths` decides; whoever adds or removes
 instrumentation calls it.
 
 Invariants: `in_flight` counts requests that are suspended or running in this node; a request that
@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from qsd.block.mapping import (
     COMPRESSED,
@@ -36,7 +36,7 @@ from qsd.block.mapping import (
     NO_FALLBACK,
     Status,
 )
-from qsd.errors import os_error
+from qsd.errors import QmpError, os_error
 from qsd.util.ranges import align_down, align_up
 from qsd.util.zeroes import ZERO_CHUNK, ZEROES, fill_zero, is_zero
 
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qsd.aio.rangelock import RangeLock
-    from qsd.block.dirty import DirtyBitmap
     from qsd.block.driver import Driver
     from qsd.block.graph import Edge, Graph
 
@@ -54,6 +53,13 @@ SECTOR = 512
 
 def _refuse_read(offset: int, view: memoryview) -> bool:
     return False
+
+
+class WriteObserver(Protocol):
+    """What learns of every completed change (dirty bitmaps)."""
+
+    def mark(self, offset: int, length: int) -> None:
+        """The range changed."""
 
 
 class Node:
@@ -132,7 +138,7 @@ class Node:
         self.wr_highest_offset = 0
         self.write_threshold = 0
         self.on_threshold: Callable[[int], None] | None = None
-        self.bitmaps: dict[str, DirtyBitmap] = {}
+        self.bitmaps: dict[str, WriteObserver] = {}
         self.rmw: RangeLock | None = None
         self._idle: list[asyncio.Future[None]] = []
         self._length = -1
@@ -278,9 +284,7 @@ class Node:
             await self._write_aligned(offset, view, flags, align)
         elif limits.max_transfer and length > limits.max_transfer:
             for start in range(0, length, limits.max_transfer):
-                await driver.write(
-                    offset + start, view[start : start + limits.max_transfer], flags
-                )
+                await driver.write(offset + start, view[start : start + limits.max_transfer], flags)
         else:
             await driver.write(offset, view, flags)
 
@@ -389,8 +393,8 @@ class Node:
             await self._write(offset + start, ZEROES[:piece], flags & FUA)
 
     async def discard(self, offset: int, length: int) -> None:
-        """Tell that a range is not needed; ignored unless the node was opened with discard=unmap."""
-        self._check_write(offset, length)
+        """Tell that a range is not needed; ignored unless the node was opened with
+        discard=unmap.""" self._check_write(offset, length)
         if not self.discard_unmap or not length:
             return
         limits = self.driver.limits
@@ -420,6 +424,33 @@ class Node:
             await self.driver.flush()
         finally:
             self._leave()
+
+    async def flush_for_reopen(self) -> None:
+        """Write everything back before the node becomes read-only; its state says so already."""
+        read_only, self.read_only = self.read_only, False
+        try:
+            await self.flush()
+        finally:
+            self.read_only = read_only
+
+    async def truncate(
+        self, length: int, *, exact: bool = False, prealloc: str = "off", flags: int = 0
+    ) -> None:
+        """Change the length of the image.
+
+        Raises:
+            QmpError: With the text a user should read; the length may have changed in part.
+        """
+        if self.read_only:
+            raise QmpError("Image is read-only")
+        if length < 0:
+            raise QmpError("Image size cannot be negative")
+        self.in_flight += 1
+        try:
+            await self.driver.truncate(length, exact, prealloc, flags)
+        finally:
+            self._leave()
+            self.length_changed()
 
     async def block_status(self, offset: int, length: int, want_zero: bool = True) -> Status:
         """Describe the start of a range of this layer alone.

@@ -1,0 +1,157 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""File names as images record them: plain paths, protocol prefixes, ``json:`` pseudo names."""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING, Any
+
+from qsd.errors import QmpError
+
+if TYPE_CHECKING:
+    from qsd.block.graph import Graph
+    from qsd.block.node import Node
+    from qsd.qapi.schema.block_options import BlockdevOptions
+
+
+def protocol_of(filename: str) -> str | None:
+    """Return the protocol prefix of a name, None for a path.
+
+    A colon makes a prefix only if it stands before the first slash.
+    """
+    colon = filename.find(":")
+    if colon <= 0:
+        return None
+    slash = filename.find("/")
+    if 0 <= slash < colon:
+        return None
+    return filename[:colon]
+
+
+def resolve_relative(node: Node, filename: str) -> str:
+    """Combine a name that an image records with the place of that image.
+
+    Raises:
+        QmpError: The name is relative but the image's own name is no path.
+    """
+    if protocol_of(filename) is not None or filename.startswith("/"):
+        return filename
+    edge = node.children.get("file")
+    base = edge.node.driver.filename() if edge is not None else None
+    if base is None or base.startswith("json:"):
+        raise QmpError(f"Cannot use relative paths with VM-level image '{base or node.name}'")
+    return os.path.join(os.path.dirname(base), filename)
+
+
+def options_for_filename(filename: str, graph: Graph) -> BlockdevOptions:
+    """Build options that open the file called `filename`: of the protocol node, or for json: any.
+
+    Raises:
+        QmpError: Unknown protocol, malformed json: name.
+    """
+    protocol = protocol_of(filename)
+    if protocol == "json":
+        return _from_json_name(filename[len("json:") :])
+    if protocol is None:
+        return make_options({"driver": _driver_for_path(filename), "filename": filename})
+    if protocol in ("file", "host_device", "host_cdrom"):
+        return make_options({"driver": protocol, "filename": filename[len(protocol) + 1 :]})
+    if protocol in ("null-co", "null-aio"):
+        return make_options({"driver": protocol})
+    if graph.find_driver(protocol) is not None:
+        return make_options({"driver": protocol, "url": filename})
+    raise QmpError(f"Unknown protocol '{protocol}'")
+
+
+def _driver_for_path(path: str) -> str:
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return "file"
+    return "host_device" if stat.S_ISBLK(mode) or stat.S_ISCHR(mode) else "file"
+
+
+def make_options(tree: dict[str, Any]) -> BlockdevOptions:
+    """Turn plain values into typed options."""
+    from qsd.qapi.convert import from_json_loose
+    from qsd.qapi.schema.block_options import BlockdevOptions
+
+    options: BlockdevOptions = from_json_loose(BlockdevOptions, tree)
+    return options
+
+
+def _from_json_name(text: str) -> BlockdevOptions:
+    from qsd.qapi.json_text import loads
+
+    try:
+        tree = loads(text)
+    except QmpError as exc:
+        raise QmpError(f"Could not parse the JSON options: {exc.desc}") from exc
+    if not isinstance(tree, dict):
+        raise QmpError("Invalid JSON object given")
+    return make_options(nested(tree))
+
+
+def nested(tree: dict[str, Any]) -> dict[str, Any]:
+    """Turn dotted keys ("file.filename") into nested objects; both spellings are legal in json:."""
+    result: dict[str, Any] = {}
+    for key, value in tree.items():
+        *path, last = key.split(".")
+        target = result
+        for part in path:
+            inner = target.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise QmpError(f"Parameter '{key}' is used inconsistently")
+            target = inner
+        target[last] = nested(value) if isinstance(value, dict) else value
+    return result
+
+
+def format_over(options: BlockdevOptions, fmt: str | None, graph: Graph) -> BlockdevOptions:
+    """Put a format node over protocol options, unless they are complete already.
+
+    Args:
+        options: What the file name gave.
+        fmt: The recorded format; None lets the opener probe (driver "x-probe" is never used: the
+            guess is made here from the file's first bytes).
+        graph: Knows the drivers.
+
+    Raises:
+        QmpError: Unknown format.
+    """
+    from qsd.qapi.schema.block_options import BlockdevOptions as Options
+
+    cls = graph.find_driver(options.driver)
+    if cls is not None and cls.family != "protocol":
+        return options
+    if fmt is None:
+        fmt = _guess(options)
+    fmt_cls = graph.find_driver(fmt)
+    if fmt_cls is None:
+        raise QmpError(f"Unknown driver '{fmt}'")
+    if fmt_cls.family == "protocol":
+        return options
+    from qsd.qapi.model import branch_type
+
+    branch = branch_type(Options, fmt)
+    assert branch is not None  # every format has a branch
+    return Options(driver=fmt, branch=branch(file=options))  # type: ignore[arg-type]
+
+
+def _guess(options: BlockdevOptions) -> str:
+    """Probe a plain file; everything else counts as raw."""
+    from qsd.block.probe import PROBE_SIZE, probe
+
+    filename = getattr(options.branch, "filename", None)
+    if filename is None:
+        return "raw"
+    try:
+        fd = os.open(filename, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return "raw"
+    try:
+        return probe(os.pread(fd, PROBE_SIZE, 0))
+    finally:
+        os.close(fd)

@@ -1,0 +1,315 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""From options to open nodes.
+
+The order of steps is visible in error messages and in the order of ``query-named-block-nodes``, so
+it follows the C daemon's::
+
+    open_node(options)
+      find the driver, make the node, inherit options from the parent
+      1. open the "file" child, if the driver has one            (its errors come first)
+      2. check and register the node name
+      3. driver.open(): header, further children
+      4. open the backing file, from the options or from the image's own record
+
+Whatever an image opens on its own account (backing file, data file, json: names) passes through
+:class:`ChildOpener`; drivers have no other way to reach nodes or files.  If any step fails,
+everything that was opened for this node is closed again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from qsd.block import perms
+from qsd.block.node import Node
+from qsd.errors import QmpError, describe, prefixed
+from qsd.util.ids import is_valid_id
+
+if TYPE_CHECKING:
+    from qsd.block.graph import Edge, Graph
+    from qsd.qapi.schema.block_options import BlockdevOptions
+
+#: Characters; longer node names are refused (the C daemon keeps them in 32 bytes).
+MAX_NODE_NAME = 31
+
+
+class Inherited(NamedTuple):
+    """Option values that a child takes over from its parent unless it sets its own."""
+
+    read_only: bool = False
+    auto_read_only: bool = False
+    force_share: bool = False
+    cache_direct: bool = False
+    cache_no_flush: bool = False
+    discard_unmap: bool = False
+
+
+ROOT = Inherited()
+
+
+def inherited_by(parent: Node, role: int) -> Inherited:
+    """Return what a child in `role` inherits from `parent`.
+
+    Backing files are read-only.  The children that hold an image pass discards on: whether they
+    arrive is decided above.
+    """
+    backing = bool(role & perms.ROLE_COW)
+    return Inherited(
+        read_only=backing or parent.read_only,
+        auto_read_only=not backing and parent.auto_read_only,
+        force_share=parent.force_share,
+        cache_direct=parent.cache_direct,
+        cache_no_flush=parent.cache_no_flush,
+        discard_unmap=not backing,
+    )
+
+
+class _Backing(NamedTuple):
+    """What a driver knows of its backing file."""
+
+    ref: Any
+    filename: str | None
+    format: str | None
+
+
+class ChildOpener:
+    """What a driver gets to open its children with."""
+
+    __slots__ = ("backing_request", "graph", "node", "opened")
+
+    def __init__(self, graph: Graph, node: Node) -> None:
+        self.graph = graph
+        self.node = node
+        self.opened: dict[str, Edge] = {}
+        self.backing_request: _Backing | None = None
+
+    async def child(self, name: str, ref: BlockdevOptions | str, role: int) -> Edge:
+        """Open or look up a child and attach it.
+
+        Args:
+            name: The child's name ("file", "data-file", ...).
+            ref: A node name, or options for a new node.
+            role: perms.ROLE_* flags.
+
+        Raises:
+            QmpError: It cannot be opened, or permissions conflict.
+        """
+        if name in self.opened:
+            edge = self.opened[name]  # opened by the engine before the driver
+            if edge.role != role | perms.ROLE_PRIMARY:
+                edge.role = role | perms.ROLE_PRIMARY
+                self.graph.update([self.node])
+            return edge
+        edge = await open_child(self.graph, self.node, name, ref, role)
+        self.opened[name] = edge
+        return edge
+
+    async def image_file(self, name: str, ref: Any, filename: str | None, role: int) -> Edge | None:
+        """Open a file that the options or the image itself name (e.g. an external data file).
+
+        Args:
+            name: The child's name.
+            ref: From the options: a node name, options, or None.
+            filename: The image's own record, used where `ref` is None.
+            role: perms.ROLE_* flags.
+
+        Returns:
+            The edge, or None if neither names a file.
+        """
+        if ref is not None:
+            return await self.child(name, ref, role)
+        if filename is None:
+            return None
+        from qsd.block.filename import options_for_filename, resolve_relative
+
+        path = resolve_relative(self.node, filename)
+        return await self.child(name, options_for_filename(path, self.graph), role)
+
+    async def backing(self, ref: Any, filename: str | None, fmt: str | None) -> None:
+        """Tell which backing file the image has; the engine opens it once the driver is open.
+
+        Args:
+            ref: The `backing` member of the options: node name, options, NULL or None.
+            filename: The image's own record, None if it has none.
+            fmt: The recorded format, None if unknown.
+        """
+        self.backing_request = _Backing(ref, filename, fmt)
+
+
+async def open_child(
+    graph: Graph, parent: Node, name: str, ref: BlockdevOptions | str, role: int
+) -> Edge:
+    """Open a node as a child of `parent`, or attach an existing one by its name."""
+    if isinstance(ref, str):
+        node = graph.nodes.get(ref)
+        if node is None:
+            raise QmpError(f"Cannot find device='{ref}' nor node-name='{ref}'")
+    else:
+        node = await open_node(graph, ref, inherited_by(parent, role))
+    try:
+        return graph.attach_child(parent, node, name, role)
+    except BaseException:
+        if not node.parents and not node.monitor_owned:
+            await graph.close_node(node)
+        raise
+
+
+def _pick(own: bool | None, inherited: bool) -> bool:
+    return inherited if own is None else own
+
+
+def apply_generic_options(node: Node, options: BlockdevOptions, inherited: Inherited) -> None:
+    """Set the options that all drivers share.
+
+    Raises:
+        QmpError: They contradict each other.
+    """
+    node.read_only = _pick(options.read_only, inherited.read_only)
+    node.auto_read_only = _pick(options.auto_read_only, inherited.auto_read_only)
+    node.force_share = _pick(options.force_share, inherited.force_share)
+    cache = options.cache
+    node.cache_direct = _pick(cache.direct if cache else None, inherited.cache_direct)
+    node.cache_no_flush = _pick(cache.no_flush if cache else None, inherited.cache_no_flush)
+    discard = options.discard
+    node.discard_unmap = discard == "unmap" if discard is not None else inherited.discard_unmap
+    node.detect_zeroes = options.detect_zeroes or "off"
+
+
+def check_generic_options(node: Node, options: BlockdevOptions) -> None:
+    """Refuse contradicting generic options.
+
+    Raises:
+        QmpError: They contradict each other.
+    """
+    if node.detect_zeroes == "unmap" and not node.discard_unmap:
+        raise QmpError(
+            "setting detect-zeroes to unmap is not allowed without setting discard operation "
+            "to unmap"
+        )
+    if node.force_share and not node.read_only:
+        raise QmpError("force-share=on can only be used with read-only images")
+
+
+def check_node_name(name: str) -> None:
+    """Refuse a malformed node name.
+
+    Raises:
+        QmpError: It is malformed.
+    """
+    if not is_valid_id(name):
+        raise QmpError(f"Invalid node-name: '{name}'")
+    if len(name) > MAX_NODE_NAME:
+        raise QmpError("Node name too long")
+
+
+async def open_node(graph: Graph, options: BlockdevOptions, inherited: Inherited = ROOT) -> Node:
+    """Open a node and everything below it.
+
+    The caller attaches it or marks it as owned by the monitor; else it has to close it.
+
+    Raises:
+        QmpError: With the text a user should read; nothing is left open.
+    """
+    name = options.node_name
+    cls = graph.find_driver(options.driver)
+    if cls is None:
+        raise QmpError(f"Unknown driver '{options.driver}'")
+    node = Node(graph, name if name is not None else "")
+    node.options = options
+    apply_generic_options(node, options, inherited)
+    node.driver = cls(node)
+    opener = ChildOpener(graph, node)
+    opened = False
+    try:
+        branch = options.branch
+        file_ref = getattr(branch, "file", None)
+        if cls.family != "protocol" and file_ref is not None:
+            opener.opened["file"] = await open_child(
+                graph, node, "file", file_ref, cls.file_role | perms.ROLE_PRIMARY
+            )
+        _register(graph, node, name)
+        check_generic_options(node, options)
+        await node.driver.open(branch, opener)
+        opened = True
+        node.refresh_fast_paths()
+        await _open_backing(graph, node, opener)
+        graph.update([node])
+    except BaseException as exc:
+        await _undo(graph, node, opened)
+        if isinstance(exc, OSError):
+            raise QmpError(f"Could not open image: {describe(exc)}") from exc
+        raise
+    return node
+
+
+def _register(graph: Graph, node: Node, name: str | None) -> None:
+    if name is None:
+        node.name = graph.make_name()
+    else:
+        check_node_name(name)
+    graph.register(node)
+
+
+async def _undo(graph: Graph, node: Node, opened: bool) -> None:
+    """Close a node whose opening failed."""
+    if opened:
+        await graph.close_node(node)
+        return
+    node.closed = True
+    if graph.nodes.get(node.name) is node:
+        del graph.nodes[node.name]
+    for edge in reversed(list(node.children.values())):
+        await graph.detach(edge)
+
+
+async def _open_backing(graph: Graph, node: Node, opener: ChildOpener) -> None:
+    """Open and attach the backing file that options or image ask for."""
+    from qsd.qapi.model import NULL
+
+    request = opener.backing_request
+    if request is None or request.ref is NULL:
+        return
+    ref = request.ref
+    if ref is None and not request.filename:
+        return
+    try:
+        if ref is None:
+            ref = backing_options(graph, node, request)
+        elif not isinstance(ref, str):
+            _check_backing_options(ref, request)
+        if isinstance(ref, str):
+            child = graph.nodes.get(ref)
+            if child is None:
+                raise QmpError(f"Cannot find device='{ref}' nor node-name='{ref}'")
+        else:
+            child = await open_node(graph, ref, inherited_by(node, perms.ROLE_COW))
+    except QmpError as exc:
+        raise prefixed(exc, "Could not open backing file: ") from exc
+    try:
+        graph.attach_child(node, child, "backing", perms.ROLE_COW)
+    except BaseException:
+        if not child.parents and not child.monitor_owned:
+            await graph.close_node(child)
+        raise
+    if request.ref is None:
+        child.implicit = True
+
+
+def _check_backing_options(ref: BlockdevOptions, request: _Backing) -> None:
+    """Refuse drivers without a file name where the image records one.
+
+    The C daemon hands the recorded name to the driver that the options choose, and null-co and
+    null-aio take no other than their own.
+    """
+    if request.filename and ref.driver in ("null-co", "null-aio"):
+        raise QmpError(f"The only allowed filename for this driver is '{ref.driver}://'")
+
+
+def backing_options(graph: Graph, node: Node, request: _Backing) -> BlockdevOptions:
+    """Build options for the backing file that an image records."""
+    from qsd.block.filename import format_over, options_for_filename, resolve_relative
+
+    assert request.filename is not None  # the caller looked
+    path = resolve_relative(node, request.filename)
+    return format_over(options_for_filename(path, graph), request.format, graph)

@@ -1,0 +1,221 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""Changing the options of open nodes, all in one transaction.
+
+::
+
+    drain everything involved
+    stage    remember the old state, set new generic options, move child edges
+    prepare  each driver checks its new options
+    check    permissions of the changed graph, once for all
+    commit   drivers switch over; children nobody uses any more are closed
+    (any failure before commit: restore everything in reverse order)
+
+Options that are not given go back to their defaults, as if the node were opened anew (QMP
+reference, "blockdev-reopen").
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qsd.block import perms
+from qsd.block.drain import Drained
+from qsd.block.node import Node
+from qsd.block.open import (
+    ROOT,
+    Inherited,
+    apply_generic_options,
+    check_generic_options,
+    inherited_by,
+    open_node,
+)
+from qsd.errors import QmpError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from qsd.block.graph import Edge, Graph
+    from qsd.qapi.model import Struct
+    from qsd.qapi.schema.block_options import BlockdevOptions
+
+#: Node attributes that apply_generic_options sets.
+_GENERIC = (
+    "options",
+    "read_only",
+    "auto_read_only",
+    "force_share",
+    "cache_direct",
+    "cache_no_flush",
+    "discard_unmap",
+    "detect_zeroes",
+)
+
+
+def reject_changes(old: Struct, new: Struct, allowed: Iterable[str] = ()) -> None:
+    """Refuse new driver options that differ from the old ones, for use by drivers.
+
+    Args:
+        old: The branch of the options in force.
+        new: The branch wanted.
+        allowed: Attribute names that may differ, children among them.
+
+    Raises:
+        QmpError: An option that cannot be changed differs.
+    """
+    from qsd.qapi.model import members
+
+    free = set(allowed)
+    for item in members(type(new)):
+        attribute = item.attr
+        if attribute not in free and getattr(old, attribute) != getattr(new, attribute):
+            raise QmpError(f"Cannot change the option '{item.name}'")
+
+
+class Reopen:
+    """One blockdev-reopen."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._undo: list[Callable[[], None]] = []
+        self._prepared: list[tuple[Node, Any]] = []
+        self._nodes: list[Node] = []
+        self._released: list[Node] = []
+
+    async def run(self, wanted: Sequence[BlockdevOptions]) -> None:
+        """Give the named nodes new options.
+
+        Raises:
+            QmpError: The change is impossible; nothing changed.
+        """
+        pairs: list[tuple[Node, BlockdevOptions]] = []
+        for options in wanted:
+            if options.node_name is None:
+                raise QmpError("node-name not specified")
+            pairs.append((self._graph.find(options.node_name), options))
+        # Requests from above could reach any node below the changed ones: drain those.
+        async with Drained(self._graph.descend([node for node, _ in pairs])):
+            await self._run(pairs)
+
+    async def _run(self, pairs: list[tuple[Node, BlockdevOptions]]) -> None:
+        try:
+            for node, options in pairs:
+                await self._stage(node, options, ROOT)
+            self._graph.update(self._nodes)
+        except BaseException:
+            await self._rollback()
+            raise
+        for node, token in self._prepared:
+            await node.driver.commit_reopen(token)
+        for node in self._nodes:
+            node.refresh_fast_paths()
+            node.length_changed()
+        for child in self._released:
+            if not child.parents and not child.monitor_owned:
+                await self._graph.close_node(child)
+
+    async def _rollback(self) -> None:
+        for undo in reversed(self._undo):
+            undo()
+        for node, token in reversed(self._prepared):
+            await node.driver.abort_reopen(token)
+        for node in self._released:
+            # Children that were opened for the change and found no place.
+            if not node.parents and not node.monitor_owned:
+                await self._graph.close_node(node)
+
+    async def _stage(self, node: Node, options: BlockdevOptions, inherited: Inherited) -> None:
+        if options.driver != node.options.driver:
+            raise QmpError("Cannot change the option 'driver'")
+        saved = {name: getattr(node, name) for name in _GENERIC}
+
+        def restore() -> None:
+            for name, value in saved.items():
+                setattr(node, name, value)
+
+        self._undo.append(restore)
+        apply_generic_options(node, options, inherited)
+        check_generic_options(node, options)
+        if node.read_only and not saved["read_only"]:
+            await node.flush_for_reopen()
+        await self._stage_children(node, options)
+        token = await node.driver.prepare_reopen(options.branch, node.read_only)
+        self._prepared.append((node, token))
+        node.options = options
+        self._nodes.append(node)
+
+    async def _stage_children(self, node: Node, options: BlockdevOptions) -> None:
+        from qsd.qapi.model import NULL
+
+        branch = options.branch
+        for name in ("file", "backing"):
+            if not hasattr(branch, name):
+                continue
+            ref = getattr(branch, name)
+            edge = node.children.get(name)
+            if isinstance(ref, str):
+                if edge is None or edge.node.name != ref:
+                    await self._replace_child(node, name, edge, self._find_child(ref))
+            elif ref is NULL:
+                if edge is not None:
+                    self._remove_child(node, edge)
+            elif ref is None:
+                if name == "backing" and edge is not None and not edge.node.implicit:
+                    # Absent means "as the image says", and that is not what is attached now.
+                    raise QmpError("backing is missing for '" + node.name + "'")
+            elif edge is not None:
+                self._check_same_child(edge, ref)
+                await self._stage(edge.node, ref, inherited_by(node, edge.role))
+
+    def _check_same_child(self, edge: Edge, ref: BlockdevOptions) -> None:
+        if ref.node_name is not None and ref.node_name != edge.node.name:
+            raise QmpError(f"Cannot change the option '{edge.name}.node-name'")
+
+    def _find_child(self, name: str) -> Node:
+        node = self._graph.nodes.get(name)
+        if node is None:
+            raise QmpError(f"Cannot find device='' nor node-name='{name}'")
+        return node
+
+    async def _replace_child(self, node: Node, name: str, edge: Edge | None, child: Node) -> None:
+        graph = self._graph
+        graph.check_acyclic(node, child, name)
+        if edge is None:
+            role = perms.ROLE_COW
+            new = graph.attach_child(node, child, name, role)
+            self._undo.append(lambda: _unlink(new))
+            return
+        old = edge.node
+        graph.move_edge(edge, child)
+        self._undo.append(lambda: graph.move_edge(edge, old))
+        self._released.append(old)
+
+    def _remove_child(self, node: Node, edge: Edge) -> None:
+        order = list(node.children.items())
+        _unlink(edge)
+
+        def relink() -> None:
+            edge.node.parents.insert(0, edge)
+            node.children.clear()
+            node.children.update(order)
+
+        self._undo.append(relink)
+        self._released.append(edge.node)
+
+
+def _unlink(edge: Edge) -> None:
+    edge.node.parents.remove(edge)
+    assert isinstance(edge.user, Node)  # only children of nodes come here
+    del edge.user.children[edge.name]
+
+
+async def reopen(graph: Graph, wanted: Sequence[BlockdevOptions]) -> None:
+    """Carry out a blockdev-reopen; see the module's docstring.
+
+    Raises:
+        QmpError: The change is impossible; nothing changed.
+    """
+    await Reopen(graph).run(wanted)
+
+
+__all__ = ["Reopen", "open_node", "reject_changes", "reopen"]
