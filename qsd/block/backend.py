@@ -119,8 +119,8 @@ class Backend:
         self.graph.set_edge_perms(self.edge, perm, shared)
 
     async def detach(self) -> None:
-        """Stop using the node; wait for requests in flight first.  The last user closes the
-        node.""" edge = self.edge
+        """Stop using the node after the requests in flight; the last user closes it."""
+        edge = self.edge
         if edge is None:
             return
         await self.wait_idle()

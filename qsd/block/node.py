@@ -393,8 +393,8 @@ class Node:
             await self._write(offset + start, ZEROES[:piece], flags & FUA)
 
     async def discard(self, offset: int, length: int) -> None:
-        """Tell that a range is not needed; ignored unless the node was opened with
-        discard=unmap.""" self._check_write(offset, length)
+        """Tell that a range is not needed; without discard=unmap that is ignored."""
+        self._check_write(offset, length)
         if not self.discard_unmap or not length:
             return
         limits = self.driver.limits
