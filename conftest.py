@@ -33,6 +33,14 @@ def pytest_runtest_makereport(
     return report
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _first_loop() -> None:
+    """Let uvloop open what it keeps for the life of the process (a pipe for signals)."""
+    from qsd.aio.loop import new_event_loop
+
+    new_event_loop().close()
+
+
 @pytest.fixture(autouse=True)
 def _no_leaked_descriptors() -> Iterator[None]:
     """Fail a test that leaves file descriptors behind."""
