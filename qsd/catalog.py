@@ -1,0 +1,37 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""Which class stands behind which name.
+
+Plain tables, "module:class" by the name that QMP uses.  A module is imported when somebody asks for
+its name for the first time; importing it has no other effect.  What the schema names and no table
+has is not provided, and the daemon says so as the original does for a driver that was not built in.
+
+Objects have their table in :mod:`qsd.objects.types`, QMP commands in :mod:`qsd.commands`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from qsd.block.driver import Driver
+
+#: Block drivers (QMP reference, "BlockdevDriver").
+DRIVERS: Final[Mapping[str, str]] = {}
+
+
+def _load(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(f"qsd.{module}"), name)
+
+
+def find_driver(name: str) -> type[Driver] | None:
+    """Return the class of a block driver, or None where there is none of that name."""
+    place = DRIVERS.get(name)
+    if place is None:
+        return None
+    found: type[Driver] = _load(place)
+    return found
