@@ -3,7 +3,7 @@
 """Named trace points: what a user can switch on with ``--trace``.
 
 A trace point is a name and a line of text.  The names are those of QEMU where the meaning is the
-same, so that a habit like ``--trace 'qmp_*'`` works: one line ``NAME TEXT`` on standard error, or in
+same, so that a habit like ``--trace 'qmp_*'`` works: one line ``NAME TEXT`` on standard error or in
 the file given with ``file=``, for each time the point is passed.
 
 A point that is off costs its owner one look at :attr:`Tracer.enabled`, which is empty then.
