@@ -208,7 +208,7 @@ def _read_list(filename: str) -> AuthZListProperties:
     if len(content) > _MAX_FILE_LENGTH:
         raise QmpError(f"Unable to read '{filename}': File too large")
     try:
-        value = loads(content.decode("utf-8"))
+        value = loads(content)
     except (QmpError, ValueError) as exc:
         raise QmpError(f"Unable to parse '{filename}': {describe(exc)}") from None
     if not isinstance(value, dict):

@@ -12,6 +12,7 @@ was given, as the C daemon's does.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, ClassVar
 
 from qsd.errors import QmpError
@@ -20,6 +21,9 @@ from qsd.util.base64_text import decode_base64
 
 if TYPE_CHECKING:
     from qsd.objects.tree import ObjectTree
+
+#: How much of a file is read at once, bytes.
+_CHUNK_LENGTH = 65536
 
 
 def _is_loaded(secret: SecretCommon) -> bool:
@@ -150,18 +154,22 @@ def _read_file(name: str) -> bytes:
     Small and local, so it is read inline: the objects that follow on the command line need it.
     """
     try:
-        handle = open(name, "rb", buffering=0)  # noqa: SIM115 - the two failures have two messages
+        fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
     except (OSError, ValueError) as exc:
         raise QmpError(
             f"Unable to read {name}: Failed to open file “{name}”: {_reason(exc)}"
         ) from None
-    with handle:
-        try:
-            return handle.readall()
-        except OSError as exc:
-            raise QmpError(
-                f"Unable to read {name}: Error reading file “{name}”: {_reason(exc)}"
-            ) from None
+    chunks = []
+    try:
+        while chunk := os.read(fd, _CHUNK_LENGTH):
+            chunks.append(chunk)
+    except OSError as exc:
+        raise QmpError(
+            f"Unable to read {name}: Error reading file “{name}”: {_reason(exc)}"
+        ) from None
+    finally:
+        os.close(fd)
+    return b"".join(chunks)
 
 
 def _reason(exc: OSError | ValueError) -> str:

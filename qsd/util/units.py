@@ -4,7 +4,7 @@
 
 The rules are those of the command line (qemu-storage-daemon(1), "Description": sizes take the usual
 suffixes): ``b k m g t p e`` in either case are powers of 1024 bytes, a fraction needs a suffix
-larger than one byte, a hexadecimal number takes no fraction.
+larger than one byte and is rounded to whole bytes, a hexadecimal number takes no fraction.
 """
 
 from __future__ import annotations
@@ -52,16 +52,16 @@ def parse_size(text: str, default_suffix: str = "B") -> int:
         fraction = ""
         if rest[:1] == ".":
             fraction, rest = _span(rest[1:], _DIGITS)
-        if not digits and not fraction:
+        if not digits:
             raise ValueError(text)
-        whole = int(digits or "0")
+        whole = int(digits)
         numerator, denominator = int(fraction or "0"), 10 ** len(fraction)
     suffix = (rest or default_suffix).upper()
     power = _SUFFIXES.find(suffix) if len(suffix) == 1 else -1
     if power < 0 or (numerator and power == 0):
         raise ValueError(text)
     unit = 1 << (10 * power)
-    size = whole * unit + numerator * unit // denominator
+    size = whole * unit + (2 * numerator * unit + denominator) // (2 * denominator)
     if size >= SIZE_LIMIT:
         raise SizeRangeError(text)
     return size
