@@ -1,0 +1,171 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""QEMU's keyval syntax: ``driver=qcow2,file.driver=file,children.0=a`` to a tree of strings.
+
+The grammar, as the manual (qemu(1), "-blockdev") and QEMU 7.2 have it::
+
+    options   = [ implied ] { "," option } [ "," ]
+    implied   = value without commas and "="; stands for the implied key
+    option    = key "=" value  |  "help"  |  "?"
+    key       = name { "." ( name | number ) }
+    name      = letter { letter | digit | "-" | "_" }
+              | "__" domain "_" { letter | digit | "-" | "_" }        vendor extensions
+    value     = { any character but ","  |  ",," }                    ",," is one comma
+
+A part of a key has at most 127 characters.  Parts between dots make nested objects; where all parts
+of one object are numbers, it is a list.  The last value of a key that is given twice counts.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from qsd.errors import QmpError
+
+__all__ = ["Tree", "parse_keyval", "parse_keyval_help"]
+
+Tree = dict[str, object]
+"""Nested dicts and lists whose leaves are strings."""
+
+MAX_PART: Final = 127
+_NAME: Final = re.compile(r"(?:__[A-Za-z0-9.-]+_)?[A-Za-z][A-Za-z0-9_-]*", re.ASCII)
+_NUMBER: Final = re.compile(r"[0-9]+")
+
+
+def parse_keyval(text: str, implied_key: str | None = None) -> Tree:
+    """Return the tree that an option's argument describes.
+
+    Args:
+        text: The argument.
+        implied_key: What a first word without ``=`` is the value of.
+
+    Raises:
+        QmpError: It is malformed, or it asks for help and there is none.
+    """
+    tree, wants_help = parse_keyval_help(text, implied_key)
+    if wants_help:
+        raise QmpError("Help is not available for this option")
+    return tree
+
+
+def parse_keyval_help(text: str, implied_key: str | None = None) -> tuple[Tree, bool]:
+    """Like :func:`parse_keyval`, for options that have help.
+
+    Returns:
+        The tree and whether ``help`` or ``?`` is among the options.  They count only where no ``=``
+        follows, in any place, the first one included.
+    """
+    tree: Tree = {}
+    wants_help = False
+    position = 0
+    first = True
+    while position < len(text):
+        end = _end_of_key(text, position)
+        key = text[position:end]
+        has_value = text[end : end + 1] == "="
+        if not has_value and key in ("help", "?"):
+            wants_help = True
+            position = end + 1
+        elif first and implied_key is not None and not has_value and key:
+            _put(tree, [implied_key], implied_key, key)
+            position = end + 1
+        else:
+            parts = _split_key(key)
+            if not has_value:
+                raise QmpError(f"Expected '=' after parameter '{key}'")
+            value, position = _read_value(text, end + 1)
+            _put(tree, parts, key, value)
+        first = False
+    return {key: _listed(value, key) for key, value in tree.items()}, wants_help
+
+
+def _end_of_key(text: str, start: int) -> int:
+    """Return where the key that starts at `start` ends: at a comma, an equals sign or the end."""
+    end = start
+    while end < len(text) and text[end] not in ",=":
+        end += 1
+    return end
+
+
+def _split_key(key: str) -> list[str]:
+    """Return the parts of a key.
+
+    Raises:
+        QmpError: It is no key.
+    """
+    parts: list[str] = []
+    position = 0
+    while True:
+        match = _NAME.match(key, position)
+        if match is None and parts:
+            match = _NUMBER.match(key, position)
+        if match is None or key[match.end() : match.end() + 1] not in ("", "."):
+            raise QmpError(f"Invalid parameter '{key}'")
+        part = match[0]
+        if len(part) > MAX_PART:
+            what = "Parameter" if part == key else "Parameter fragment"
+            raise QmpError(f"{what} '{part}' is too long")
+        parts.append(part)
+        position = match.end() + 1
+        if match.end() == len(key):
+            return parts
+
+
+def _read_value(text: str, start: int) -> tuple[str, int]:
+    """Return the value that starts at `start`, and where the next option starts."""
+    pieces: list[str] = []
+    while True:
+        comma = text.find(",", start)
+        if comma < 0:
+            pieces.append(text[start:])
+            return "".join(pieces), len(text)
+        if text[comma + 1 : comma + 2] != ",":
+            pieces.append(text[start:comma])
+            return "".join(pieces), comma + 1
+        pieces.append(text[start : comma + 1])
+        start = comma + 2
+
+
+def _put(tree: Tree, parts: list[str], key: str, value: str) -> None:
+    """Store `value` under the path `parts`, creating the dicts on the way.
+
+    Raises:
+        QmpError: A part of the path is a value already, or the path's end is a dict.
+    """
+    place = tree
+    for depth, part in enumerate(parts[:-1], 1):
+        inner = place.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise _inconsistent(key, depth, parts)
+        place = inner
+    last = parts[-1]
+    if isinstance(place.get(last), dict):
+        raise _inconsistent(key, len(parts), parts)
+    place[last] = value
+
+
+def _inconsistent(key: str, depth: int, parts: list[str]) -> QmpError:
+    """Make the error for a path that is used as a value and as an object."""
+    del key
+    return QmpError(f"Parameters '{'.'.join(parts[:depth])}.*' used inconsistently")
+
+
+def _listed(value: object, path: str) -> object:
+    """Turn dicts whose keys are numbers into lists, innermost first.
+
+    Raises:
+        QmpError: Numbers and names are mixed, or a number is missing.
+    """
+    if not isinstance(value, dict):
+        return value
+    inner = {key: _listed(item, f"{path}.{key}") for key, item in value.items()}
+    numbers = {int(key): item for key, item in inner.items() if key[0].isdigit()}
+    if not numbers:
+        return inner
+    if len(numbers) < len(inner):
+        raise QmpError(f"Parameters '{path}.*' used inconsistently")
+    for index in range(len(numbers)):
+        if index not in numbers:
+            raise QmpError(f"Parameter '{path}.{index}' missing")
+    return [numbers[index] for index in range(len(numbers))]
