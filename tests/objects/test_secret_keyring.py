@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from qsd.aio.loop import run
@@ -14,7 +16,7 @@ from qsd.objects.tree import ObjectTree
 from qsd.qapi.schema.crypto import SecretKeyringProperties
 
 
-def make(tree: ObjectTree, serial: int, **options: str) -> bytes:
+def make(tree: ObjectTree, serial: int, **options: Any) -> bytes:
     run(tree.create("secret_keyring", "k", SecretKeyringProperties(serial=serial, **options)))
     return tree.resolve("k", SecretCommon).value()
 
