@@ -51,7 +51,7 @@ class EventLoopBase(UserCreatable):
 
     TYPE = "event-loop-base"
     SET_ORDER: ClassVar[tuple[str, ...]] = (
-        "poll-shrink", "aio-max-batch", "poll-grow", "thread-pool-min", "thread-pool-max",
+        "poll-shrink", "aio-max-batch", "poll-grow", "thread-pool-max", "thread-pool-min",
         "poll-max-ns",
     )  # fmt: skip
     PROPERTIES: ClassVar[tuple[Property, ...]] = (

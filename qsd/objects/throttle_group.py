@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from qsd.objects.tree import ObjectTree
     from qsd.qapi.schema.throttle import ThrottleLimits
 
-#: Longest burst that can be given, seconds: it is kept in 32 bits.
+#: Longest burst that can be given, seconds.
 _MAX_LENGTH = (1 << 32) - 1
+
+#: What a negative number is cut to where the C daemon takes it for an unsigned one.
+_UNSIGNED = (1 << 64) - 1
 
 #: The order in which object-add sets the properties.  It shows when limits are given both ways:
 #: those before "limits" are there when "limits" is checked, those after it win over it.
@@ -106,7 +109,7 @@ class ThrottleGroup(UserCreatable):
             if name.endswith("-length"):
                 if value > _MAX_LENGTH:
                     raise QmpError(f"{name} value must be in the range [0, {_MAX_LENGTH}]")
-                value &= _MAX_LENGTH  # negative lengths turn into very long ones
+                value &= _UNSIGNED  # negative lengths turn into very long ones
             limits[name] = value
         check_limits(limits)
         self._install(limits)

@@ -90,6 +90,8 @@ def test_one_main_loop() -> None:
         main_loop(tree, "b")
     with pytest.raises(QmpError, match=r"^attempt to add duplicate property 'a'"):
         main_loop(tree, "a")
+    with pytest.raises(QmpError, match=r"^only one main-loop instance allowed$"):
+        main_loop(tree, "b", thread_pool_min=70, thread_pool_max=80)
     # The loop is there already, so settings for it are checked one by one.
     with pytest.raises(QmpError, match=f"^{BAD}$"):
         main_loop(tree, "a", thread_pool_min=65)

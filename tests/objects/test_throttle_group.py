@@ -65,6 +65,8 @@ def test_given_both_ways(options: dict[str, Any], name: str, value: int) -> None
          "bps-read-max-length value must be in the range [0, 4294967295]"),
         ({"limits": ThrottleLimits(bps_total_max_length=-1)},
          "burst length set without burst rate"),
+        ({"limits": ThrottleLimits(bps_total_max=1, bps_total_max_length=-1)},
+         "burst length too high for this burst rate"),
     ],
 )  # fmt: skip
 def test_refused(options: dict[str, Any], message: str) -> None:
