@@ -3,9 +3,9 @@
 """JSON values and command-line options to typed objects, and back.
 
 Three readers walk the same declarations (:mod:`qsd.qapi.model`) in the same order: members of the
-base type, own members, then the branch that the tag selects; after these, and before the walk goes on
-outside, members that nobody asked for are refused.  The first fault is the one reported.  The readers
-differ in the scalars they accept and in how they spell a path:
+base type, own members, then the branch that the tag selects; after these, and before the walk goes
+on outside, members that nobody asked for are refused.  The first fault is the one reported.  The
+readers differ in the scalars they accept and in how they spell a path:
 
 ===================  ====================================  ============================
 function             scalars                               path in messages
@@ -178,7 +178,9 @@ class _Reader:
 
     def type_error(self, path: _Path, expected: str) -> QmpError:
         """Make the error for a value of the wrong JSON type."""
-        return QmpError(f"Invalid parameter type for '{self.full_name(path)}', expected: {expected}")
+        return QmpError(
+            f"Invalid parameter type for '{self.full_name(path)}', expected: {expected}"
+        )
 
     # -- structure ----------------------------------------------------------------------------
 
@@ -217,9 +219,7 @@ class _Reader:
         values: dict[str, Any] = {}
         for item in members(cls):
             if item.name in left:
-                values[item.attr] = self.convert(
-                    item.type, left.pop(item.name), (*path, item.name)
-                )
+                values[item.attr] = self.convert(item.type, left.pop(item.name), (*path, item.name))
             elif not item.optional:
                 raise QmpError(f"Parameter '{self.full_name((*path, item.name))}' is missing")
         if issubclass(cls, Union):

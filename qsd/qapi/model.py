@@ -4,15 +4,15 @@
 
 Vocabulary (QMP reference, "QMP introspection"):
 
-* A **struct** is a class derived from :class:`Struct`.  Its annotations are its members, in the order
-  in which the daemon visits them.  A QAPI base type is the Python base class.
+* A **struct** is a class derived from :class:`Struct`.  Its annotations are its members, in the
+  order in which the daemon visits them.  A QAPI base type is the Python base class.
 * A member ``T | None = None`` is optional; ``None`` means absent.  JSON's ``null`` is :data:`NULL`.
 * The QAPI name of a member is the attribute name with ``-`` for ``_``.  Where that does not hold
   (QAPI names with underscores, Python keywords) the declaration says ``member("name")``.
 * An **enum** is a ``Literal`` alias.  Its values are plain ``str``.
-* A **union** derives from :class:`Union`.  The base members are attributes, the members that the tag
-  selects are in :attr:`Union.branch`.  A simple union is a union whose branches are wrapper structs
-  with the one member ``data``.
+* A **union** derives from :class:`Union`.  The base members are attributes, the members that the
+  tag selects are in :attr:`Union.branch`.  A simple union is a union whose branches are wrapper
+  structs with the one member ``data``.
 * An **alternate** is a string alias, ``Ref: TypeAlias = "Definition | str"``, whose cases are told
   apart by their JSON type.
 * A **command** is a row of its module's ``COMMANDS``; an **event** derives from :class:`Event`.
@@ -21,8 +21,8 @@ Declaring must be cheap, because a daemon imports hundreds of these classes and 
 a class body does nothing but store its annotations as text.  They are parsed by the little grammar
 ``name | list[T] | T | None`` when a class is first instantiated or converted.  A name is looked up
 among the integer widths below, then in the module of the class, then in the package of that module:
-a schema package imports the module that declares the name (see :mod:`qsd.qapi.schema`), which is why
-schema modules import from each other under ``TYPE_CHECKING`` only, base classes excepted.
+a schema package imports the module that declares the name (see :mod:`qsd.qapi.schema`), which is
+why schema modules import from each other under ``TYPE_CHECKING`` only, base classes excepted.
 """
 
 from __future__ import annotations
@@ -411,7 +411,9 @@ def _prepare(cls: type[Struct]) -> tuple[Member, ...]:
         if issubclass(base, Struct) and base not in _ROOTS:
             inherited += members(base)
     own: list[Member] = []
-    for attr, annotation in cls.__dict__.get("__annotations__", {}).items():
+    # Not inspect.get_annotations: importing inspect costs more than everything here.
+    annotations = cls.__dict__.get("__annotations__", {})  # noqa: RUF063
+    for attr, annotation in annotations.items():
         if annotation.startswith("ClassVar"):
             continue
         spec = cls.__dict__.get(attr)

@@ -122,7 +122,7 @@ _ENTRIES: Final[Mapping[str, str]] = {
     "object-del": "qom",
     "transaction": "transaction",
 }
-"""From each command to its module and from each event to "module:class", in the order of the schema."""
+"""From each command to its module, from each event to "module:class", in the schema's order."""
 
 _TYPES: Final[Mapping[str, str]] = {
     "IoOperationType": "common",

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import ClassVar
 
-    from qsd.qapi.model import UInt16, UInt32, UInt64
+    from qsd.qapi.model import Size, UInt16, UInt32
     from qsd.qapi.schema.block_bitmap import BlockDirtyBitmapOrStr
     from qsd.qapi.schema.sockets import SocketAddress, SocketAddressLegacy
 
@@ -53,7 +53,7 @@ class BlockExportOptionsVhostUserBlk(Struct):
     """QMP reference, "BlockExportOptionsVhostUserBlk"."""
 
     addr: SocketAddress
-    logical_block_size: UInt64 | None = None
+    logical_block_size: Size | None = None
     num_queues: UInt16 | None = None
 
 
@@ -75,7 +75,7 @@ class BlockExportOptionsVduseBlk(Struct):
     name: str
     num_queues: UInt16 | None = None
     queue_size: UInt16 | None = None
-    logical_block_size: UInt64 | None = None
+    logical_block_size: Size | None = None
     serial: str | None = None
 
 

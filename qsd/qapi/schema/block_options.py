@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: MIT
 """BlockdevOptions, the options of formats and filters, and references to nodes.
 
-QMP reference, "BlockdevOptions".  A node's options contain those of its children, so everything that
-refers to a node stands in this module with the union itself; the protocol drivers, which do not, have
-theirs in ``block_protocols``.
+QMP reference, "BlockdevOptions".  A node's options contain those of its children, so everything
+that refers to a node stands in this module with the union itself; the protocol drivers, which do
+not, have theirs in ``block_protocols``.
 """
 
 from __future__ import annotations
