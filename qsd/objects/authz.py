@@ -18,7 +18,7 @@ from qsd.objects.base import Property, UserCreatable, attribute
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from qsd.objects.tree import ObjectTree
+    from qsd.objects.base import Surroundings
     from qsd.qapi.schema.authz import AuthZListProperties, QAuthZListRule
 
 #: Largest list file, bytes: far more than any list of people, far less than the memory.
@@ -46,7 +46,7 @@ class AuthzSimple(Authz):
     TYPE = "authz-simple"
     PROPERTIES: ClassVar[tuple[Property, ...]] = (attribute("identity", "string"),)
 
-    def __init__(self, tree: ObjectTree) -> None:
+    def __init__(self, tree: Surroundings) -> None:
         super().__init__(tree)
         self.identity: str | None = None
 
@@ -74,7 +74,7 @@ class AuthzList(Authz):
         attribute("rules", "QAuthZListRule", value_type="list[QAuthZListRule]"),
     )
 
-    def __init__(self, tree: ObjectTree) -> None:
+    def __init__(self, tree: Surroundings) -> None:
         super().__init__(tree)
         self.policy = "deny"
         self.rules: list[QAuthZListRule] = []
@@ -101,7 +101,7 @@ class AuthzListFile(Authz):
         attribute("refresh", "bool"),
     )
 
-    def __init__(self, tree: ObjectTree) -> None:
+    def __init__(self, tree: Surroundings) -> None:
         super().__init__(tree)
         self.filename: str | None = None
         self.refresh = True

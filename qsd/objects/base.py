@@ -21,15 +21,18 @@ convert at the border to QMP, by the same rules as command arguments.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeVar
 
 from qsd.errors import QmpError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from qsd.objects.tree import ObjectTree
+    from qsd.aio.workers import WorkerPool
+    from qsd.qapi.events import EventSink
     from qsd.qapi.model import Struct
+
+    T = TypeVar("T", bound="UserCreatable")
 
 #: What the schema calls the property types whose name is not that of a schema type.
 _SCHEMA_TYPES: Final[Mapping[str, str]] = {"string": "str", "int32_t": "Int32"}
@@ -283,13 +286,36 @@ class Container(QomObject):
         self._children.pop(name).parent = None
 
 
+class Surroundings(Protocol):
+    """What an object sees of the tree that it is made for.
+
+    Attributes:
+        events: Where events go, or None.
+        workers: The threads for calls that may block, or None where they are made inline.
+    """
+
+    events: EventSink | None
+    workers: WorkerPool | None
+
+    @property
+    def objects(self) -> Container:
+        """The container of what users made."""
+
+    def resolve(self, name: str, kind: type[T]) -> T:
+        """Return the user-created object of that identifier and class.
+
+        Raises:
+            QmpError: There is no object of that identifier, or it is of another class.
+        """
+
+
 class UserCreatable(QomObject):
     """Base of what ``object-add`` makes.
 
     Class attributes:
         SET_ORDER: The properties whose order of setting matters (one's check looks at another, or
             both may fail), in the order in which the C daemon sets them.  All others come after.
-        NOT_FOUND, WRONG_TYPE: What :meth:`ObjectTree.resolve` says where no object has the given
+        NOT_FOUND, WRONG_TYPE: What ``resolve`` says where no object has the given
             identifier, and where one of another type has it; "{}" stands for the identifier.
 
     Attributes:
@@ -302,7 +328,7 @@ class UserCreatable(QomObject):
     NOT_FOUND: ClassVar[str] = "object '{}' not found"
     WRONG_TYPE: ClassVar[str] = "object '{}' not found"
 
-    def __init__(self, tree: ObjectTree) -> None:
+    def __init__(self, tree: Surroundings) -> None:
         super().__init__()
         self.tree = tree
         self.is_complete = False

@@ -15,7 +15,7 @@ from qsd.errors import QmpError
 from qsd.objects.base import Property, UserCreatable
 
 if TYPE_CHECKING:
-    from qsd.objects.tree import ObjectTree
+    from qsd.objects.base import Surroundings
 
 #: Largest value of every setting.
 _MAX_VALUE = (1 << 63) - 1
@@ -60,7 +60,7 @@ class EventLoopBase(UserCreatable):
         _setting("thread-pool-max"),
     )
 
-    def __init__(self, tree: ObjectTree) -> None:
+    def __init__(self, tree: Surroundings) -> None:
         super().__init__(tree)
         self.aio_max_batch = 0
         self.thread_pool_min = 0
@@ -110,7 +110,7 @@ class IOThread(EventLoopBase):
         _setting("poll-shrink"),
     )
 
-    def __init__(self, tree: ObjectTree) -> None:
+    def __init__(self, tree: Surroundings) -> None:
         super().__init__(tree)
         self.poll_max_ns = 32768
         self.poll_grow = 0

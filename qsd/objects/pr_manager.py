@@ -19,7 +19,7 @@ from qsd.qapi.model import Event
 if TYPE_CHECKING:
     import socket
 
-    from qsd.objects.tree import ObjectTree
+    from qsd.objects.base import Surroundings
 
 #: Length of the feature flags, bytes; no feature is defined, so ours are zero.
 _FEATURES_LENGTH = 4
@@ -52,7 +52,7 @@ class PrManagerHelper(UserCreatable):
     TYPE = "pr-manager-helper"
     PROPERTIES: ClassVar[tuple[Property, ...]] = (attribute("path", "string", "socket_path"),)
 
-    def __init__(self, tree: ObjectTree) -> None:
+    def __init__(self, tree: Surroundings) -> None:
         super().__init__(tree)
         self.socket_path: str | None = None
         self._connection: socket.socket | None = None

@@ -20,7 +20,7 @@ from qsd.objects.base import Property, UserCreatable, attribute
 from qsd.util.base64_text import decode_base64
 
 if TYPE_CHECKING:
-    from qsd.objects.tree import ObjectTree
+    from qsd.objects.base import Surroundings
 
 #: How much of a file is read at once, bytes.
 _CHUNK_LENGTH = 65536
@@ -49,7 +49,7 @@ class SecretCommon(UserCreatable):
         attribute("format", "QCryptoSecretFormat"),
     )
 
-    def __init__(self, tree: ObjectTree) -> None:
+    def __init__(self, tree: Surroundings) -> None:
         super().__init__(tree)
         self.format = "raw"
         self.keyid: str | None = None
@@ -123,7 +123,7 @@ class Secret(SecretCommon):
         attribute("data", "string"),
     )
 
-    def __init__(self, tree: ObjectTree) -> None:
+    def __init__(self, tree: Surroundings) -> None:
         super().__init__(tree)
         self.data: str | None = None
         self.file: str | None = None

@@ -14,7 +14,7 @@ from qsd.objects.secret import SecretCommon
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from qsd.objects.tree import ObjectTree
+    from qsd.objects.base import Surroundings
 
 #: The operation "read a key's payload" (keyctl(2)).
 _KEYCTL_READ = 11
@@ -40,7 +40,7 @@ class SecretKeyring(SecretCommon):
     TYPE = "secret_keyring"
     PROPERTIES: ClassVar[tuple[Property, ...]] = (attribute("serial", "int32_t"),)
 
-    def __init__(self, tree: ObjectTree) -> None:
+    def __init__(self, tree: Surroundings) -> None:
         super().__init__(tree)
         self.serial = 0
 

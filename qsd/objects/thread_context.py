@@ -19,7 +19,7 @@ from qsd.objects.base import Property, UserCreatable
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from qsd.objects.tree import ObjectTree
+    from qsd.objects.base import Surroundings
 
 #: Where the kernel lists the CPUs of a NUMA node (Documentation/ABI/stable/sysfs-devices-node).
 _NODE_CPUS = "/sys/devices/system/node/node{}/cpulist"
@@ -52,7 +52,7 @@ class ThreadContext(UserCreatable):
         Property("cpu-affinity", "int", _get_cpus, _set_cpus, value_type="list[UInt16]"),
     )
 
-    def __init__(self, tree: ObjectTree) -> None:
+    def __init__(self, tree: Surroundings) -> None:
         super().__init__(tree)
         self._initial_cpus: list[int] | None = None
         self._initial_nodes: list[int] | None = None

@@ -15,7 +15,7 @@ from qsd.objects.base import Property, UserCreatable
 from qsd.util.leaky_bucket import LIMIT_NAMES, Throttle, check_limits, default_limits
 
 if TYPE_CHECKING:
-    from qsd.objects.tree import ObjectTree
+    from qsd.objects.base import Surroundings
     from qsd.qapi.schema.throttle import ThrottleLimits
 
 #: Longest burst that can be given, seconds.
@@ -87,7 +87,7 @@ class ThrottleGroup(UserCreatable):
         *(_single_limit(name) for name in _LIST_ORDER),
     )
 
-    def __init__(self, tree: ObjectTree) -> None:
+    def __init__(self, tree: Surroundings) -> None:
         super().__init__(tree)
         self.limits = default_limits()
         self.throttle = Throttle(self.limits)

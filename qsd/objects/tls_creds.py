@@ -14,7 +14,7 @@ from qsd.errors import QmpError
 from qsd.objects.base import Property, UserCreatable, attribute
 
 if TYPE_CHECKING:
-    from qsd.objects.tree import ObjectTree
+    from qsd.objects.base import Surroundings
 
 
 def _is_loaded(creds: TlsCreds) -> bool:
@@ -41,7 +41,7 @@ class TlsCreds(UserCreatable):
         attribute("priority", "string"),
     )
 
-    def __init__(self, tree: ObjectTree) -> None:
+    def __init__(self, tree: Surroundings) -> None:
         super().__init__(tree)
         self.endpoint = "client"
         self.dir: str | None = None
@@ -73,7 +73,7 @@ class TlsCredsPsk(TlsCreds):
         Property("loaded", "bool", _is_loaded),
     )
 
-    def __init__(self, tree: ObjectTree) -> None:
+    def __init__(self, tree: Surroundings) -> None:
         super().__init__(tree)
         self.username: str | None = None
 
@@ -99,7 +99,7 @@ class TlsCredsX509(TlsCreds):
         Property("loaded", "bool", _is_loaded),
     )
 
-    def __init__(self, tree: ObjectTree) -> None:
+    def __init__(self, tree: Surroundings) -> None:
         super().__init__(tree)
         self.sanity_check = True
         self.passwordid: str | None = None

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from qsd.qapi.model import Struct
     from qsd.qapi.schema.qom import ObjectOptions
 
-T = TypeVar("T", bound=UserCreatable)
+    T = TypeVar("T", bound=UserCreatable)
 
 
 class ObjectTree:
