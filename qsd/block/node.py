@@ -228,26 +228,28 @@ class Node:
             return
         self.in_flight += 1
         try:
-            limits = self.driver.limits
-            align = limits.request_alignment
+            align = self.driver.limits.request_alignment
             if align > 1 and (offset % align or length % align):
-                await self._read_unaligned(offset, view, align)
-            elif limits.max_transfer and length > limits.max_transfer:
-                step = align_down(limits.max_transfer, align)
-                for start in range(0, length, step):
-                    await self.driver.read(offset + start, view[start : start + step])
+                start = align_down(offset, align)
+                bounce = memoryview(bytearray(align_up(offset + length, align) - start))
+                await self._read_split(start, bounce)
+                # The driver only reads whole blocks: the copy cuts out what was asked for.
+                view[:] = bounce[offset - start : offset - start + length]
             else:
-                await self.driver.read(offset, view)
+                await self._read_split(offset, view)
         finally:
             self._leave()
 
-    async def _read_unaligned(self, offset: int, view: memoryview, align: int) -> None:
-        start = align_down(offset, align)
-        end = align_up(offset + len(view), align)
-        bounce = memoryview(bytearray(end - start))
-        await self.driver.read(start, bounce)
-        # The driver can only read whole blocks: the copy cuts out what was asked for.
-        view[:] = bounce[offset - start : offset - start + len(view)]
+    async def _read_split(self, offset: int, view: memoryview) -> None:
+        """Read an aligned range in pieces that the driver takes."""
+        limits = self.driver.limits
+        length = len(view)
+        if limits.max_transfer and length > limits.max_transfer:
+            step = align_down(limits.max_transfer, limits.request_alignment)
+            for start in range(0, length, step):
+                await self.driver.read(offset + start, view[start : start + step])
+        else:
+            await self.driver.read(offset, view)
 
     async def write(self, offset: int, view: memoryview, flags: int = 0) -> None:
         """Write `view`; flags are FUA, COMPRESSED, UNCHANGED."""

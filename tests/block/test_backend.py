@@ -1,0 +1,99 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+from __future__ import annotations
+
+import asyncio
+import errno
+
+import pytest
+
+from qsd.aio.loop import run
+from qsd.block import perms
+from qsd.block.backend import Backend, BackendListener
+from tests.support.memory import Rig
+
+
+def test_a_detached_backend_has_no_medium() -> None:
+    async def main() -> None:
+        async with Rig() as rig:
+            user = Backend(rig.graph, "u", "user")
+            with pytest.raises(OSError, match=r".") as caught:
+                await user.read(0, memoryview(bytearray(1)))
+            assert caught.value.errno == errno.ENOMEDIUM
+            assert not user.read_nowait(0, memoryview(bytearray(1)))
+            await user.detach()
+
+    run(main())
+
+
+def test_writethrough_flushes_every_write() -> None:
+    async def main() -> None:
+        async with Rig() as rig:
+            memory = await rig.memory("n")
+            user = Backend(rig.graph, "u", "user")
+            user.force_writethrough = True
+            user.attach(memory.node, perms.WRITE, perms.ALL)
+            assert not user.write_nowait(0, memoryview(b"x"))
+            await user.write(0, memoryview(b"x"))
+            assert [entry[0] for entry in memory.log] == ["write", "flush"]
+            await user.detach()
+
+    run(main())
+
+
+def test_detach_waits_for_requests() -> None:
+    async def main() -> None:
+        async with Rig() as rig:
+            memory = await rig.memory("n")
+            user = Backend(rig.graph, "u", "user")
+            user.attach(memory.node, perms.WRITE, perms.ALL)
+            memory.gate = gate = asyncio.Event()
+            rig.tasks.spawn(user.write(0, memoryview(b"x")), "write")
+            await asyncio.sleep(0)
+            done = rig.tasks.spawn(user.detach(), "detach")
+            await asyncio.sleep(0)
+            assert not done.done()
+            gate.set()
+            await rig.tasks.join()
+            assert memory.data[:1] == b"x"
+            assert user.edge is None
+
+    run(main())
+
+
+def test_resizing_is_told() -> None:
+    class Listener(BackendListener):
+        sizes: list[int]
+
+        def resized(self) -> None:
+            self.sizes.append(user.length())
+
+    listener = Listener()
+    listener.sizes = []
+
+    async def main() -> None:
+        async with Rig() as rig:
+            memory = await rig.memory("n", 4096)
+            user.graph = rig.graph
+            user.attach(memory.node, perms.CONSISTENT_READ, perms.ALL)
+            await memory.node.truncate(8192)
+            assert listener.sizes == [8192]
+            await user.detach()
+
+    user = Backend(None, "u", "user", listener)  # type: ignore[arg-type]  # set in main
+    run(main())
+
+
+def test_changing_instrumentation_rebinds_the_fast_paths() -> None:
+    async def main() -> None:
+        async with Rig() as rig:
+            memory = await rig.memory("n")
+            user = Backend(rig.graph, "u", "user")
+            user.attach(memory.node, perms.WRITE, perms.ALL)
+            assert user.write_nowait(0, memoryview(b"x"))
+            memory.node.write_threshold = 1
+            memory.node.refresh_fast_paths()
+            assert not user.write_nowait(0, memoryview(b"x"))
+            await user.detach()
+
+    run(main())

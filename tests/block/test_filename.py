@@ -1,0 +1,76 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from qsd.block.filename import format_over, nested, options_for_filename, protocol_of
+from qsd.errors import QmpError
+
+
+class NoGraph:
+    """Knows file, raw and qcow2."""
+
+    def find_driver(self, name: str) -> Any:
+        family = {"file": "protocol", "raw": "format", "qcow2": "format"}.get(name)
+        return type("Driver", (), {"family": family}) if family else None
+
+
+GRAPH: Any = NoGraph()
+
+
+@pytest.mark.parametrize(
+    ("name", "protocol"),
+    [
+        ("a.img", None),
+        ("/x/a:b.img", None),
+        ("./a:b", None),
+        ("file:a", "file"),
+        ("nbd+unix:///x?socket=s", "nbd+unix"),
+        ("json:{}", "json"),
+        (":x", None),
+    ],
+)
+def test_protocol_prefix(name: str, protocol: str | None) -> None:
+    assert protocol_of(name) == protocol
+
+
+def test_plain_names_open_files() -> None:
+    options = options_for_filename("no/such/a.img", GRAPH)
+    assert options.driver == "file"
+    assert options.branch is not None
+    assert options.branch.filename == "no/such/a.img"  # type: ignore[attr-defined]
+
+
+def test_json_names_take_dotted_and_nested_keys() -> None:
+    flat = options_for_filename(
+        'json:{"driver":"raw","file.driver":"file","file.filename":"a"}', GRAPH
+    )
+    deep = options_for_filename(
+        'json:{"driver":"raw","file":{"driver":"file","filename":"a"}}', GRAPH
+    )
+    assert flat == deep
+
+
+def test_nested_refuses_contradictions() -> None:
+    with pytest.raises(QmpError):
+        nested({"file": "node", "file.driver": "file"})
+
+
+def test_unknown_protocols_are_refused() -> None:
+    with pytest.raises(QmpError, match="Unknown protocol 'gopher'"):
+        options_for_filename("gopher://x", GRAPH)
+
+
+def test_a_format_is_put_over_protocols_only() -> None:
+    plain = options_for_filename("a", GRAPH)
+    assert format_over(plain, "qcow2", GRAPH).driver == "qcow2"
+    assert format_over(plain, "file", GRAPH) is plain
+    whole = options_for_filename(
+        'json:{"driver":"raw","file":{"driver":"file","filename":"a"}}', GRAPH
+    )
+    assert format_over(whole, "qcow2", GRAPH) is whole
+    with pytest.raises(QmpError, match="Unknown driver 'odd'"):
+        format_over(plain, "odd", GRAPH)

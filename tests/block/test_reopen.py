@@ -1,0 +1,132 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import pytest
+
+from qsd.aio.loop import run
+from qsd.block import perms
+from qsd.block.backend import Backend
+from qsd.block.reopen import reject_changes, reopen
+from qsd.errors import QmpError
+from qsd.qapi.convert import from_json
+from qsd.qapi.schema.block_options import BlockdevOptions
+from tests.support.memory import MemoryDriver, Rig
+
+
+def options(**tree: Any) -> BlockdevOptions:
+    result: BlockdevOptions = from_json(
+        BlockdevOptions, {key.replace("_", "-"): value for key, value in tree.items()}
+    )
+    return result
+
+
+def test_options_not_given_go_back_to_their_defaults() -> None:
+    async def main() -> None:
+        async with Rig() as rig:
+            memory = await rig.memory("n", read_only=True, discard="unmap")
+            await reopen(rig.graph, [options(driver="null-co", node_name="n", size=1 << 20)])
+            assert not memory.node.read_only
+            assert not memory.node.discard_unmap
+            assert memory.node.write_nowait(0, memoryview(b"x"))
+
+    run(main())
+
+
+def test_a_failure_at_the_second_node_undoes_the_first() -> None:
+    class Stubborn(MemoryDriver):
+        aborted: ClassVar[list[Any]] = []
+
+        async def prepare_reopen(self, options: Any, read_only: bool) -> Any:
+            if self.node.name == "b":
+                raise QmpError("not me")
+            return "token"
+
+        async def abort_reopen(self, token: Any) -> None:
+            self.aborted.append(token)
+
+    async def main() -> None:
+        async with Rig(null_co=Stubborn) as rig:
+            first = await rig.memory("a")
+            await rig.memory("b")
+            with pytest.raises(QmpError, match="not me"):
+                await reopen(
+                    rig.graph,
+                    [
+                        options(driver="null-co", node_name="a", read_only=True),
+                        options(driver="null-co", node_name="b", read_only=True),
+                    ],
+                )
+            assert Stubborn.aborted == ["token"]
+            assert not first.node.read_only
+            assert first.node.write_nowait(0, memoryview(b"x"))
+
+    run(main())
+
+
+def test_permissions_are_checked_before_anything_changes() -> None:
+    async def main() -> None:
+        async with Rig() as rig:
+            memory = await rig.memory("n")
+            user = Backend(rig.graph, "u", "user")
+            user.attach(memory.node, perms.WRITE, perms.ALL)
+            with pytest.raises(QmpError, match="Block node is read-only"):
+                await reopen(rig.graph, [options(driver="null-co", node_name="n", read_only=True)])
+            assert not memory.node.read_only
+            assert user.write_nowait(0, memoryview(b"x"))
+            await user.detach()
+
+    run(main())
+
+
+def test_children_can_be_replaced_by_reference() -> None:
+    async def main() -> None:
+        async with Rig() as rig:
+            one, two = await rig.memory("one"), await rig.memory("two")
+            top = await rig.add(driver="copy-on-read", node_name="f", file="one")
+            user = Backend(rig.graph, "u", "user")
+            user.attach(top, perms.CONSISTENT_READ, perms.ALL)
+            two.data[:3] = b"two"
+            await reopen(rig.graph, [options(driver="copy-on-read", node_name="f", file="two")])
+            view = memoryview(bytearray(3))
+            assert user.read_nowait(0, view)
+            assert bytes(view) == b"two"
+            assert not one.node.parents
+            with pytest.raises(QmpError, match="Cannot find device='' nor node-name='x'"):
+                await reopen(rig.graph, [options(driver="copy-on-read", node_name="f", file="x")])
+            with pytest.raises(QmpError, match="would create a cycle"):
+                await reopen(rig.graph, [options(driver="copy-on-read", node_name="f", file="f")])
+            await user.detach()
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"driver": "null-co"}, "node-name not specified"),
+        ({"driver": "null-co", "node_name": "x"}, "Failed to find node with node-name='x'"),
+        ({"driver": "null-aio", "node_name": "n"}, "Cannot change the option 'driver'"),
+    ],
+)
+def test_bad_requests(tree: dict[str, Any], message: str) -> None:
+    async def main() -> None:
+        async with Rig() as rig:
+            await rig.memory("n")
+            with pytest.raises(QmpError) as caught:
+                await reopen(rig.graph, [options(**tree)])
+            assert caught.value.desc == message
+
+    run(main())
+
+
+def test_reject_changes_names_the_first_option_that_differs() -> None:
+    old = options(driver="file", filename="a", locking="on").branch
+    new = options(driver="file", filename="a", locking="off").branch
+    assert old is not None
+    assert new is not None
+    with pytest.raises(QmpError, match="Cannot change the option 'locking'"):
+        reject_changes(old, new)
+    reject_changes(old, new, ["locking"])
