@@ -132,6 +132,7 @@ def test_properties(tree: ObjectTree) -> None:
 
 def test_value_shows_nowhere(tree: ObjectTree) -> None:
     make(tree, data="hunter2")
+    assert "hunter2" not in repr(SecretProperties(data="hunter2"))
     secret = tree.resolve("s", SecretCommon)
     assert "hunter2" not in repr(secret) + repr(tree) + repr(vars(secret).keys())
     run(tree.delete("s"))

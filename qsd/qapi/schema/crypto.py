@@ -188,6 +188,11 @@ class SecretProperties(SecretCommonProperties):
     data: str | None = None
     file: str | None = None
 
+    def __repr__(self) -> str:
+        # The one struct whose repr would put a secret into a log or a traceback.
+        given = "" if self.data is None else "data=..."
+        return f"{type(self).__name__}({given})"
+
 
 class SecretKeyringProperties(SecretCommonProperties):
     """QMP reference, "SecretKeyringProperties"."""
