@@ -17,10 +17,17 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from qsd.block.create import Creator
     from qsd.block.driver import Driver
 
 #: Block drivers (QMP reference, "BlockdevDriver").
 DRIVERS: Final[Mapping[str, str]] = {}
+
+#: What makes images, "module:function" by driver (QMP reference, "BlockdevCreateOptions").
+CREATORS: Final[Mapping[str, str]] = {
+    "file": "protocols.file_create:create",
+    "qcow2": "formats.qcow2.create:create",
+}
 
 
 def _load(place: str) -> Any:
@@ -34,4 +41,13 @@ def find_driver(name: str) -> type[Driver] | None:
     if place is None:
         return None
     found: type[Driver] = _load(place)
+    return found
+
+
+def find_creator(name: str) -> Creator | None:
+    """Return the function that makes images of a driver, or None if it cannot make any."""
+    place = CREATORS.get(name)
+    if place is None:
+        return None
+    found: Creator = _load(place)
     return found

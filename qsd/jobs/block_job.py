@@ -54,9 +54,6 @@ class _PausesJob(BackendListener):
     def drained_end(self) -> None:
         self._job.resume()
 
-    def drained_poll(self) -> bool:
-        return self._job.busy
-
 
 class BlockJob(Job):
     """A job that works on nodes.

@@ -8,13 +8,13 @@ Vocabulary:
   it runs in a task of the registry.  What comes after it (waiting, pending, concluding) is life
   cycle, done by the transaction (:mod:`qsd.jobs.txn`).
 * A job is **parked** while its work waits in :meth:`Job.sleep` or :meth:`Job.pause_point` and so
-  has nothing in flight.  Only a parked job is really paused; a request to pause takes effect at once if
-  the job is parked, else when it parks next.
+  has nothing in flight.  Only a parked job is really paused; a request to pause takes effect at
+  once if the job is parked, else when it parks next.
 * Pause requests are counted.  One of them may be the user's, the others come from drained sections.
-* **Cancellation** is cooperative: the work is woken and finds out by :attr:`Job.is_cancelled`, or
-  by the :class:`JobCancelled` that parking raises.  Nothing in flight is torn apart.  A *soft*
-  cancel is for jobs that can end early with a usable result (see :meth:`Job.accept_cancel`); for all
-  others it is a forced one.
+* **Cancellation** is cooperative: the work is woken and finds out by :attr:`Job.is_cancelled`,
+  or by the :class:`JobCancelled` that parking raises.  Nothing in flight is torn apart.  A *soft*
+  cancel is for jobs that can end early with a usable result (see :meth:`Job.accept_cancel`); for
+  all others it is a forced one.
 
 The order of hooks at the end: `prepare` (may fail, and then everything is undone) -> `commit` or
 `abort` -> `clean`.  All moves of the status go through :meth:`Job.move`, which refuses those that
