@@ -381,10 +381,10 @@ def _undotted(value: object) -> object:
     for key, item in value.items():
         *outer, last = key.split(".")
         place = result
-        for part in outer:
+        for depth, part in enumerate(outer, 1):
             inner = place.setdefault(part, {})
             if not isinstance(inner, dict):
-                raise QmpError(f"Cannot mix scalar and non-scalar keys: '{key}'")
+                raise QmpError(f"Parameters '{'.'.join(outer[:depth])}.*' used inconsistently")
             place = inner
         place[last] = _undotted(item)
     return {key: _listed(item) for key, item in result.items()}
