@@ -9,15 +9,15 @@ from typing import Literal, TypeAlias
 from qsd.qapi.model import Struct
 
 QAuthZListPolicy: TypeAlias = Literal["deny", "allow"]
-"""QMP reference, "QAuthZListPolicy"."""
+"""What to do with a user who matches (QMP reference, "QAuthZListPolicy")."""
 
 
 QAuthZListFormat: TypeAlias = Literal["exact", "glob"]
-"""QMP reference, "QAuthZListFormat"."""
+"""How a rule matches (QMP reference, "QAuthZListFormat")."""
 
 
 class QAuthZListRule(Struct):
-    """QMP reference, "QAuthZListRule"."""
+    """One rule (QMP reference, "QAuthZListRule")."""
 
     match: str
     policy: QAuthZListPolicy
@@ -25,26 +25,26 @@ class QAuthZListRule(Struct):
 
 
 class AuthZListProperties(Struct):
-    """QMP reference, "AuthZListProperties"."""
+    """Authorization by a list of rules (QMP reference, "AuthZListProperties")."""
 
     policy: QAuthZListPolicy | None = None
     rules: list[QAuthZListRule] | None = None
 
 
 class AuthZListFileProperties(Struct):
-    """QMP reference, "AuthZListFileProperties"."""
+    """Authorization by a list in a file (QMP reference, "AuthZListFileProperties")."""
 
     filename: str
     refresh: bool | None = None
 
 
 class AuthZPAMProperties(Struct):
-    """QMP reference, "AuthZPAMProperties"."""
+    """Authorization by PAM (QMP reference, "AuthZPAMProperties")."""
 
     service: str
 
 
 class AuthZSimpleProperties(Struct):
-    """QMP reference, "AuthZSimpleProperties"."""
+    """Authorization of one user (QMP reference, "AuthZSimpleProperties")."""
 
     identity: str

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 class BlockDirtyBitmap(Struct):
-    """QMP reference, "BlockDirtyBitmap"."""
+    """A bitmap, by its node and name (QMP reference, "BlockDirtyBitmap")."""
 
     node: str
     name: str
 
 
 class BlockDirtyBitmapAdd(Struct):
-    """QMP reference, "BlockDirtyBitmapAdd"."""
+    """A bitmap to be created (QMP reference, "BlockDirtyBitmapAdd")."""
 
     node: str
     name: str
@@ -30,11 +30,11 @@ class BlockDirtyBitmapAdd(Struct):
 
 
 BlockDirtyBitmapOrStr: TypeAlias = "str | BlockDirtyBitmap"
-"""QMP reference, "BlockDirtyBitmapOrStr"."""
+"""A bitmap of any node, or the name of one of the node in question (QMP reference)."""
 
 
 class BlockDirtyBitmapMerge(Struct):
-    """QMP reference, "BlockDirtyBitmapMerge"."""
+    """Bitmaps to be merged into another (QMP reference, "BlockDirtyBitmapMerge")."""
 
     node: str
     target: str
@@ -42,7 +42,7 @@ class BlockDirtyBitmapMerge(Struct):
 
 
 class BlockDirtyBitmapSha256(Struct):
-    """QMP reference, "BlockDirtyBitmapSha256"."""
+    """A checksum over a bitmap's content (QMP reference, "BlockDirtyBitmapSha256")."""
 
     sha256: str
 

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 
 PreallocMode: TypeAlias = Literal["off", "metadata", "falloc", "full"]
-"""QMP reference, "PreallocMode"."""
+"""How much of a new image is allocated at once (QMP reference, "PreallocMode")."""
 
 
 class BlockdevCreateOptionsFile(Struct):
-    """QMP reference, "BlockdevCreateOptionsFile"."""
+    """How to create a file (QMP reference, "BlockdevCreateOptionsFile")."""
 
     filename: str
     size: Size
@@ -48,7 +48,7 @@ class BlockdevCreateOptionsGluster(Struct):
 
 
 class BlockdevCreateOptionsLUKS(QCryptoBlockCreateOptionsLUKS):
-    """QMP reference, "BlockdevCreateOptionsLUKS"."""
+    """How to create a LUKS image (QMP reference, "BlockdevCreateOptionsLUKS")."""
 
     file: BlockdevRef
     size: Size
@@ -63,7 +63,7 @@ class BlockdevCreateOptionsNfs(Struct):
 
 
 class BlockdevCreateOptionsParallels(Struct):
-    """QMP reference, "BlockdevCreateOptionsParallels"."""
+    """How to create a Parallels image (QMP reference, "BlockdevCreateOptionsParallels")."""
 
     file: BlockdevRef
     size: Size
@@ -71,7 +71,7 @@ class BlockdevCreateOptionsParallels(Struct):
 
 
 class BlockdevCreateOptionsQcow(Struct):
-    """QMP reference, "BlockdevCreateOptionsQcow"."""
+    """How to create a qcow image, version 1 (QMP reference, "BlockdevCreateOptionsQcow")."""
 
     file: BlockdevRef
     size: Size
@@ -80,15 +80,15 @@ class BlockdevCreateOptionsQcow(Struct):
 
 
 BlockdevQcow2Version: TypeAlias = Literal["v2", "v3"]
-"""QMP reference, "BlockdevQcow2Version"."""
+"""The versions of qcow2 (QMP reference, "BlockdevQcow2Version")."""
 
 
 Qcow2CompressionType: TypeAlias = Literal["zlib", "zstd"]
-"""QMP reference, "Qcow2CompressionType"."""
+"""How clusters are compressed (QMP reference, "Qcow2CompressionType")."""
 
 
 class BlockdevCreateOptionsQcow2(Struct):
-    """QMP reference, "BlockdevCreateOptionsQcow2"."""
+    """How to create a qcow2 image (QMP reference, "BlockdevCreateOptionsQcow2")."""
 
     file: BlockdevRef
     data_file: BlockdevRef | None = None
@@ -107,7 +107,7 @@ class BlockdevCreateOptionsQcow2(Struct):
 
 
 class BlockdevCreateOptionsQed(Struct):
-    """QMP reference, "BlockdevCreateOptionsQed"."""
+    """How to create a QED image (QMP reference, "BlockdevCreateOptionsQed")."""
 
     file: BlockdevRef
     size: Size
@@ -141,7 +141,7 @@ BlockdevVmdkAdapterType: TypeAlias = Literal["ide", "buslogic", "lsilogic", "leg
 
 
 class BlockdevCreateOptionsVmdk(Struct):
-    """QMP reference, "BlockdevCreateOptionsVmdk"."""
+    """How to create a VMDK image (QMP reference, "BlockdevCreateOptionsVmdk")."""
 
     file: BlockdevRef
     size: Size
@@ -162,7 +162,7 @@ class BlockdevCreateOptionsSsh(Struct):
 
 
 class BlockdevCreateOptionsVdi(Struct):
-    """QMP reference, "BlockdevCreateOptionsVdi"."""
+    """How to create a VDI image (QMP reference, "BlockdevCreateOptionsVdi")."""
 
     file: BlockdevRef
     size: Size
@@ -174,7 +174,7 @@ BlockdevVhdxSubformat: TypeAlias = Literal["dynamic", "fixed"]
 
 
 class BlockdevCreateOptionsVhdx(Struct):
-    """QMP reference, "BlockdevCreateOptionsVhdx"."""
+    """How to create a VHDX image (QMP reference, "BlockdevCreateOptionsVhdx")."""
 
     file: BlockdevRef
     size: Size
@@ -189,7 +189,7 @@ BlockdevVpcSubformat: TypeAlias = Literal["dynamic", "fixed"]
 
 
 class BlockdevCreateOptionsVpc(Struct):
-    """QMP reference, "BlockdevCreateOptionsVpc"."""
+    """How to create a VPC (VHD) image (QMP reference, "BlockdevCreateOptionsVpc")."""
 
     file: BlockdevRef
     size: Size
@@ -198,7 +198,7 @@ class BlockdevCreateOptionsVpc(Struct):
 
 
 class BlockdevCreateOptions(Union):
-    """QMP reference, "BlockdevCreateOptions"."""
+    """What to create, by the driver that does it (QMP reference, "BlockdevCreateOptions")."""
 
     driver: BlockdevDriver
 
@@ -239,7 +239,7 @@ class BlockdevAmendOptionsQcow2(Struct):
 
 
 class BlockdevAmendOptions(Union):
-    """QMP reference, "BlockdevAmendOptions"."""
+    """What to change in an image, by driver (QMP reference, "BlockdevAmendOptions")."""
 
     driver: BlockdevDriver
 

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 BlockErrorAction: TypeAlias = Literal["ignore", "report", "stop"]
-"""QMP reference, "BlockErrorAction"."""
+"""What was done about an I/O error (QMP reference, "BlockErrorAction")."""
 
 
 class BlockImageCorrupted(Event):
-    """QMP reference, "BLOCK_IMAGE_CORRUPTED"."""
+    """An image contradicts itself (QMP reference, "BLOCK_IMAGE_CORRUPTED")."""
 
     NAME: ClassVar[str] = "BLOCK_IMAGE_CORRUPTED"
 
@@ -32,7 +32,7 @@ class BlockImageCorrupted(Event):
 
 
 class BlockIoError(Event):
-    """QMP reference, "BLOCK_IO_ERROR"."""
+    """A request failed (QMP reference, "BLOCK_IO_ERROR")."""
 
     NAME: ClassVar[str] = "BLOCK_IO_ERROR"
 
@@ -45,7 +45,7 @@ class BlockIoError(Event):
 
 
 class BlockWriteThreshold(Event):
-    """QMP reference, "BLOCK_WRITE_THRESHOLD"."""
+    """A write went past the threshold (QMP reference, "BLOCK_WRITE_THRESHOLD")."""
 
     NAME: ClassVar[str] = "BLOCK_WRITE_THRESHOLD"
 
@@ -55,11 +55,11 @@ class BlockWriteThreshold(Event):
 
 
 QuorumOpType: TypeAlias = Literal["read", "write", "flush"]
-"""QMP reference, "QuorumOpType"."""
+"""The request that a quorum was doing (QMP reference, "QuorumOpType")."""
 
 
 class QuorumFailure(Event):
-    """QMP reference, "QUORUM_FAILURE"."""
+    """Too few children agree (QMP reference, "QUORUM_FAILURE")."""
 
     NAME: ClassVar[str] = "QUORUM_FAILURE"
 
@@ -69,7 +69,7 @@ class QuorumFailure(Event):
 
 
 class QuorumReportBad(Event):
-    """QMP reference, "QUORUM_REPORT_BAD"."""
+    """A child of a quorum failed or disagrees (QMP reference, "QUORUM_REPORT_BAD")."""
 
     NAME: ClassVar[str] = "QUORUM_REPORT_BAD"
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class NbdServerOptions(Struct):
-    """QMP reference, "NbdServerOptions"."""
+    """The NBD server, on the command line (QMP reference, "NbdServerOptions")."""
 
     addr: SocketAddress
     tls_creds: str | None = None
@@ -36,21 +36,21 @@ class NbdServerStartArguments(Struct):
 
 
 class BlockExportOptionsNbdBase(Struct):
-    """QMP reference, "BlockExportOptionsNbdBase"."""
+    """How an export looks to NBD clients (QMP reference, "BlockExportOptionsNbdBase")."""
 
     name: str | None = None
     description: str | None = None
 
 
 class BlockExportOptionsNbd(BlockExportOptionsNbdBase):
-    """QMP reference, "BlockExportOptionsNbd"."""
+    """An export by the NBD server (QMP reference, "BlockExportOptionsNbd")."""
 
     bitmaps: list[BlockDirtyBitmapOrStr] | None = None
     allocation_depth: bool | None = None
 
 
 class BlockExportOptionsVhostUserBlk(Struct):
-    """QMP reference, "BlockExportOptionsVhostUserBlk"."""
+    """An export to virtual machines by vhost-user (QMP reference)."""
 
     addr: SocketAddress
     logical_block_size: Size | None = None
@@ -58,11 +58,11 @@ class BlockExportOptionsVhostUserBlk(Struct):
 
 
 FuseExportAllowOther: TypeAlias = Literal["off", "on", "auto"]
-"""QMP reference, "FuseExportAllowOther"."""
+"""Whether other users may access the file (QMP reference, "FuseExportAllowOther")."""
 
 
 class BlockExportOptionsFuse(Struct):
-    """QMP reference, "BlockExportOptionsFuse"."""
+    """An export as a file (QMP reference, "BlockExportOptionsFuse")."""
 
     mountpoint: str
     growable: bool | None = None
@@ -70,7 +70,7 @@ class BlockExportOptionsFuse(Struct):
 
 
 class BlockExportOptionsVduseBlk(Struct):
-    """QMP reference, "BlockExportOptionsVduseBlk"."""
+    """An export as a virtio device of the host (QMP reference, "BlockExportOptionsVduseBlk")."""
 
     name: str
     num_queues: UInt16 | None = None
@@ -80,7 +80,7 @@ class BlockExportOptionsVduseBlk(Struct):
 
 
 class NbdServerAddOptions(BlockExportOptionsNbdBase):
-    """QMP reference, "NbdServerAddOptions"."""
+    """An export, by the deprecated command (QMP reference, "NbdServerAddOptions")."""
 
     device: str
     writable: bool | None = None
@@ -88,7 +88,7 @@ class NbdServerAddOptions(BlockExportOptionsNbdBase):
 
 
 BlockExportRemoveMode: TypeAlias = Literal["safe", "hard"]
-"""QMP reference, "BlockExportRemoveMode"."""
+"""Whether an export in use is removed (QMP reference, "BlockExportRemoveMode")."""
 
 
 class NbdServerRemoveArguments(Struct):
@@ -99,11 +99,11 @@ class NbdServerRemoveArguments(Struct):
 
 
 BlockExportType: TypeAlias = Literal["nbd", "vhost-user-blk", "fuse", "vduse-blk"]
-"""QMP reference, "BlockExportType"."""
+"""The kinds of exports (QMP reference, "BlockExportType")."""
 
 
 class BlockExportOptions(Union):
-    """QMP reference, "BlockExportOptions"."""
+    """An export (QMP reference, "BlockExportOptions")."""
 
     type: BlockExportType
     id: str
@@ -130,7 +130,7 @@ class BlockExportDelArguments(Struct):
 
 
 class BlockExportDeleted(Event):
-    """QMP reference, "BLOCK_EXPORT_DELETED"."""
+    """An export is gone (QMP reference, "BLOCK_EXPORT_DELETED")."""
 
     NAME: ClassVar[str] = "BLOCK_EXPORT_DELETED"
 
@@ -138,7 +138,7 @@ class BlockExportDeleted(Event):
 
 
 class BlockExportInfo(Struct):
-    """QMP reference, "BlockExportInfo"."""
+    """One export, as query-block-exports shows it (QMP reference, "BlockExportInfo")."""
 
     id: str
     type: BlockExportType

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 XDbgBlockGraphNodeType: TypeAlias = Literal["block-backend", "block-job", "block-driver"]
-"""QMP reference, "XDbgBlockGraphNodeType"."""
+"""What a node of the debugging graph stands for (QMP reference, "XDbgBlockGraphNodeType")."""
 
 
 class XDbgBlockGraphNode(Struct):
-    """QMP reference, "XDbgBlockGraphNode"."""
+    """A node of the debugging graph (QMP reference, "XDbgBlockGraphNode")."""
 
     id: int
     type: XDbgBlockGraphNodeType
@@ -26,11 +26,11 @@ class XDbgBlockGraphNode(Struct):
 
 
 BlockPermission: TypeAlias = Literal["consistent-read", "write", "write-unchanged", "resize"]
-"""QMP reference, "BlockPermission"."""
+"""What the user of a node may do to it, or lets others do (QMP reference, "BlockPermission")."""
 
 
 class XDbgBlockGraphEdge(Struct):
-    """QMP reference, "XDbgBlockGraphEdge"."""
+    """An edge of the debugging graph (QMP reference, "XDbgBlockGraphEdge")."""
 
     parent: int
     child: int
@@ -40,7 +40,7 @@ class XDbgBlockGraphEdge(Struct):
 
 
 class XDbgBlockGraph(Struct):
-    """QMP reference, "XDbgBlockGraph"."""
+    """All nodes and their users (QMP reference, "XDbgBlockGraph")."""
 
     nodes: list[XDbgBlockGraphNode]
     edges: list[XDbgBlockGraphEdge]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class SnapshotInfo(Struct):
-    """QMP reference, "SnapshotInfo"."""
+    """One internal snapshot (QMP reference, "SnapshotInfo")."""
 
     id: str
     name: str
@@ -111,7 +111,7 @@ class ImageInfoSpecificRbdWrapper(Struct):
 
 
 class ImageInfoSpecific(Union):
-    """QMP reference, "ImageInfoSpecific"."""
+    """What only the image's own format can tell (QMP reference, "ImageInfoSpecific")."""
 
     type: ImageInfoSpecificKind
 
@@ -125,7 +125,7 @@ class ImageInfoSpecific(Union):
 
 
 class ImageInfo(Struct):
-    """QMP reference, "ImageInfo"."""
+    """What can be said of an image (QMP reference, "ImageInfo")."""
 
     filename: str
     format: str
@@ -144,7 +144,7 @@ class ImageInfo(Struct):
 
 
 class ImageCheck(Struct):
-    """QMP reference, "ImageCheck"."""
+    """The outcome of a check (QMP reference, "ImageCheck")."""
 
     filename: str
     format: str
@@ -161,7 +161,7 @@ class ImageCheck(Struct):
 
 
 class MapEntry(Struct):
-    """QMP reference, "MapEntry"."""
+    """One range of an image and where its data lies (QMP reference, "MapEntry")."""
 
     start: int
     length: int
@@ -174,7 +174,7 @@ class MapEntry(Struct):
 
 
 class BlockdevCacheInfo(Struct):
-    """QMP reference, "BlockdevCacheInfo"."""
+    """The cache mode of a node (QMP reference, "BlockdevCacheInfo")."""
 
     writeback: bool
     direct: bool
@@ -182,7 +182,7 @@ class BlockdevCacheInfo(Struct):
 
 
 class BlockDeviceInfo(Struct):
-    """QMP reference, "BlockDeviceInfo"."""
+    """One node, as query-named-block-nodes shows it (QMP reference, "BlockDeviceInfo")."""
 
     file: str
     node_name: str | None = None
@@ -219,11 +219,11 @@ class BlockDeviceInfo(Struct):
 
 
 BlockDeviceIoStatus: TypeAlias = Literal["ok", "failed", "nospace"]
-"""QMP reference, "BlockDeviceIoStatus"."""
+"""Whether a device has run into I/O errors (QMP reference, "BlockDeviceIoStatus")."""
 
 
 class BlockDirtyInfo(Struct):
-    """QMP reference, "BlockDirtyInfo"."""
+    """One dirty bitmap (QMP reference, "BlockDirtyInfo")."""
 
     name: str | None = None
     count: int
@@ -239,7 +239,7 @@ Qcow2BitmapInfoFlags: TypeAlias = Literal["in-use", "auto"]
 
 
 class Qcow2BitmapInfo(Struct):
-    """QMP reference, "Qcow2BitmapInfo"."""
+    """One bitmap stored in a qcow2 image (QMP reference, "Qcow2BitmapInfo")."""
 
     name: str
     granularity: int
@@ -247,7 +247,7 @@ class Qcow2BitmapInfo(Struct):
 
 
 class BlockInfo(Struct):
-    """QMP reference, "BlockInfo"."""
+    """One device, as query-block shows it (QMP reference, "BlockInfo")."""
 
     device: str
     qdev: str | None = None
@@ -260,7 +260,7 @@ class BlockInfo(Struct):
 
 
 class BlockMeasureInfo(Struct):
-    """QMP reference, "BlockMeasureInfo"."""
+    """How large an image would get (QMP reference, "BlockMeasureInfo")."""
 
     required: int
     fully_allocated: int

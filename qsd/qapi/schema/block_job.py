@@ -20,23 +20,23 @@ if TYPE_CHECKING:
 
 
 BlockdevOnError: TypeAlias = Literal["report", "ignore", "enospc", "stop", "auto"]
-"""QMP reference, "BlockdevOnError"."""
+"""What to do when a request fails (QMP reference, "BlockdevOnError")."""
 
 
 MirrorSyncMode: TypeAlias = Literal["top", "full", "none", "incremental", "bitmap"]
-"""QMP reference, "MirrorSyncMode"."""
+"""Which part of a disk a job copies (QMP reference, "MirrorSyncMode")."""
 
 
 BitmapSyncMode: TypeAlias = Literal["on-success", "never", "always"]
-"""QMP reference, "BitmapSyncMode"."""
+"""What becomes of the bitmap at the end of a backup (QMP reference, "BitmapSyncMode")."""
 
 
 MirrorCopyMode: TypeAlias = Literal["background", "write-blocking"]
-"""QMP reference, "MirrorCopyMode"."""
+"""When a mirror copies what the guest writes (QMP reference, "MirrorCopyMode")."""
 
 
 class BlockJobInfo(Struct):
-    """QMP reference, "BlockJobInfo"."""
+    """One block job, as query-block-jobs shows it (QMP reference, "BlockJobInfo")."""
 
     type: str
     device: str
@@ -54,7 +54,7 @@ class BlockJobInfo(Struct):
 
 
 class BackupPerf(Struct):
-    """QMP reference, "BackupPerf"."""
+    """How a backup uses its resources (QMP reference, "BackupPerf")."""
 
     use_copy_range: bool | None = None
     max_workers: int | None = None
@@ -62,7 +62,7 @@ class BackupPerf(Struct):
 
 
 class BackupCommon(Struct):
-    """QMP reference, "BackupCommon"."""
+    """What all backups share (QMP reference, "BackupCommon")."""
 
     job_id: str | None = None
     device: str
@@ -80,7 +80,7 @@ class BackupCommon(Struct):
 
 
 class DriveBackup(BackupCommon):
-    """QMP reference, "DriveBackup"."""
+    """A backup that opens its target itself (QMP reference, "DriveBackup")."""
 
     target: str
     format: str | None = None
@@ -88,7 +88,7 @@ class DriveBackup(BackupCommon):
 
 
 class BlockdevBackup(BackupCommon):
-    """QMP reference, "BlockdevBackup"."""
+    """A backup to a node (QMP reference, "BlockdevBackup")."""
 
     target: str
 
@@ -111,7 +111,7 @@ class BlockCommitArguments(Struct):
 
 
 class DriveMirror(Struct):
-    """QMP reference, "DriveMirror"."""
+    """A mirror that opens its target itself (QMP reference, "DriveMirror")."""
 
     job_id: str | None = None
     device: str
@@ -212,7 +212,7 @@ class BlockJobFinalizeArguments(Struct):
 
 
 class BlockJobCompleted(Event):
-    """QMP reference, "BLOCK_JOB_COMPLETED"."""
+    """A block job has ended (QMP reference, "BLOCK_JOB_COMPLETED")."""
 
     NAME: ClassVar[str] = "BLOCK_JOB_COMPLETED"
 
@@ -225,7 +225,7 @@ class BlockJobCompleted(Event):
 
 
 class BlockJobCancelled(Event):
-    """QMP reference, "BLOCK_JOB_CANCELLED"."""
+    """A block job was cancelled (QMP reference, "BLOCK_JOB_CANCELLED")."""
 
     NAME: ClassVar[str] = "BLOCK_JOB_CANCELLED"
 
@@ -237,7 +237,7 @@ class BlockJobCancelled(Event):
 
 
 class BlockJobError(Event):
-    """QMP reference, "BLOCK_JOB_ERROR"."""
+    """A block job met an I/O error (QMP reference, "BLOCK_JOB_ERROR")."""
 
     NAME: ClassVar[str] = "BLOCK_JOB_ERROR"
 
@@ -247,7 +247,7 @@ class BlockJobError(Event):
 
 
 class BlockJobReady(Event):
-    """QMP reference, "BLOCK_JOB_READY"."""
+    """A block job can be completed (QMP reference, "BLOCK_JOB_READY")."""
 
     NAME: ClassVar[str] = "BLOCK_JOB_READY"
 
@@ -259,7 +259,7 @@ class BlockJobReady(Event):
 
 
 class BlockJobPending(Event):
-    """QMP reference, "BLOCK_JOB_PENDING"."""
+    """A block job waits to be finalized (QMP reference, "BLOCK_JOB_PENDING")."""
 
     NAME: ClassVar[str] = "BLOCK_JOB_PENDING"
 

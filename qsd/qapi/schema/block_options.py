@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 
 BlockdevDiscardOptions: TypeAlias = Literal["ignore", "unmap"]
-"""QMP reference, "BlockdevDiscardOptions"."""
+"""Whether discards reach the image (QMP reference, "BlockdevDiscardOptions")."""
 
 
 BlockdevDetectZeroesOptions: TypeAlias = Literal["off", "on", "unmap"]
-"""QMP reference, "BlockdevDetectZeroesOptions"."""
+"""Whether written zeroes are turned into zero ranges (QMP reference)."""
 
 
 class BlockdevCacheOptions(Struct):
-    """QMP reference, "BlockdevCacheOptions"."""
+    """How the cache of the host is used (QMP reference, "BlockdevCacheOptions")."""
 
     direct: bool | None = None
     no_flush: bool | None = None
@@ -81,33 +81,33 @@ BlockdevDriver: TypeAlias = Literal[
     "vpc",
     "vvfat",
 ]
-"""QMP reference, "BlockdevDriver"."""
+"""All block drivers (QMP reference, "BlockdevDriver")."""
 
 
 class BlockdevOptionsGenericFormat(Struct):
-    """QMP reference, "BlockdevOptionsGenericFormat"."""
+    """A format over one node (QMP reference, "BlockdevOptionsGenericFormat")."""
 
     file: BlockdevRef
 
 
 class BlockdevOptionsLUKS(BlockdevOptionsGenericFormat):
-    """QMP reference, "BlockdevOptionsLUKS"."""
+    """LUKS encryption over one node (QMP reference, "BlockdevOptionsLUKS")."""
 
     key_secret: str | None = None
 
 
 class BlockdevOptionsGenericCOWFormat(BlockdevOptionsGenericFormat):
-    """QMP reference, "BlockdevOptionsGenericCOWFormat"."""
+    """A format with a backing file (QMP reference, "BlockdevOptionsGenericCOWFormat")."""
 
     backing: BlockdevRefOrNull | None = None
 
 
 Qcow2OverlapCheckMode: TypeAlias = Literal["none", "constant", "cached", "all"]
-"""QMP reference, "Qcow2OverlapCheckMode"."""
+"""How much is checked before a write to a qcow2 image (QMP reference, "Qcow2OverlapCheckMode")."""
 
 
 class Qcow2OverlapCheckFlags(Struct):
-    """QMP reference, "Qcow2OverlapCheckFlags"."""
+    """What is checked before a write, one by one (QMP reference, "Qcow2OverlapCheckFlags")."""
 
     template: Qcow2OverlapCheckMode | None = None
     main_header: bool | None = None
@@ -122,7 +122,7 @@ class Qcow2OverlapCheckFlags(Struct):
 
 
 Qcow2OverlapChecks: TypeAlias = "Qcow2OverlapCheckFlags | Qcow2OverlapCheckMode"
-"""QMP reference, "Qcow2OverlapChecks"."""
+"""A preset or single checks (QMP reference, "Qcow2OverlapChecks")."""
 
 
 BlockdevQcowEncryptionFormat: TypeAlias = Literal["aes"]
@@ -141,7 +141,7 @@ class BlockdevQcowEncryption(Union):
 
 
 class BlockdevOptionsQcow(BlockdevOptionsGenericCOWFormat):
-    """QMP reference, "BlockdevOptionsQcow"."""
+    """A qcow image, version 1 (QMP reference, "BlockdevOptionsQcow")."""
 
     encrypt: BlockdevQcowEncryption | None = None
 
@@ -163,14 +163,14 @@ class BlockdevQcow2Encryption(Union):
 
 
 class BlockdevOptionsPreallocate(BlockdevOptionsGenericFormat):
-    """QMP reference, "BlockdevOptionsPreallocate"."""
+    """A filter that lets a file grow in large steps (QMP reference)."""
 
     prealloc_align: int | None = None
     prealloc_size: int | None = None
 
 
 class BlockdevOptionsQcow2(BlockdevOptionsGenericCOWFormat):
-    """QMP reference, "BlockdevOptionsQcow2"."""
+    """A qcow2 image (QMP reference, "BlockdevOptionsQcow2")."""
 
     lazy_refcounts: bool | None = None
     pass_discard_request: bool | None = None
@@ -236,7 +236,7 @@ BlkdebugEvent: TypeAlias = Literal[
     "cluster_alloc_space",
     "none",
 ]
-"""QMP reference, "BlkdebugEvent"."""
+"""Points in drivers at which blkdebug can act (QMP reference, "BlkdebugEvent")."""
 
 BlkdebugIOType: TypeAlias = Literal[
     "read",
@@ -246,11 +246,11 @@ BlkdebugIOType: TypeAlias = Literal[
     "flush",
     "block-status",
 ]
-"""QMP reference, "BlkdebugIOType"."""
+"""Requests that blkdebug can make fail (QMP reference, "BlkdebugIOType")."""
 
 
 class BlkdebugInjectErrorOptions(Struct):
-    """QMP reference, "BlkdebugInjectErrorOptions"."""
+    """A request to fail (QMP reference, "BlkdebugInjectErrorOptions")."""
 
     event: BlkdebugEvent
     state: int | None = None
@@ -262,7 +262,7 @@ class BlkdebugInjectErrorOptions(Struct):
 
 
 class BlkdebugSetStateOptions(Struct):
-    """QMP reference, "BlkdebugSetStateOptions"."""
+    """An event that changes the state (QMP reference, "BlkdebugSetStateOptions")."""
 
     event: BlkdebugEvent
     state: int | None = None
@@ -270,7 +270,7 @@ class BlkdebugSetStateOptions(Struct):
 
 
 class BlockdevOptionsBlkdebug(Struct):
-    """QMP reference, "BlockdevOptionsBlkdebug"."""
+    """A filter that makes chosen requests fail (QMP reference, "BlockdevOptionsBlkdebug")."""
 
     image: BlockdevRef
     config: str | None = None
@@ -287,7 +287,7 @@ class BlockdevOptionsBlkdebug(Struct):
 
 
 class BlockdevOptionsBlklogwrites(Struct):
-    """QMP reference, "BlockdevOptionsBlklogwrites"."""
+    """A filter that logs writes (QMP reference, "BlockdevOptionsBlklogwrites")."""
 
     file: BlockdevRef
     log: BlockdevRef
@@ -297,24 +297,24 @@ class BlockdevOptionsBlklogwrites(Struct):
 
 
 class BlockdevOptionsBlkverify(Struct):
-    """QMP reference, "BlockdevOptionsBlkverify"."""
+    """A filter that compares two nodes (QMP reference, "BlockdevOptionsBlkverify")."""
 
     test: BlockdevRef
     raw: BlockdevRef
 
 
 class BlockdevOptionsBlkreplay(Struct):
-    """QMP reference, "BlockdevOptionsBlkreplay"."""
+    """A filter for record and replay (QMP reference, "BlockdevOptionsBlkreplay")."""
 
     image: BlockdevRef
 
 
 QuorumReadPattern: TypeAlias = Literal["quorum", "fifo"]
-"""QMP reference, "QuorumReadPattern"."""
+"""Which children a quorum reads (QMP reference, "QuorumReadPattern")."""
 
 
 class BlockdevOptionsQuorum(Struct):
-    """QMP reference, "BlockdevOptionsQuorum"."""
+    """Several copies of the same data (QMP reference, "BlockdevOptionsQuorum")."""
 
     blkverify: bool | None = None
     children: list[BlockdevRef]
@@ -324,42 +324,42 @@ class BlockdevOptionsQuorum(Struct):
 
 
 ReplicationMode: TypeAlias = Literal["primary", "secondary"]
-"""QMP reference, "ReplicationMode"."""
+"""The side of a replication (QMP reference, "ReplicationMode")."""
 
 
 class BlockdevOptionsReplication(BlockdevOptionsGenericFormat):
-    """QMP reference, "BlockdevOptionsReplication"."""
+    """A filter for fault-tolerant guests (QMP reference, "BlockdevOptionsReplication")."""
 
     mode: ReplicationMode
     top_id: str | None = None
 
 
 class BlockdevOptionsRaw(BlockdevOptionsGenericFormat):
-    """QMP reference, "BlockdevOptionsRaw"."""
+    """An image without a format, or a window into a node (QMP reference, "BlockdevOptionsRaw")."""
 
     offset: int | None = None
     size: int | None = None
 
 
 class BlockdevOptionsThrottle(Struct):
-    """QMP reference, "BlockdevOptionsThrottle"."""
+    """A filter that delays requests (QMP reference, "BlockdevOptionsThrottle")."""
 
     throttle_group: str
     file: BlockdevRef
 
 
 class BlockdevOptionsCor(BlockdevOptionsGenericFormat):
-    """QMP reference, "BlockdevOptionsCor"."""
+    """A filter that copies what is read into the top image (QMP reference)."""
 
     bottom: str | None = None
 
 
 OnCbwError: TypeAlias = Literal["break-guest-write", "break-snapshot"]
-"""QMP reference, "OnCbwError"."""
+"""What gives way when copying before a write fails (QMP reference, "OnCbwError")."""
 
 
 class BlockdevOptionsCbw(BlockdevOptionsGenericFormat):
-    """QMP reference, "BlockdevOptionsCbw"."""
+    """A filter that saves old data before it is overwritten (QMP reference)."""
 
     target: BlockdevRef
     bitmap: BlockDirtyBitmap | None = None
@@ -368,7 +368,7 @@ class BlockdevOptionsCbw(BlockdevOptionsGenericFormat):
 
 
 class BlockdevOptions(Union):
-    """QMP reference, "BlockdevOptions"."""
+    """A node: its driver and the options (QMP reference, "BlockdevOptions")."""
 
     driver: BlockdevDriver
     node_name: str | None = None
@@ -427,10 +427,10 @@ class BlockdevOptions(Union):
 
 
 BlockdevRef: TypeAlias = "BlockdevOptions | str"
-"""QMP reference, "BlockdevRef"."""
+"""A node, defined in place or referred to by name (QMP reference, "BlockdevRef")."""
 
 BlockdevRefOrNull: TypeAlias = "BlockdevOptions | str | NullType"
-"""QMP reference, "BlockdevRefOrNull"."""
+"""A node, or explicitly none (QMP reference, "BlockdevRefOrNull")."""
 
 
 class BlockdevReopenArguments(Struct):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class BlockdevOptionsNull(Struct):
-    """QMP reference, "BlockdevOptionsNull"."""
+    """A device that throws writes away (QMP reference, "BlockdevOptionsNull")."""
 
     size: int | None = None
     latency_ns: UInt64 | None = None
@@ -30,14 +30,14 @@ class BlockdevOptionsNull(Struct):
 
 
 class BlockdevOptionsNVMe(Struct):
-    """QMP reference, "BlockdevOptionsNVMe"."""
+    """An NVMe controller, driven from user space (QMP reference, "BlockdevOptionsNVMe")."""
 
     device: str
     namespace: int
 
 
 class BlockdevOptionsVVFAT(Struct):
-    """QMP reference, "BlockdevOptionsVVFAT"."""
+    """A directory shown as a FAT disk (QMP reference, "BlockdevOptionsVVFAT")."""
 
     dir: str
     fat_type: int | None = None
@@ -47,7 +47,7 @@ class BlockdevOptionsVVFAT(Struct):
 
 
 class BlockdevOptionsFile(Struct):
-    """QMP reference, "BlockdevOptionsFile"."""
+    """A file, or a device of the host (QMP reference, "BlockdevOptionsFile")."""
 
     FEATURES: ClassVar[tuple[str, ...]] = ("dynamic-auto-read-only",)
 
@@ -61,7 +61,7 @@ class BlockdevOptionsFile(Struct):
 
 
 BlockdevAioOptions: TypeAlias = Literal["threads", "native", "io_uring"]
-"""QMP reference, "BlockdevAioOptions"."""
+"""How a file is read and written (QMP reference, "BlockdevAioOptions")."""
 
 
 SshHostKeyCheckMode: TypeAlias = Literal["none", "hash", "known_hosts"]
@@ -91,7 +91,7 @@ class SshHostKeyCheck(Union):
 
 
 class BlockdevOptionsSsh(Struct):
-    """QMP reference, "BlockdevOptionsSsh"."""
+    """A file on a host reached by SSH (QMP reference, "BlockdevOptionsSsh")."""
 
     server: InetSocketAddress
     path: str
@@ -100,7 +100,7 @@ class BlockdevOptionsSsh(Struct):
 
 
 class BlockdevOptionsGluster(Struct):
-    """QMP reference, "BlockdevOptionsGluster"."""
+    """A file on a Gluster volume (QMP reference, "BlockdevOptionsGluster")."""
 
     volume: str
     path: str
@@ -118,7 +118,7 @@ IscsiHeaderDigest: TypeAlias = Literal["crc32c", "none", "crc32c-none", "none-cr
 
 
 class BlockdevOptionsIscsi(Struct):
-    """QMP reference, "BlockdevOptionsIscsi"."""
+    """A LUN of an iSCSI target (QMP reference, "BlockdevOptionsIscsi")."""
 
     transport: IscsiTransport
     portal: str
@@ -192,7 +192,7 @@ class RbdEncryptionCreateOptions(Union):
 
 
 class BlockdevOptionsRbd(Struct):
-    """QMP reference, "BlockdevOptionsRbd"."""
+    """An image in a Ceph cluster (QMP reference, "BlockdevOptionsRbd")."""
 
     pool: str
     namespace: str | None = None
@@ -218,7 +218,7 @@ class NFSServer(Struct):
 
 
 class BlockdevOptionsNfs(Struct):
-    """QMP reference, "BlockdevOptionsNfs"."""
+    """A file on an NFS server (QMP reference, "BlockdevOptionsNfs")."""
 
     server: NFSServer
     path: str
@@ -231,7 +231,7 @@ class BlockdevOptionsNfs(Struct):
 
 
 class BlockdevOptionsCurlBase(Struct):
-    """QMP reference, "BlockdevOptionsCurlBase"."""
+    """What all drivers based on URLs share (QMP reference, "BlockdevOptionsCurlBase")."""
 
     url: str
     readahead: int | None = None
@@ -243,14 +243,14 @@ class BlockdevOptionsCurlBase(Struct):
 
 
 class BlockdevOptionsCurlHttp(BlockdevOptionsCurlBase):
-    """QMP reference, "BlockdevOptionsCurlHttp"."""
+    """A file behind an http URL (QMP reference, "BlockdevOptionsCurlHttp")."""
 
     cookie: str | None = None
     cookie_secret: str | None = None
 
 
 class BlockdevOptionsCurlHttps(BlockdevOptionsCurlBase):
-    """QMP reference, "BlockdevOptionsCurlHttps"."""
+    """A file behind an https URL (QMP reference, "BlockdevOptionsCurlHttps")."""
 
     cookie: str | None = None
     sslverify: bool | None = None
@@ -258,17 +258,17 @@ class BlockdevOptionsCurlHttps(BlockdevOptionsCurlBase):
 
 
 class BlockdevOptionsCurlFtp(BlockdevOptionsCurlBase):
-    """QMP reference, "BlockdevOptionsCurlFtp"."""
+    """A file behind an ftp URL (QMP reference, "BlockdevOptionsCurlFtp")."""
 
 
 class BlockdevOptionsCurlFtps(BlockdevOptionsCurlBase):
-    """QMP reference, "BlockdevOptionsCurlFtps"."""
+    """A file behind an ftps URL (QMP reference, "BlockdevOptionsCurlFtps")."""
 
     sslverify: bool | None = None
 
 
 class BlockdevOptionsNbd(Struct):
-    """QMP reference, "BlockdevOptionsNbd"."""
+    """An export of an NBD server (QMP reference, "BlockdevOptionsNbd")."""
 
     server: SocketAddress
     export: str | None = None

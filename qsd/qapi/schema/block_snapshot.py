@@ -9,11 +9,11 @@ from typing import Final, Literal, TypeAlias
 from qsd.qapi.model import Struct, command, commands
 
 NewImageMode: TypeAlias = Literal["existing", "absolute-paths"]
-"""QMP reference, "NewImageMode"."""
+"""Whether a command creates the image file itself (QMP reference, "NewImageMode")."""
 
 
 class BlockdevSnapshotSync(Struct):
-    """QMP reference, "BlockdevSnapshotSync"."""
+    """Put a new overlay image over a node (QMP reference, "BlockdevSnapshotSync")."""
 
     device: str | None = None
     node_name: str | None = None
@@ -24,7 +24,7 @@ class BlockdevSnapshotSync(Struct):
 
 
 class BlockdevSnapshot(Struct):
-    """QMP reference, "BlockdevSnapshot"."""
+    """Put an existing node over another one (QMP reference, "BlockdevSnapshot")."""
 
     node: str
     overlay: str
@@ -39,7 +39,7 @@ class ChangeBackingFileArguments(Struct):
 
 
 class BlockdevSnapshotInternal(Struct):
-    """QMP reference, "BlockdevSnapshotInternal"."""
+    """An internal snapshot to be taken (QMP reference, "BlockdevSnapshotInternal")."""
 
     device: str
     name: str

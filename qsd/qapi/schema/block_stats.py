@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class BlockDeviceTimedStats(Struct):
-    """QMP reference, "BlockDeviceTimedStats"."""
+    """Statistics of an interval (QMP reference, "BlockDeviceTimedStats")."""
 
     interval_length: int = member("interval_length")
     min_rd_latency_ns: int = member("min_rd_latency_ns")
@@ -34,7 +34,7 @@ class BlockDeviceTimedStats(Struct):
 
 
 class BlockDeviceStats(Struct):
-    """QMP reference, "BlockDeviceStats"."""
+    """Counters of one device or node (QMP reference, "BlockDeviceStats")."""
 
     rd_bytes: int = member("rd_bytes")
     wr_bytes: int = member("wr_bytes")
@@ -75,7 +75,7 @@ class BlockDeviceStats(Struct):
 
 
 class BlockStatsSpecificFile(Struct):
-    """QMP reference, "BlockStatsSpecificFile"."""
+    """Counters of discards in a file (QMP reference, "BlockStatsSpecificFile")."""
 
     discard_nb_ok: int
     discard_nb_failed: int
@@ -91,7 +91,7 @@ class BlockStatsSpecificNvme(Struct):
 
 
 class BlockStatsSpecific(Union):
-    """QMP reference, "BlockStatsSpecific"."""
+    """What only the node's driver counts (QMP reference, "BlockStatsSpecific")."""
 
     driver: BlockdevDriver
 
@@ -104,7 +104,7 @@ class BlockStatsSpecific(Union):
 
 
 class BlockStats(Struct):
-    """QMP reference, "BlockStats"."""
+    """Statistics of one device or node, and of those below it (QMP reference, "BlockStats")."""
 
     device: str | None = None
     qdev: str | None = None
@@ -122,7 +122,7 @@ class QueryBlockstatsArguments(Struct):
 
 
 class BlockLatencyHistogramInfo(Struct):
-    """QMP reference, "BlockLatencyHistogramInfo"."""
+    """How often a latency fell into each interval (QMP reference, "BlockLatencyHistogramInfo")."""
 
     boundaries: list[int]
     bins: list[int]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ChardevInfo(Struct):
-    """QMP reference, "ChardevInfo"."""
+    """One character device, as query-chardev shows it (QMP reference, "ChardevInfo")."""
 
     label: str
     filename: str
@@ -24,13 +24,13 @@ class ChardevInfo(Struct):
 
 
 class ChardevBackendInfo(Struct):
-    """QMP reference, "ChardevBackendInfo"."""
+    """One kind of character device (QMP reference, "ChardevBackendInfo")."""
 
     name: str
 
 
 DataFormat: TypeAlias = Literal["utf8", "base64"]
-"""QMP reference, "DataFormat"."""
+"""How data is spelt in JSON (QMP reference, "DataFormat")."""
 
 
 class RingbufWriteArguments(Struct):
@@ -50,14 +50,14 @@ class RingbufReadArguments(Struct):
 
 
 class ChardevCommon(Struct):
-    """QMP reference, "ChardevCommon"."""
+    """What all character devices share (QMP reference, "ChardevCommon")."""
 
     logfile: str | None = None
     logappend: bool | None = None
 
 
 class ChardevFile(ChardevCommon):
-    """QMP reference, "ChardevFile"."""
+    """A file (QMP reference, "ChardevFile")."""
 
     in_: str | None = member("in", default=None)
     out: str
@@ -65,13 +65,13 @@ class ChardevFile(ChardevCommon):
 
 
 class ChardevHostdev(ChardevCommon):
-    """QMP reference, "ChardevHostdev"."""
+    """A device of the host (QMP reference, "ChardevHostdev")."""
 
     device: str
 
 
 class ChardevSocket(ChardevCommon):
-    """QMP reference, "ChardevSocket"."""
+    """A stream socket, listening or connecting (QMP reference, "ChardevSocket")."""
 
     addr: SocketAddressLegacy
     tls_creds: str | None = None
@@ -86,20 +86,20 @@ class ChardevSocket(ChardevCommon):
 
 
 class ChardevUdp(ChardevCommon):
-    """QMP reference, "ChardevUdp"."""
+    """A UDP socket (QMP reference, "ChardevUdp")."""
 
     remote: SocketAddressLegacy
     local: SocketAddressLegacy | None = None
 
 
 class ChardevMux(ChardevCommon):
-    """QMP reference, "ChardevMux"."""
+    """Several users of one device (QMP reference, "ChardevMux")."""
 
     chardev: str
 
 
 class ChardevStdio(ChardevCommon):
-    """QMP reference, "ChardevStdio"."""
+    """Standard input and output (QMP reference, "ChardevStdio")."""
 
     signal: bool | None = None
 
@@ -132,7 +132,7 @@ class ChardevVC(ChardevCommon):
 
 
 class ChardevRingbuf(ChardevCommon):
-    """QMP reference, "ChardevRingbuf"."""
+    """A buffer in memory (QMP reference, "ChardevRingbuf")."""
 
     size: int | None = None
 
@@ -168,7 +168,7 @@ ChardevBackendKind: TypeAlias = Literal[
     "ringbuf",
     "memory",
 ]
-"""QMP reference, "ChardevBackendKind"."""
+"""The kinds of character devices (QMP reference, "ChardevBackendKind")."""
 
 
 class ChardevFileWrapper(Struct):
@@ -250,7 +250,7 @@ class ChardevRingbufWrapper(Struct):
 
 
 class ChardevBackend(Union):
-    """QMP reference, "ChardevBackend"."""
+    """A character device (QMP reference, "ChardevBackend")."""
 
     type: ChardevBackendKind
 
@@ -282,7 +282,7 @@ class ChardevBackend(Union):
 
 
 class ChardevReturn(Struct):
-    """QMP reference, "ChardevReturn"."""
+    """What adding a character device tells (QMP reference, "ChardevReturn")."""
 
     pty: str | None = None
 
@@ -314,7 +314,7 @@ class ChardevSendBreakArguments(Struct):
 
 
 class VserportChange(Event):
-    """QMP reference, "VSERPORT_CHANGE"."""
+    """A guest opened or closed a port (QMP reference, "VSERPORT_CHANGE")."""
 
     NAME: ClassVar[str] = "VSERPORT_CHANGE"
 

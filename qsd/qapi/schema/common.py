@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 IoOperationType: TypeAlias = Literal["read", "write"]
-"""QMP reference, "IoOperationType"."""
+"""Whether an I/O request reads or writes (QMP reference, "IoOperationType")."""
 
 
 OnOffAuto: TypeAlias = Literal["auto", "on", "off"]
-"""QMP reference, "OnOffAuto"."""
+"""A switch that may be left to the daemon (QMP reference, "OnOffAuto")."""
 
 
 OnOffSplit: TypeAlias = Literal["on", "off", "split"]
@@ -25,13 +25,13 @@ OnOffSplit: TypeAlias = Literal["on", "off", "split"]
 
 
 class String(Struct):
-    """QMP reference, "String"."""
+    """A string, where a union needs a struct (QMP reference, "String")."""
 
     str: str
 
 
 StrOrNull: TypeAlias = "str | NullType"
-"""QMP reference, "StrOrNull"."""
+"""A string or null (QMP reference, "StrOrNull")."""
 
 
 OffAutoPCIBAR: TypeAlias = Literal["off", "auto", "bar0", "bar1", "bar2", "bar3", "bar4", "bar5"]

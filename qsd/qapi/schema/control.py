@@ -16,11 +16,11 @@ class QmpCapabilitiesArguments(Struct):
 
 
 QMPCapability: TypeAlias = Literal["oob"]
-"""QMP reference, "QMPCapability"."""
+"""What a client can switch on (QMP reference, "QMPCapability")."""
 
 
 class VersionTriple(Struct):
-    """QMP reference, "VersionTriple"."""
+    """A version number (QMP reference, "VersionTriple")."""
 
     major: int
     minor: int
@@ -28,24 +28,24 @@ class VersionTriple(Struct):
 
 
 class VersionInfo(Struct):
-    """QMP reference, "VersionInfo"."""
+    """Version and package (QMP reference, "VersionInfo")."""
 
     qemu: VersionTriple
     package: str
 
 
 class CommandInfo(Struct):
-    """QMP reference, "CommandInfo"."""
+    """One command (QMP reference, "CommandInfo")."""
 
     name: str
 
 
 MonitorMode: TypeAlias = Literal["readline", "control"]
-"""QMP reference, "MonitorMode"."""
+"""The protocols of a monitor (QMP reference, "MonitorMode")."""
 
 
 class MonitorOptions(Struct):
-    """QMP reference, "MonitorOptions"."""
+    """A monitor, on the command line (QMP reference, "MonitorOptions")."""
 
     id: str | None = None
     mode: MonitorMode | None = None

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 QCryptoTLSCredsEndpoint: TypeAlias = Literal["client", "server"]
-"""QMP reference, "QCryptoTLSCredsEndpoint"."""
+"""Which end of a TLS connection the credentials are for (QMP reference)."""
 
 
 QCryptoSecretFormat: TypeAlias = Literal["raw", "base64"]
-"""QMP reference, "QCryptoSecretFormat"."""
+"""How a secret's data is spelt (QMP reference, "QCryptoSecretFormat")."""
 
 QCryptoHashAlgorithm: TypeAlias = Literal[
     "md5",
@@ -59,29 +59,29 @@ QCryptoIVGenAlgorithm: TypeAlias = Literal["plain", "plain64", "essiv"]
 
 
 QCryptoBlockFormat: TypeAlias = Literal["qcow", "luks"]
-"""QMP reference, "QCryptoBlockFormat"."""
+"""The encryption formats of images (QMP reference, "QCryptoBlockFormat")."""
 
 
 class QCryptoBlockOptionsBase(Struct):
-    """QMP reference, "QCryptoBlockOptionsBase"."""
+    """What all encryption options begin with (QMP reference, "QCryptoBlockOptionsBase")."""
 
     format: QCryptoBlockFormat
 
 
 class QCryptoBlockOptionsQCow(Struct):
-    """QMP reference, "QCryptoBlockOptionsQCow"."""
+    """How to open AES-CBC encryption of old qcow images (QMP reference)."""
 
     key_secret: str | None = None
 
 
 class QCryptoBlockOptionsLUKS(Struct):
-    """QMP reference, "QCryptoBlockOptionsLUKS"."""
+    """How to open LUKS (QMP reference, "QCryptoBlockOptionsLUKS")."""
 
     key_secret: str | None = None
 
 
 class QCryptoBlockCreateOptionsLUKS(QCryptoBlockOptionsLUKS):
-    """QMP reference, "QCryptoBlockCreateOptionsLUKS"."""
+    """How to create LUKS (QMP reference, "QCryptoBlockCreateOptionsLUKS")."""
 
     cipher_alg: QCryptoCipherAlgorithm | None = None
     cipher_mode: QCryptoCipherMode | None = None
@@ -92,7 +92,7 @@ class QCryptoBlockCreateOptionsLUKS(QCryptoBlockOptionsLUKS):
 
 
 class QCryptoBlockOpenOptions(Union, QCryptoBlockOptionsBase):
-    """QMP reference, "QCryptoBlockOpenOptions"."""
+    """How to open an encrypted image (QMP reference, "QCryptoBlockOpenOptions")."""
 
     TAG: ClassVar[str] = "format"
     BRANCHES: ClassVar[Mapping[str, str]] = {
@@ -102,7 +102,7 @@ class QCryptoBlockOpenOptions(Union, QCryptoBlockOptionsBase):
 
 
 class QCryptoBlockCreateOptions(Union, QCryptoBlockOptionsBase):
-    """QMP reference, "QCryptoBlockCreateOptions"."""
+    """How to create an encrypted image (QMP reference, "QCryptoBlockCreateOptions")."""
 
     TAG: ClassVar[str] = "format"
     BRANCHES: ClassVar[Mapping[str, str]] = {
@@ -118,7 +118,7 @@ class QCryptoBlockInfoBase(Struct):
 
 
 class QCryptoBlockInfoLUKSSlot(Struct):
-    """QMP reference, "QCryptoBlockInfoLUKSSlot"."""
+    """One key slot (QMP reference, "QCryptoBlockInfoLUKSSlot")."""
 
     active: bool
     iters: int | None = None
@@ -127,7 +127,7 @@ class QCryptoBlockInfoLUKSSlot(Struct):
 
 
 class QCryptoBlockInfoLUKS(Struct):
-    """QMP reference, "QCryptoBlockInfoLUKS"."""
+    """What a LUKS header says (QMP reference, "QCryptoBlockInfoLUKS")."""
 
     cipher_alg: QCryptoCipherAlgorithm
     cipher_mode: QCryptoCipherMode
@@ -154,7 +154,7 @@ QCryptoBlockLUKSKeyslotState: TypeAlias = Literal["active", "inactive"]
 
 
 class QCryptoBlockAmendOptionsLUKS(Struct):
-    """QMP reference, "QCryptoBlockAmendOptionsLUKS"."""
+    """How to change key slots (QMP reference, "QCryptoBlockAmendOptionsLUKS")."""
 
     state: QCryptoBlockLUKSKeyslotState
     new_secret: str | None = None
@@ -174,7 +174,7 @@ class QCryptoBlockAmendOptions(Union, QCryptoBlockOptionsBase):
 
 
 class SecretCommonProperties(Struct):
-    """QMP reference, "SecretCommonProperties"."""
+    """What all kinds of secrets share (QMP reference, "SecretCommonProperties")."""
 
     loaded: bool | None = member(default=None, features=DEPRECATED)
     format: QCryptoSecretFormat | None = None
@@ -183,7 +183,7 @@ class SecretCommonProperties(Struct):
 
 
 class SecretProperties(SecretCommonProperties):
-    """QMP reference, "SecretProperties"."""
+    """A secret given inline or in a file (QMP reference, "SecretProperties")."""
 
     data: str | None = None
     file: str | None = None
@@ -195,13 +195,13 @@ class SecretProperties(SecretCommonProperties):
 
 
 class SecretKeyringProperties(SecretCommonProperties):
-    """QMP reference, "SecretKeyringProperties"."""
+    """A secret in the kernel's keyring (QMP reference, "SecretKeyringProperties")."""
 
     serial: Int32
 
 
 class TlsCredsProperties(Struct):
-    """QMP reference, "TlsCredsProperties"."""
+    """What all TLS credentials share (QMP reference, "TlsCredsProperties")."""
 
     verify_peer: bool | None = None
     dir: str | None = None

@@ -22,11 +22,11 @@ SchemaMetaType: TypeAlias = Literal[
     "command",
     "event",
 ]
-"""QMP reference, "SchemaMetaType"."""
+"""The kinds of schema entries (QMP reference, "SchemaMetaType")."""
 
 
 class SchemaInfo(Union):
-    """QMP reference, "SchemaInfo"."""
+    """One entry of the schema (QMP reference, "SchemaInfo")."""
 
     name: str
     meta_type: SchemaMetaType
@@ -60,7 +60,7 @@ JSONType: TypeAlias = Literal[
     "array",
     "value",
 ]
-"""QMP reference, "JSONType"."""
+"""The types of JSON values (QMP reference, "JSONType")."""
 
 
 class SchemaInfoEnum(Struct):

@@ -23,7 +23,7 @@ JobType: TypeAlias = Literal[
     "snapshot-save",
     "snapshot-delete",
 ]
-"""QMP reference, "JobType"."""
+"""What a job does (QMP reference, "JobType")."""
 
 JobStatus: TypeAlias = Literal[
     "undefined",
@@ -38,7 +38,7 @@ JobStatus: TypeAlias = Literal[
     "concluded",
     "null",
 ]
-"""QMP reference, "JobStatus"."""
+"""Where a job is in its life (QMP reference, "JobStatus")."""
 
 JobVerb: TypeAlias = Literal[
     "cancel",
@@ -49,11 +49,11 @@ JobVerb: TypeAlias = Literal[
     "dismiss",
     "finalize",
 ]
-"""QMP reference, "JobVerb"."""
+"""What can be asked of a job (QMP reference, "JobVerb")."""
 
 
 class JobStatusChange(Event):
-    """QMP reference, "JOB_STATUS_CHANGE"."""
+    """A job has moved to another status (QMP reference, "JOB_STATUS_CHANGE")."""
 
     NAME: ClassVar[str] = "JOB_STATUS_CHANGE"
 
@@ -98,7 +98,7 @@ class JobFinalizeArguments(Struct):
 
 
 class JobInfo(Struct):
-    """QMP reference, "JobInfo"."""
+    """One job, as query-jobs shows it (QMP reference, "JobInfo")."""
 
     id: str
     type: JobType

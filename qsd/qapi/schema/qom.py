@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class ObjectPropertyInfo(Struct):
-    """QMP reference, "ObjectPropertyInfo"."""
+    """One property (QMP reference, "ObjectPropertyInfo")."""
 
     name: str
     type: str
@@ -44,7 +44,7 @@ class QomSetArguments(Struct):
 
 
 class ObjectTypeInfo(Struct):
-    """QMP reference, "ObjectTypeInfo"."""
+    """One type of objects (QMP reference, "ObjectTypeInfo")."""
 
     name: str
     abstract: bool | None = None
@@ -110,11 +110,11 @@ ObjectType: TypeAlias = Literal[
     "x-remote-object",
     "x-vfio-user-server",
 ]
-"""QMP reference, "ObjectType"."""
+"""The types of user-creatable objects (QMP reference, "ObjectType")."""
 
 
 class ObjectOptions(Union):
-    """QMP reference, "ObjectOptions"."""
+    """An object to be created (QMP reference, "ObjectOptions")."""
 
     qom_type: ObjectType
     id: str

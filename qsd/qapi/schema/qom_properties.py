@@ -128,7 +128,7 @@ class InputLinuxProperties(Struct):
 
 
 class EventLoopBaseProperties(Struct):
-    """QMP reference, "EventLoopBaseProperties"."""
+    """What all event loops share (QMP reference, "EventLoopBaseProperties")."""
 
     aio_max_batch: int | None = None
     thread_pool_min: int | None = None
@@ -136,7 +136,7 @@ class EventLoopBaseProperties(Struct):
 
 
 class IothreadProperties(EventLoopBaseProperties):
-    """QMP reference, "IothreadProperties"."""
+    """A thread that runs an event loop (QMP reference, "IothreadProperties")."""
 
     poll_max_ns: int | None = None
     poll_grow: int | None = None
@@ -144,7 +144,7 @@ class IothreadProperties(EventLoopBaseProperties):
 
 
 class MainLoopProperties(EventLoopBaseProperties):
-    """QMP reference, "MainLoopProperties"."""
+    """The main event loop (QMP reference, "MainLoopProperties")."""
 
 
 class MemoryBackendProperties(Struct):
@@ -186,7 +186,7 @@ class MemoryBackendEpcProperties(MemoryBackendProperties):
 
 
 class PrManagerHelperProperties(Struct):
-    """QMP reference, "PrManagerHelperProperties"."""
+    """A helper for persistent reservations (QMP reference, "PrManagerHelperProperties")."""
 
     path: str
 
@@ -244,7 +244,7 @@ class SevGuestProperties(Struct):
 
 
 class ThreadContextProperties(Struct):
-    """QMP reference, "ThreadContextProperties"."""
+    """Where threads are created (QMP reference, "ThreadContextProperties")."""
 
     cpu_affinity: list[UInt16] | None = None
     node_affinity: list[UInt16] | None = None

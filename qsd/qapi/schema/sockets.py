@@ -25,14 +25,14 @@ NetworkAddressFamily: TypeAlias = Literal["ipv4", "ipv6", "unix", "vsock", "unkn
 
 
 class InetSocketAddressBase(Struct):
-    """QMP reference, "InetSocketAddressBase"."""
+    """Host and port (QMP reference, "InetSocketAddressBase")."""
 
     host: str
     port: str
 
 
 class InetSocketAddress(InetSocketAddressBase):
-    """QMP reference, "InetSocketAddress"."""
+    """A TCP address (QMP reference, "InetSocketAddress")."""
 
     numeric: bool | None = None
     to: UInt16 | None = None
@@ -43,7 +43,7 @@ class InetSocketAddress(InetSocketAddressBase):
 
 
 class UnixSocketAddress(Struct):
-    """QMP reference, "UnixSocketAddress"."""
+    """The address of a unix socket (QMP reference, "UnixSocketAddress")."""
 
     path: str
     abstract: bool | None = None
@@ -51,7 +51,7 @@ class UnixSocketAddress(Struct):
 
 
 class VsockSocketAddress(Struct):
-    """QMP reference, "VsockSocketAddress"."""
+    """An address between host and guest (QMP reference, "VsockSocketAddress")."""
 
     cid: str
     port: str
@@ -82,7 +82,7 @@ class StringWrapper(Struct):
 
 
 class SocketAddressLegacy(Union):
-    """QMP reference, "SocketAddressLegacy"."""
+    """A socket address with its members wrapped in "data" (QMP reference)."""
 
     type: SocketAddressType
 
@@ -96,11 +96,11 @@ class SocketAddressLegacy(Union):
 
 
 SocketAddressType: TypeAlias = Literal["inet", "unix", "vsock", "fd"]
-"""QMP reference, "SocketAddressType"."""
+"""The kinds of socket addresses (QMP reference, "SocketAddressType")."""
 
 
 class SocketAddress(Union):
-    """QMP reference, "SocketAddress"."""
+    """A socket address (QMP reference, "SocketAddress")."""
 
     type: SocketAddressType
 

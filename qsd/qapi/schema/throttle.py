@@ -8,7 +8,7 @@ from qsd.qapi.model import DEPRECATED, UNSTABLE, Struct, member
 
 
 class ThrottleLimits(Struct):
-    """QMP reference, "ThrottleLimits"."""
+    """How much I/O is let through (QMP reference, "ThrottleLimits")."""
 
     iops_total: int | None = None
     iops_total_max: int | None = None
@@ -32,7 +32,7 @@ class ThrottleLimits(Struct):
 
 
 class ThrottleGroupProperties(Struct):
-    """QMP reference, "ThrottleGroupProperties"."""
+    """Limits that several nodes share (QMP reference, "ThrottleGroupProperties")."""
 
     limits: ThrottleLimits | None = None
     x_iops_total: int | None = member(default=None, features=UNSTABLE)
@@ -57,7 +57,7 @@ class ThrottleGroupProperties(Struct):
 
 
 class BlockIOThrottle(Struct):
-    """QMP reference, "BlockIOThrottle"."""
+    """Limits of one device (QMP reference, "BlockIOThrottle")."""
 
     device: str | None = member(default=None, features=DEPRECATED)
     id: str | None = None

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 
 class Abort(Struct):
-    """QMP reference, "Abort"."""
+    """An action that always fails (QMP reference, "Abort")."""
 
 
 ActionCompletionMode: TypeAlias = Literal["individual", "grouped"]
-"""QMP reference, "ActionCompletionMode"."""
+"""Whether the jobs of a transaction succeed or fail together (QMP reference)."""
 
 TransactionActionKind: TypeAlias = Literal[
     "abort",
@@ -46,7 +46,7 @@ TransactionActionKind: TypeAlias = Literal[
     "blockdev-snapshot-sync",
     "drive-backup",
 ]
-"""QMP reference, "TransactionActionKind"."""
+"""What can be part of a transaction (QMP reference, "TransactionActionKind")."""
 
 
 class AbortWrapper(Struct):
@@ -104,7 +104,7 @@ class DriveBackupWrapper(Struct):
 
 
 class TransactionAction(Union):
-    """QMP reference, "TransactionAction"."""
+    """One action (QMP reference, "TransactionAction")."""
 
     type: TransactionActionKind
 
@@ -126,7 +126,7 @@ class TransactionAction(Union):
 
 
 class TransactionProperties(Struct):
-    """QMP reference, "TransactionProperties"."""
+    """How a transaction is carried out (QMP reference, "TransactionProperties")."""
 
     completion_mode: ActionCompletionMode | None = None
 
