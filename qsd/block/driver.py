@@ -87,6 +87,9 @@ class Driver:
     filtered_is_backing: ClassVar[bool] = False
     #: Whether an image names a backing file.
     supports_backing: ClassVar[bool] = False
+    #: A write behind the end makes the image longer.  `write_nowait` must refuse such a write, or
+    #: call ``node.length_changed()`` after it.
+    grows: ClassVar[bool] = False
     #: FUA write requests are handled by the driver; else the engine flushes.
     native_fua: ClassVar[bool] = False
     #: Writes with the COMPRESSED flag are understood.

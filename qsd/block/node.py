@@ -210,13 +210,14 @@ class Node:
     def _check(self, offset: int, length: int) -> None:
         if self.closed:
             raise os_error(errno.ENOMEDIUM)
-        if offset < 0 or length < 0 or offset + length > self.length():
+        if offset < 0 or length < 0 or (length and offset + length > self.length()):
             raise os_error(errno.EIO)
 
     def _check_write(self, offset: int, length: int) -> None:
         if self.read_only:
             raise os_error(errno.EPERM)
-        self._check(offset, length)
+        # Formats write behind the end of a file to make it longer.
+        self._check(offset, 0 if self.driver.grows else length)
 
     async def read(self, offset: int, view: memoryview) -> None:
         """Fill `view` with the node's content."""
@@ -326,6 +327,8 @@ class Node:
         end = offset + length
         if end > self.wr_highest_offset:
             self.wr_highest_offset = end
+        if end > self._length and self.driver.grows:
+            self.length_changed()
         if self.bitmaps:
             for bitmap in self.bitmaps.values():
                 bitmap.mark(offset, length)
