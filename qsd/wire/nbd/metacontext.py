@@ -56,7 +56,7 @@ def match(query: str, offered: Sequence[str], *, listing: bool) -> list[int]:
 
 
 def select(queries: Sequence[str], offered: Sequence[str], *, listing: bool) -> list[int]:
-    """Return the positions that a list of queries selects, in the order of offer and without repeats.
+    """Return the positions that a list of queries selects: in the order of offer, no repeats.
 
     An empty list of queries means everything when listing and nothing when setting.
     """

@@ -1,0 +1,121 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""Dirty bitmaps as an NBD export shows them: ``qemu:dirty-bitmap:NAME``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, cast
+
+from qsd.errors import QmpError
+from qsd.wire.nbd import messages as nbd
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from qsd.block.graph import Graph
+    from qsd.block.node import Node
+    from qsd.qapi.schema.block_bitmap import BlockDirtyBitmapOrStr
+
+
+class Bitmap(Protocol):
+    """What an export needs of a dirty bitmap.
+
+    Attributes:
+        name: Its name.
+        enabled: Whether writes are recorded.
+        busy: Whether an operation uses it, so that nobody else may change it.
+    """
+
+    name: str
+    enabled: bool
+    busy: bool
+
+    def next_dirty_area(self, offset: int, end: int) -> tuple[int, int] | None:
+        """Return (offset, length) of the first dirty area in a range, clipped to it, or None."""
+
+
+class ExportedBitmap:
+    """One bitmap of an export; busy as long as the export is there."""
+
+    __slots__ = ("_bitmap",)
+
+    def __init__(self, bitmap: Bitmap) -> None:
+        self._bitmap = bitmap
+        bitmap.busy = True
+
+    @property
+    def name(self) -> str:
+        """The bitmap's name."""
+        return self._bitmap.name
+
+    def release(self) -> None:
+        """Let others change the bitmap again."""
+        self._bitmap.busy = False
+
+    def extents(self, offset: int, length: int, limit: int) -> list[tuple[int, int]]:
+        """Return (length, state) extents of a range, at most `limit` of them."""
+        extents: list[tuple[int, int]] = []
+        end = offset + length
+        while offset < end and len(extents) < limit:
+            area = self._bitmap.next_dirty_area(offset, end)
+            if area is None:
+                extents.append((end - offset, 0))
+                break
+            start, dirty = area
+            if start > offset:
+                extents.append((start - offset, 0))
+            extents.append((dirty, nbd.STATE_DIRTY))
+            offset = start + dirty
+        return extents[:limit]
+
+
+def _find_below(node: Node, name: str) -> Bitmap | None:
+    """Return the bitmap of that name in a node or in what it filters or is based on."""
+    layer: Node | None = node
+    while layer is not None:
+        if name in layer.bitmaps:
+            return cast("Bitmap", layer.bitmaps[name])
+        edge = layer.children.get("backing")
+        if edge is None and layer.driver.family == "filter":
+            edge = layer.children.get("file")
+        layer = edge.node if edge is not None else None
+    return None
+
+
+def _find(graph: Graph, node: Node, ref: BlockDirtyBitmapOrStr) -> Bitmap:
+    if isinstance(ref, str):
+        found = _find_below(node, ref)
+        if found is None:
+            raise QmpError(f"Bitmap '{ref}' is not found")
+        return found
+    other = graph.nodes.get(ref.node)
+    if other is None:
+        raise QmpError(f"Node '{ref.node}' not found")
+    if ref.name not in other.bitmaps:
+        raise QmpError(f"Dirty bitmap '{ref.name}' not found")
+    return cast("Bitmap", other.bitmaps[ref.name])
+
+
+def take_bitmaps(
+    graph: Graph, node: Node, refs: Sequence[BlockDirtyBitmapOrStr], *, read_only: bool
+) -> list[ExportedBitmap]:
+    """Reserve the bitmaps that an export of `node` shall show.
+
+    Raises:
+        QmpError: One is not there, in use, or may change under a read-only export; none is taken.
+    """
+    found: list[Bitmap] = []
+    for ref in refs:
+        bitmap = _find(graph, node, ref)
+        if bitmap.busy:
+            raise QmpError(
+                f"Bitmap '{bitmap.name}' is currently in use by another operation and cannot be "
+                "used"
+            )
+        if read_only and bitmap.enabled:
+            # A read-only client may trust in what it reads once.
+            raise QmpError(f"Enabled bitmap '{bitmap.name}' incompatible with readonly export")
+        if len(bitmap.name) > nbd.MAX_STRING - 64:
+            raise QmpError(f"Bitmap '{bitmap.name}' name too long for an export")
+        found.append(bitmap)
+    return [ExportedBitmap(bitmap) for bitmap in found]

@@ -1,0 +1,312 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""NBD requests that need more than one function call: the plain path of the server.
+
+Every request that :mod:`qsd.exports.nbd_transmission` cannot answer at once runs here as a coroutine.
+It is started eagerly, so it still costs no task if nothing suspends it.  Each one puts its reply into
+the outlet; replies leave in the order in which requests finish (NBD specification, "Ordering of
+messages and writes").
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from qsd.block.mapping import FUA, MAY_UNMAP, NO_FALLBACK, ST_DATA, ST_ZERO
+from qsd.errors import describe
+from qsd.wire.nbd import messages as nbd
+from qsd.wire.nbd import metacontext
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from qsd.block.backend import Backend
+    from qsd.exports.buffers import BufferPool
+    from qsd.exports.nbd_bitmaps import ExportedBitmap
+    from qsd.exports.outlet import Outlet
+    from qsd.wire.nbd.server import Session
+
+#: Bytes; how far a look for holes goes beyond the request that asks, so that the next one knows.
+_LOOK_AHEAD: Final = 16 << 20
+#: Bytes; the piece in which a cache request reads.
+_CACHE_STEP: Final = 2 << 20
+#: Extents; after so many a long status request lets others run.
+_STATUS_TURN: Final = 256
+#: Bytes in front of a payload in a reply buffer: the longest header.
+_HEADER: Final = 32
+
+#: What a failure of a command is called.
+_FAILURES: Final = {
+    nbd.CMD_READ: "reading from file failed",
+    nbd.CMD_WRITE: "writing to file failed",
+    nbd.CMD_FLUSH: "flush failed",
+    nbd.CMD_TRIM: "discard failed",
+    nbd.CMD_CACHE: "caching data failed",
+    nbd.CMD_WRITE_ZEROES: "writing to file failed",
+    nbd.CMD_BLOCK_STATUS: "can't get block status",
+}
+
+
+class HoleLookupError(OSError):
+    """Block status failed where only data was asked for."""
+
+
+class KnownData:
+    """A range that a look for holes found to be data, shared by the connections of an export.
+
+    It only saves lookups: an OFFSET_DATA chunk full of zeroes is always a valid reply.
+
+    Attributes:
+        start, end: The range, bytes.
+    """
+
+    __slots__ = ("end", "start")
+
+    def __init__(self) -> None:
+        self.start = 0
+        self.end = 0
+
+    def forget(self) -> None:
+        """Holes may have come into being."""
+        self.start = self.end = 0
+
+
+class Requests:
+    """Carries out requests that passed all checks.
+
+    Attributes:
+        known_data: See :class:`KnownData`.
+    """
+
+    __slots__ = ("_backend", "_bitmaps", "_outlet", "_pool", "_session", "known_data")
+
+    def __init__(
+        self,
+        backend: Backend,
+        session: Session,
+        bitmaps: Sequence[ExportedBitmap],
+        known_data: KnownData,
+        outlet: Outlet,
+        pool: BufferPool,
+    ) -> None:
+        self._backend = backend
+        self._session = session
+        self._bitmaps = bitmaps
+        self.known_data = known_data
+        self._outlet = outlet
+        self._pool = pool
+
+    async def run(
+        self,
+        flags: int,
+        command: int,
+        cookie: int,
+        offset: int,
+        length: int,
+        payload: memoryview | None,
+    ) -> None:
+        """Carry out one request and put its reply into the outlet.
+
+        Args:
+            flags, command, cookie, offset, length: From the request, checked.
+            payload: What to write; the caller keeps it alive until this returns.
+        """
+        try:
+            if command == nbd.CMD_READ:
+                if flags & nbd.CMD_FLAG_DF or not self._session.structured:
+                    await self._read_whole(cookie, offset, length)
+                else:
+                    await self._read_chunks(cookie, offset, length)
+                return
+            if command == nbd.CMD_BLOCK_STATUS:
+                await self._block_status(flags, cookie, offset, length)
+                return
+            await self._change(flags, command, offset, length, payload)
+            reply = nbd.simple_reply(cookie)
+        except HoleLookupError as exc:
+            text = f"unable to check for holes: {exc.strerror}"
+            reply = self._failure(cookie, exc, text)
+        except OSError as exc:
+            reply = self._failure(cookie, exc, _FAILURES[command])
+        self._outlet.put(reply)
+
+    def _failure(self, cookie: int, exc: OSError, text: str) -> bytes:
+        return nbd.error_reply(cookie, nbd.error_code(exc.errno), text, self._session.structured)
+
+    async def _change(
+        self, flags: int, command: int, offset: int, length: int, payload: memoryview | None
+    ) -> None:
+        """Carry out a request that is answered with success or an error, nothing else."""
+        backend = self._backend
+        fua = FUA if flags & nbd.CMD_FLAG_FUA else 0
+        if command == nbd.CMD_WRITE:
+            assert payload is not None
+            await backend.write(offset, payload, fua)
+        elif command == nbd.CMD_WRITE_ZEROES:
+            mode = fua
+            if not flags & nbd.CMD_FLAG_NO_HOLE:
+                mode |= MAY_UNMAP
+            if flags & nbd.CMD_FLAG_FAST_ZERO:
+                mode |= NO_FALLBACK
+            await backend.zero(offset, length, mode)
+            self.known_data.forget()
+        elif command == nbd.CMD_TRIM:
+            await backend.discard(offset, length)
+            self.known_data.forget()
+            if fua:
+                await backend.flush()
+        elif command == nbd.CMD_FLUSH:
+            await backend.flush()
+        else:
+            await self._cache(offset, length)
+
+    async def _cache(self, offset: int, length: int) -> None:
+        """Read a range for the sake of the caches below (NBD_CMD_CACHE)."""
+        if not length:
+            return
+        buffer = self._pool.take(min(length, _CACHE_STEP))
+        try:
+            for start in range(0, length, _CACHE_STEP):
+                step = min(_CACHE_STEP, length - start)
+                await self._backend.read(offset + start, buffer.view[:step])
+        finally:
+            buffer.drop()
+
+    # Reading
+
+    async def _read_whole(self, cookie: int, offset: int, length: int) -> None:
+        """Answer a read with one payload."""
+        if not length:
+            self._put_empty(cookie)
+            return
+        if self._session.structured:
+            await self._read_piece(cookie, offset, length, True)
+            return
+        buffer = self._pool.take(_HEADER + length)
+        try:
+            await self._backend.read(offset, buffer.view[_HEADER : _HEADER + length])
+        except BaseException:
+            buffer.drop()
+            raise
+        start = _HEADER - nbd.SIMPLE_REPLY.size
+        nbd.SIMPLE_REPLY.pack_into(buffer.data, start, nbd.SIMPLE_REPLY_MAGIC, 0, cookie)
+        self._outlet.put(buffer.view[start : _HEADER + length], buffer)
+
+    def _put_empty(self, cookie: int) -> None:
+        if self._session.structured:
+            self._outlet.put(nbd.none_chunk(cookie))
+        else:
+            self._outlet.put(nbd.simple_reply(cookie))
+
+    async def _read_piece(self, cookie: int, offset: int, length: int, final: bool) -> None:
+        """Answer with an OFFSET_DATA chunk."""
+        buffer = self._pool.take(_HEADER + length)
+        try:
+            await self._backend.read(offset, buffer.view[_HEADER : _HEADER + length])
+        except BaseException:
+            buffer.drop()
+            raise
+        start = _HEADER - nbd.DATA_CHUNK.size
+        nbd.DATA_CHUNK.pack_into(
+            buffer.data,
+            start,
+            nbd.STRUCTURED_REPLY_MAGIC,
+            final,
+            nbd.REPLY_OFFSET_DATA,
+            cookie,
+            8 + length,
+            offset,
+        )
+        self._outlet.put(buffer.view[start : _HEADER + length], buffer)
+
+    async def _read_chunks(self, cookie: int, offset: int, length: int) -> None:
+        """Answer a read with data chunks and hole chunks, as the image has them."""
+        if not length:
+            self._put_empty(cookie)
+            return
+        end = offset + length
+        while offset < end:
+            extent, is_zero = await self._look_for_hole(offset, end - offset)
+            final = offset + extent == end
+            if is_zero:
+                self._outlet.put(nbd.hole_chunk(cookie, offset, extent, final))
+            else:
+                await self._read_piece(cookie, offset, extent, final)
+            offset += extent
+
+    async def _look_for_hole(self, offset: int, length: int) -> tuple[int, bool]:
+        """Return (length, whether it reads as zeroes) for the start of a range.
+
+        Raises:
+            HoleLookupError: Block status failed.
+        """
+        known = self.known_data
+        if known.start <= offset < known.end:
+            return min(length, known.end - offset), False
+        ahead = min(max(length, _LOOK_AHEAD), self._session.size - offset)
+        try:
+            status = await self._backend.block_status(offset, ahead)
+        except OSError as exc:
+            raise HoleLookupError(exc.errno, describe(exc)) from exc
+        if status.flags & ST_ZERO:
+            return min(length, status.length), True
+        if known.end == offset and known.end > known.start:
+            known.end = offset + status.length
+        else:
+            known.start, known.end = offset, offset + status.length
+        return min(length, status.length), False
+
+    # Block status
+
+    async def _block_status(self, flags: int, cookie: int, offset: int, length: int) -> None:
+        """Answer with one chunk for each negotiated context."""
+        limit = 1 if flags & nbd.CMD_FLAG_REQ_ONE else nbd.MAX_EXTENTS
+        contexts = self._session.contexts
+        for context in contexts:
+            if context == metacontext.BASE_ALLOCATION_ID:
+                extents = await self._collect(self._allocation, offset, length, limit)
+            elif context == metacontext.ALLOCATION_DEPTH_ID:
+                extents = await self._collect(self._depth, offset, length, limit)
+            else:
+                bitmap = self._bitmaps[context - metacontext.FIRST_BITMAP_ID]
+                extents = bitmap.extents(offset, length, limit)
+            final = context == contexts[-1]
+            self._outlet.put(nbd.status_chunk(cookie, context, extents, final))
+
+    async def _allocation(self, offset: int, length: int) -> tuple[int, int]:
+        status = await self._backend.block_status(offset, length)
+        state = 0 if status.flags & ST_DATA else nbd.STATE_HOLE
+        if status.flags & ST_ZERO:
+            state |= nbd.STATE_ZERO
+        return status.length, state
+
+    async def _depth(self, offset: int, length: int) -> tuple[int, int]:
+        return await self._backend.allocation_depth(offset, length)
+
+    @staticmethod
+    async def _collect(
+        ask: Callable[[int, int], Awaitable[tuple[int, int]]], offset: int, length: int, limit: int
+    ) -> list[tuple[int, int]]:
+        """Return merged (length, state) extents from `offset` on, at most `limit` of them.
+
+        The last one never reaches beyond the range; the list is shorter than the range if the limit
+        is reached.
+        """
+        extents: list[tuple[int, int]] = []
+        end = offset + length
+        asked = 0
+        while offset < end:
+            extent, state = await ask(offset, end - offset)
+            if extents and extents[-1][1] == state:
+                extents[-1] = (extents[-1][0] + extent, state)
+            elif len(extents) == limit:
+                break
+            else:
+                extents.append((extent, state))
+            offset += extent
+            asked += 1
+            if not asked % _STATUS_TURN:
+                from asyncio import sleep
+
+                await sleep(0)
+        return extents
