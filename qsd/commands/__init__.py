@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 HANDLERS: Final[Mapping[str, str]] = {
+    "block-export-add": "export:block_export_add",
+    "block-export-del": "export:block_export_del",
     "block-job-cancel": "job:block_job_cancel",
     "block-job-complete": "job:block_job_complete",
     "block-job-dismiss": "job:block_job_dismiss",
@@ -33,6 +35,10 @@ HANDLERS: Final[Mapping[str, str]] = {
     "job-finalize": "job:job_finalize",
     "job-pause": "job:job_pause",
     "job-resume": "job:job_resume",
+    "nbd-server-add": "nbd_server:nbd_server_add",
+    "nbd-server-remove": "nbd_server:nbd_server_remove",
+    "nbd-server-start": "nbd_server:nbd_server_start",
+    "nbd-server-stop": "nbd_server:nbd_server_stop",
     "object-add": "qom:object_add",
     "object-del": "qom:object_del",
     "qom-get": "qom:qom_get",
@@ -41,6 +47,7 @@ HANDLERS: Final[Mapping[str, str]] = {
     "qom-list-types": "qom:qom_list_types",
     "qom-set": "qom:qom_set",
     "query-block": "block:query_block",
+    "query-block-exports": "export:query_block_exports",
     "query-block-jobs": "job:query_block_jobs",
     "query-blockstats": "block:query_blockstats",
     "query-jobs": "job:query_jobs",
