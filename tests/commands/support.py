@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import Any, Self
 
 from qsd.commands import HANDLERS
 from qsd.commands.context import Context
@@ -37,11 +37,11 @@ class Daemon:
             events=self.rig.events,
             workers=self.rig.pool,
             tasks=self.rig.tasks,
-            find_creator=lambda name: self.creators.get(name),
+            find_creator=self.creators.get,
             shutdown=lambda: None,
         )
 
-    async def __aenter__(self) -> Daemon:
+    async def __aenter__(self) -> Self:
         await self.rig.__aenter__()
         return self
 

@@ -141,14 +141,14 @@ def test_complete_finalize_dismiss(prefix: str) -> None:
     async def story(daemon: Daemon, job: Mirror) -> None:
         await daemon.qmp(f"{prefix}job-complete", **{key: "m"})
         await turns()
-        assert job.status == "pending"
+        assert job.info().status == "pending"
         assert (await refused(daemon, f"{prefix}job-dismiss", id="m"))[1] == (
             "Job 'm' in state 'pending' cannot accept command verb 'dismiss'"
         )
         await daemon.qmp(f"{prefix}job-finalize", id="m")
-        assert job.status == "concluded"
+        assert job.info().status == "concluded"
         await daemon.qmp(f"{prefix}job-dismiss", id="m")
-        assert job.status == "null"
+        assert daemon.context.jobs.find("m") is None
 
     with_jobs(story, auto_finalize=False, auto_dismiss=False)
 

@@ -158,11 +158,12 @@ def test_error_policies(policy: BlockdevOnError, code: int, action: str) -> None
             assert not job.user_paused
             return
         assert world.take() == ["BLOCK_JOB_ERROR", "j paused"]
-        assert job.io_status == ("nospace" if code == errno.ENOSPC else "failed")
+        stopped = "nospace" if code == errno.ENOSPC else "failed"
+        assert to_json(job.block_info())["io-status"] == stopped
         job.handle_error(policy, False, os_error(code))
         job.user_resume()
-        assert job.io_status == "ok"
-        assert job.status == "running"
+        info = to_json(job.block_info())
+        assert (info["io-status"], info["status"]) == ("ok", "running")
 
     in_world(story)
 
