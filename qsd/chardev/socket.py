@@ -1,0 +1,356 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""Character devices on sockets: as a server for one client after the other, or as a client.
+
+A server accepts one client at a time; others wait in the listener's backlog until it leaves.  A
+client connects when the device is made, or, with ``reconnect``, in the background and again
+whenever the connection is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import TYPE_CHECKING, Final, Protocol
+
+from qsd.aio.tasks import TaskOwner
+from qsd.chardev.base import Chardev, Environment
+from qsd.errors import QmpError
+from qsd.net import address as addresses
+from qsd.net.connect import connect
+from qsd.net.listen import Listening, listen
+from qsd.net.stream import ByteStream
+from qsd.qapi.schema.sockets import InetSocketAddress, UnixSocketAddress, VsockSocketAddress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qsd.qapi.schema.char import ChardevSocket
+    from qsd.qapi.schema.sockets import SocketAddress, SocketAddressLegacy
+
+#: Seconds between attempts to accept when that fails for want of resources.
+ACCEPT_PAUSE: Final = 1.0
+_TCP_NODELAY: Final = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+class Filter(Protocol):
+    """A protocol between the socket and the device, such as telnet.  Bytes in, bytes out."""
+
+    is_ready: bool
+    """Whether the opening handshake is over; the device opens only then."""
+
+    def start(self) -> bytes:
+        """Return what the server says first."""
+
+    def receive(self, data: bytes) -> tuple[bytes, bytes, bool]:
+        """Take bytes from the socket.
+
+        Returns:
+            Bytes for the device, bytes to answer at once, and whether the connection goes on.
+        """
+
+    def encode(self, data: bytes) -> bytes:
+        """Wrap bytes of the device for the socket."""
+
+
+class SocketChardev(Chardev):
+    """A device on a socket.
+
+    Attributes:
+        options: As given.
+    """
+
+    def __init__(self, label: str, options: ChardevSocket) -> None:
+        super().__init__(label, "socket")
+        self.options = options
+        self._is_server = options.server is not False
+        self._address: SocketAddress = addresses.flat(addresses.body(options.addr))
+        self._listening: Listening | None = None
+        self._is_accepting = False
+        self._is_peeking = False
+        self._sock: socket.socket | None = None
+        self._stream: ByteStream | None = None
+        self._filter: Filter | None = None
+        self._tasks: TaskOwner | None = None
+        self._arrival: asyncio.Future[None] | None = None
+        self._retry: asyncio.TimerHandle | None = None
+        self._has_complained = False
+        self._report: Callable[[str], None] | None = None
+
+    # -------------------------------------------------------------------------------- opening
+
+    async def _open(self, env: Environment) -> None:
+        check_options(self.options, env)
+        self._report = env.report
+        self._tasks = TaskOwner(f"chardev {self.label}")
+        if self._is_server:
+            # The bound address tells the port; what was asked for tells how to bind.
+            self._listening = listen(self.options.addr, by_monitor=env.by_monitor)
+            if self._address.type in ("inet", "fd") or not self._unix_path():
+                self._address = self._listening.address
+            if self.options.wait:
+                env.report(f"info: QEMU waiting for connection on: {self.filename}")
+                self._arrival = asyncio.get_running_loop().create_future()
+            self._accept()
+            if self._arrival is not None:
+                await self._arrival
+        elif self._reconnect_pause > 0:
+            self._connect_later()
+        else:
+            self._connected(await connect(self.options.addr, by_monitor=env.by_monitor))
+
+    @property
+    def _reconnect_pause(self) -> int:
+        return max(self.options.reconnect or 0, 0)
+
+    def _unix_path(self) -> str:
+        part = addresses.body(self._address)
+        return part.path if isinstance(part, UnixSocketAddress) else ""
+
+    def _accept(self) -> None:
+        if self._listening is not None and not self._is_accepting:
+            self._is_accepting = True
+            loop = asyncio.get_running_loop()
+            for listener in self._listening.sockets:
+                loop.add_reader(listener, self._acceptable, listener)
+
+    def _stop_accepting(self) -> None:
+        if self._listening is not None and self._is_accepting:
+            self._is_accepting = False
+            loop = asyncio.get_running_loop()
+            for listener in self._listening.sockets:
+                loop.remove_reader(listener)
+
+    def _acceptable(self, listener: socket.socket) -> None:
+        try:
+            sock, _ = listener.accept()
+        except BlockingIOError:
+            return  # gone already
+        except OSError:
+            # Out of descriptors, most likely: the listener stays readable, so let it rest.
+            self._stop_accepting()
+            loop = asyncio.get_running_loop()
+            self._retry = loop.call_later(ACCEPT_PAUSE, self._accept)
+            return
+        self._stop_accepting()
+        self._connected(sock)
+
+    def _connect_later(self) -> None:
+        self._retry = None
+        if self._tasks is not None:
+            self._tasks.spawn(self._connect_once(), f"chardev {self.label} connect")
+
+    async def _connect_once(self) -> None:
+        try:
+            sock = await connect(self.options.addr)
+        except QmpError as exc:
+            if not self._has_complained and self._report is not None:
+                self._has_complained = True
+                self._report(f"Unable to connect character device {self.label}: {exc.desc}")
+            self._schedule_retry()
+            return
+        self._has_complained = False
+        self._connected(sock)
+
+    def _schedule_retry(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._retry = loop.call_later(self._reconnect_pause, self._connect_later)
+
+    # ------------------------------------------------------------------------------ connection
+
+    def _connected(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        if self.options.nodelay and sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(*_TCP_NODELAY)
+        self._sock = sock
+        self._filter = make_filter(self.options) if self._is_server else None
+        self._stream = ByteStream(
+            sock.fileno(),
+            sock.fileno(),
+            on_data=self._arrived,
+            on_eof=self._disconnected,
+            on_drained=self._drained,
+        )
+        if self._filter is not None:
+            self._stream.write(self._filter.start())
+        if self._filter is None or self._filter.is_ready:
+            self._begin()
+        else:
+            self._stream.start()
+
+    def _begin(self) -> None:
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
+        self._opened()
+        self.resume()
+
+    def _arrived(self, data: bytes) -> None:
+        if self._filter is None:
+            self._received(data)
+            return
+        data, answer, goes_on = self._filter.receive(data)
+        assert self._stream is not None
+        self._stream.write(answer)
+        if not self.is_open and self._filter.is_ready:
+            self._begin()
+        if data:
+            self._received(data)
+        if not goes_on:
+            self._disconnected()
+
+    def _disconnected(self) -> None:
+        self._drop_connection()
+        self._closed()
+        if self._is_server:
+            self._accept()
+        elif self._reconnect_pause > 0:
+            self._schedule_retry()
+
+    def _drop_connection(self) -> None:
+        self._stop_peeking()
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+        self._filter = None
+
+    async def _close(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+        if self._tasks is not None:
+            await self._tasks.close()
+        self._stop_accepting()
+        self._drop_connection()
+        if self._listening is not None:
+            self._listening.close()
+            self._listening = None
+
+    # -------------------------------------------------------------------------------- frontend
+
+    @property
+    def pending(self) -> int:
+        """Bytes that were written but not taken by the kernel yet."""
+        return 0 if self._stream is None else self._stream.pending
+
+    def _write(self, data: bytes) -> None:
+        if self._stream is not None and self.is_open:
+            self._stream.write(data if self._filter is None else self._filter.encode(data))
+
+    def pause(self) -> None:
+        """Stop reading the socket."""
+        if self._stream is not None:
+            self._stream.pause()
+
+    def resume(self) -> None:
+        """Go on reading the socket, or without a user only look whether the client leaves."""
+        if self._stream is None:
+            return
+        if self.frontend is None:
+            self._peek()
+        else:
+            self._stop_peeking()
+            self._stream.start()
+
+    def _detached(self) -> None:
+        self.resume()
+
+    def _peek(self) -> None:
+        if self._sock is not None and not self._is_peeking:
+            self._is_peeking = True
+            asyncio.get_running_loop().add_reader(self._sock, self._peekable)
+
+    def _stop_peeking(self) -> None:
+        if self._sock is not None and self._is_peeking:
+            self._is_peeking = False
+            asyncio.get_running_loop().remove_reader(self._sock)
+
+    def _peekable(self) -> None:
+        assert self._sock is not None
+        try:
+            data = self._sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            self._stop_peeking()  # input waits for a user
+        else:
+            self._disconnected()
+
+    # -------------------------------------------------------------------------------- filename
+
+    @property
+    def filename(self) -> str:
+        """The address, or both ends of the connection."""
+        suffix = ",server=on" if self._is_server else ""
+        scheme = "tcp"
+        if self.options.telnet:
+            scheme = "telnet"
+        elif self.options.websocket:
+            scheme = "websocket"
+        if self._sock is None or not self.is_open:
+            return f"disconnected:{_address_text(self._address, scheme, suffix)}"
+        local = addresses.local_address(self._sock)
+        part = None if local is None else addresses.body(local)
+        if isinstance(part, UnixSocketAddress):
+            return f"unix:{'' if part.abstract else part.path}{suffix}"
+        peer = addresses.peer_address(self._sock)
+        if isinstance(part, InetSocketAddress) and peer is not None:
+            return f"{scheme}:{_bracketed(part)}{suffix} <-> {_bracketed(addresses.body(peer))}"
+        return "unknown"
+
+
+def check_options(options: ChardevSocket, env: Environment) -> None:
+    """Check what the schema cannot, in the original's order.
+
+    Raises:
+        QmpError: Options contradict each other.
+    """
+    is_server = options.server is not False
+    if options.tls_authz is not None and options.tls_creds is None:
+        raise QmpError("'tls_authz' option requires 'tls_creds' option")
+    if options.tls_creds is not None:
+        env.check_tls(options.tls_creds)
+    if options.websocket and not is_server:
+        raise QmpError("Websocket client is not implemented")
+    if options.reconnect is not None and is_server:
+        raise QmpError("'reconnect' option is incompatible with socket in server listen mode")
+    if options.wait is not None and not is_server:
+        raise QmpError("'wait' option is incompatible with socket in client connect mode")
+
+
+def make_filter(options: ChardevSocket) -> Filter | None:
+    """Return the protocol that a server speaks on top of the socket, None for plain bytes."""
+    if options.websocket:
+        from qsd.chardev.websocket import WebSocketFilter
+
+        return WebSocketFilter()
+    if options.telnet or options.tn3270:
+        from qsd.chardev.telnet import TelnetFilter
+
+        return TelnetFilter(tn3270=bool(options.tn3270))
+    return None
+
+
+def _address_text(address: SocketAddress | SocketAddressLegacy, scheme: str, suffix: str) -> str:
+    part = addresses.body(address)
+    if isinstance(part, InetSocketAddress):
+        return f"{scheme}:{part.host}:{part.port}{suffix}"
+    if isinstance(part, UnixSocketAddress):
+        flags = ""
+        if part.abstract:
+            flags = ",abstract=on" + (",tight=on" if part.tight is not False else "")
+        return f"unix:{part.path}{flags}{suffix}"
+    if isinstance(part, VsockSocketAddress):
+        return f"vsock:{part.cid}:{part.port}"
+    return f"fd:{part.str}{suffix}"
+
+
+def _bracketed(part: addresses.AddressBody) -> str:
+    if not isinstance(part, InetSocketAddress):
+        return "unknown"
+    host = f"[{part.host}]" if ":" in part.host else part.host
+    return f"{host}:{part.port}"
