@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from qsd.block.create import Creator
     from qsd.block.driver import Driver
+    from qsd.exports.base import Export
 
 #: Block drivers (QMP reference, "BlockdevDriver").
 DRIVERS: Final[Mapping[str, str]] = {}
@@ -27,6 +28,11 @@ DRIVERS: Final[Mapping[str, str]] = {}
 CREATORS: Final[Mapping[str, str]] = {
     "file": "protocols.file_create:create",
     "qcow2": "formats.qcow2.create:create",
+}
+
+#: Block exports (QMP reference, "BlockExportType").
+EXPORTS: Final[Mapping[str, str]] = {
+    "nbd": "exports.nbd:NbdExport",
 }
 
 
@@ -50,4 +56,13 @@ def find_creator(name: str) -> Creator | None:
     if place is None:
         return None
     found: Creator = _load(place)
+    return found
+
+
+def find_export(name: str) -> type[Export] | None:
+    """Return the class of a block export, or None where there is none of that name."""
+    place = EXPORTS.get(name)
+    if place is None:
+        return None
+    found: type[Export] = _load(place)
     return found

@@ -32,6 +32,12 @@ OPTIONS: Final = OptionTable(
     short={"h": "help", "T": "trace", "V": "version"},
 )
 
+#: The release whose interface this is, and ourselves where distributions put their package.
+VERSION: Final = f"""\
+{PROGRAM} version 7.2.22 (qsd)
+Copyright (c) 2003-2022 Fabrice Bellard and the QEMU Project developers
+"""
+
 HELP: Final = f"""\
 Usage: {PROGRAM} [options]
 QEMU storage daemon

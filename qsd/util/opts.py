@@ -29,6 +29,20 @@ _SIZE_HINT: Final = (
 )
 
 
+class HelpRequest(Exception):
+    """An option asks for help instead of setting something; its user gets `text` and exits.
+
+    Attributes:
+        text: The help, whole lines.
+        status: The exit status of the program.
+    """
+
+    def __init__(self, text: str, status: int = 0) -> None:
+        super().__init__(text)
+        self.text = text
+        self.status = status
+
+
 class OptsSyntax(NamedTuple):
     """The parameters of one option.
 

@@ -20,17 +20,16 @@ if TYPE_CHECKING:
 
 SYNTAX: Final = OptsSyntax("trace", "enable", {"enable": STRING, "events": STRING, "file": STRING})
 
-#: Points that are not made from the name of a command.
-GENERAL_POINTS: Final = ("handle_qmp_command", "monitor_qmp_respond", "job_state_transition")
 
 
-def point_names(commands: Iterable[str]) -> tuple[str, ...]:
-    """Return the names of all points: the general ones and two for each QMP command."""
-    names = list(GENERAL_POINTS)
-    for command in commands:
-        suffix = command.replace("-", "_")
-        names += [f"qmp_enter_{suffix}", f"qmp_exit_{suffix}"]
-    return tuple(names)
+def command_points(command: str) -> tuple[str, str]:
+    """Return the names of the points before and after a QMP command.
+
+    The text of the first is the arguments, that of the second the result and 1, or the error's
+    description and 0.
+    """
+    suffix = command.replace("-", "_")
+    return f"qmp_enter_{suffix}", f"qmp_exit_{suffix}"
 
 
 class Tracer:
@@ -41,21 +40,21 @@ class Tracer:
         write: Takes one line of text without its end.
 
     Attributes:
-        names: As given.
+        names, write: As given; `write` may be replaced.
         enabled: The points that are on.
     """
 
-    __slots__ = ("_write", "enabled", "names")
+    __slots__ = ("enabled", "names", "write")
 
     def __init__(self, names: Iterable[str], write: Callable[[str], None]) -> None:
         self.names = tuple(names)
-        self._write = write
+        self.write = write
         self.enabled: frozenset[str] = frozenset()
 
     def emit(self, name: str, text: str) -> None:
         """Write one line if the point is on."""
         if name in self.enabled:
-            self._write(f"{name} {text}")
+            self.write(f"{name} {text}")
 
     def switch(self, pattern: str) -> bool:
         """Switch points on, or off where the pattern starts with ``-``.
