@@ -1,0 +1,85 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""Start a daemon, ours or the C one, with the same arguments, and talk QMP to it."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Any, Self
+
+
+class Daemon:
+    """One running daemon in `folder`; usable as a context manager.
+
+    Attributes:
+        uri: Prefix-free socket path of its NBD server, once `nbd()` was called.
+    """
+
+    def __init__(self, command: list[str], folder: Path, *arguments: str) -> None:
+        self.folder = folder
+        path = folder / "qmp.sock"
+        path.unlink(missing_ok=True)
+        self.process = subprocess.Popen(
+            [
+                *command,
+                "--chardev",
+                f"socket,id=qmp,path={path},server=on,wait=off",
+                "--monitor",
+                "qmp",
+                *arguments,
+            ],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+        )
+        self._socket = socket.socket(socket.AF_UNIX)
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                self._socket.connect(str(path))
+                break
+            except OSError:
+                if time.monotonic() > deadline or self.process.poll() is not None:
+                    self.process.kill()
+                    raise
+                time.sleep(0.01)
+        self._file = self._socket.makefile("rwb")
+        self._file.readline()
+        self.qmp("qmp_capabilities")
+
+    def qmp(self, command: str, **arguments: Any) -> Any:
+        """Run a command and return what it returns; an error ends the benchmark."""
+        request = {
+            "execute": command,
+            "arguments": {key.replace("_", "-"): value for key, value in arguments.items()},
+        }
+        self._file.write(json.dumps(request).encode() + b"\n")
+        self._file.flush()
+        while True:
+            reply = json.loads(self._file.readline())
+            if "return" in reply:
+                return reply["return"]
+            if "error" in reply:
+                raise RuntimeError(f"{command}: {reply['error']['desc']}")
+
+    def resident(self) -> int:
+        """Return the resident memory in bytes."""
+        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+        raise RuntimeError("no VmRSS")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+        self.process.terminate()
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()

@@ -1,0 +1,54 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""The images that workloads run on; made once per run by qemu-img and qemu-io."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+SIZE = "1G"
+
+
+def _run(folder: Path, *command: str) -> None:
+    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+
+
+def create(folder: Path, name: str, *options: str, size: str = SIZE) -> Path:
+    """Make an empty qcow2 image."""
+    _run(folder, "qemu-img", "create", "-q", "-f", "qcow2", *options, name, size)
+    return folder / name
+
+
+def ensure(folder: Path, name: str) -> Path:
+    """Make one of the named images unless it exists."""
+    path = folder / name
+    if path.exists():
+        return path
+    if name == "full.raw":
+        _run(folder, "qemu-img", "create", "-q", "-f", "raw", name, SIZE)
+        _run(folder, "qemu-io", "-f", "raw", "-c", f"write -P 7 0 {SIZE}", name)
+    elif name == "full.qcow2":
+        create(folder, name)
+        _run(folder, "qemu-io", "-f", "qcow2", "-c", f"write -P 7 0 {SIZE}", name)
+    elif name == "fragmented.qcow2":
+        create(folder, name, size="10G")
+        _fragment(folder, name)
+    else:
+        raise ValueError(name)
+    return path
+
+
+def _fragment(folder: Path, name: str) -> None:
+    """Write every other cluster of the first 2 GiB and a few beyond."""
+    commands = [f"write -P 1 {index * 128}k 64k" for index in range(16384)]
+    commands += [f"write -P 1 {2 + index * 1}G 64k" for index in range(1, 8)]
+    text = "\n".join(commands)
+    subprocess.run(
+        ["qemu-io", "-t", "writeback", "-f", "qcow2", name],
+        cwd=folder,
+        check=True,
+        input=text,
+        text=True,
+        stdout=subprocess.DEVNULL,
+    )

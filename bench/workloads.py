@@ -1,0 +1,337 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""What is measured.
+
+A workload is a function ``run(side, folder, seconds) -> float`` where more is better (operations,
+or runs, per second), and ``side`` is the command line of a daemon.  Each starts its own daemon on
+files it finds or makes, so that both sides meet the same state.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from bench import clients, images
+from bench.daemon import Daemon
+
+Run = Callable[[list[str], Path, float], float]
+
+
+class Workload(NamedTuple):
+    """One row of the table.
+
+    Attributes:
+        name: What is measured.
+        run: Measures once.
+        unit: Of the figure.
+        aim: Wanted ratio to the C daemon, 0 if there is none.
+    """
+
+    name: str
+    run: Run
+    unit: str
+    aim: float
+
+
+def serve(
+    side: list[str], folder: Path, image: str, *, tcp: bool = False, extra: str = "", top: str = ""
+) -> tuple[Daemon, str]:
+    """Start a daemon that exports an image as "x" and return it with the URI."""
+    fmt = "raw" if image.endswith(".raw") else "qcow2"
+    server = (
+        "addr.type=inet,addr.host=127.0.0.1,addr.port=10899"
+        if tcp
+        else "addr.type=unix,addr.path=nbd.sock"
+    )
+    (folder / "nbd.sock").unlink(missing_ok=True)
+    daemon = Daemon(
+        side,
+        folder,
+        "--blockdev",
+        f"file,node-name=file,filename={image}{extra}",
+        "--blockdev",
+        f"{fmt},node-name=top,file=file{top}",
+        "--nbd-server",
+        server,
+        "--export",
+        "nbd,id=e,node-name=top,name=x,writable=on",
+    )
+    return daemon, "nbd://127.0.0.1:10899/x" if tcp else "nbd+unix:///x?socket=nbd.sock"
+
+
+def fio_on(
+    image: str,
+    pattern: str,
+    block: str,
+    depth: int,
+    *,
+    tcp: bool = False,
+    extra: str = "",
+    top: str = "",
+    cold: bool = False,
+    **more: object,
+) -> Run:
+    """Make a workload of fio on a prepared image."""
+
+    def run(side: list[str], folder: Path, seconds: float) -> float:
+        path = images.ensure(folder, image)
+        (clients.cool if cold else clients.warm)(path)
+        daemon, uri = serve(side, folder, image, tcp=tcp, extra=extra, top=top)
+        with daemon:
+            return clients.fio(folder, uri, pattern, block, depth, seconds=seconds, **more)
+
+    return run
+
+
+def fio_fresh(pattern: str, block: str, depth: int, total: str, kind: str = "plain") -> Run:
+    """Make a workload of fio on a new image: empty, over a backing file, or with a snapshot."""
+
+    def run(side: list[str], folder: Path, seconds: float) -> float:
+        name = "fresh.qcow2"
+        (folder / name).unlink(missing_ok=True)
+        if kind == "backing":
+            base = images.ensure(folder, "full.qcow2")
+            clients.warm(base)
+            images.create(folder, name, "-b", base.name, "-F", "qcow2")
+        elif kind == "snapshot":
+            import shutil
+            import subprocess
+
+            shutil.copyfile(images.ensure(folder, "full.qcow2"), folder / name)
+            subprocess.run(["qemu-img", "snapshot", "-c", "s", name], cwd=folder, check=True)
+        else:
+            images.create(folder, name)
+        daemon, uri = serve(side, folder, name)
+        try:
+            with daemon:
+                return clients.fio(folder, uri, pattern, block, depth, io_size=total)
+        finally:
+            (folder / name).unlink(missing_ok=True)
+
+    return run
+
+
+def backing_read(side: list[str], folder: Path, seconds: float) -> float:
+    """Read through an empty overlay."""
+    base = images.ensure(folder, "full.qcow2")
+    clients.warm(base)
+    if not (folder / "overlay.qcow2").exists():
+        images.create(folder, "overlay.qcow2", "-b", base.name, "-F", "qcow2")
+    daemon, uri = serve(side, folder, "overlay.qcow2")
+    with daemon:
+        return clients.fio(folder, uri, "randread", "4k", 32, seconds=seconds)
+
+
+def tool(image: str, *command: str) -> Run:
+    """Make a workload of a whole command; {uri} stands for the export."""
+
+    def run(side: list[str], folder: Path, seconds: float) -> float:
+        clients.warm(images.ensure(folder, image))
+        (folder / "out.raw").unlink(missing_ok=True)
+        daemon, uri = serve(side, folder, image)
+        with daemon:
+            return clients.timed(folder, *(word.replace("{uri}", uri) for word in command))
+
+    return run
+
+
+def copy_in(*command: str) -> Run:
+    """Make a workload that fills a fresh qcow2 image from full.raw."""
+
+    def run(side: list[str], folder: Path, seconds: float) -> float:
+        clients.warm(images.ensure(folder, "full.raw"))
+        (folder / "fresh.qcow2").unlink(missing_ok=True)
+        images.create(folder, "fresh.qcow2")
+        daemon, uri = serve(side, folder, "fresh.qcow2")
+        try:
+            with daemon:
+                return clients.timed(folder, *(word.replace("{uri}", uri) for word in command))
+        finally:
+            (folder / "fresh.qcow2").unlink(missing_ok=True)
+
+    return run
+
+
+def greeting(side: list[str], folder: Path, seconds: float) -> float:
+    """Starts per second, up to the greeting."""
+    from bench.startup import greeting_time
+
+    return 1000 / greeting_time(side, folder)
+
+
+def round_trips(side: list[str], folder: Path, seconds: float) -> float:
+    """QMP commands one after the other."""
+    with Daemon(side, folder) as daemon:
+        end = time.perf_counter() + seconds
+        count = 0
+        while time.perf_counter() < end:
+            daemon.qmp("query-block-exports")
+            count += 1
+        return count / seconds
+
+
+def many_nodes(side: list[str], folder: Path, seconds: float) -> float:
+    """Create 1000 null nodes and exports."""
+    with Daemon(side, folder) as daemon:
+        (folder / "many.sock").unlink(missing_ok=True)
+        before = time.perf_counter()
+        _make_many(daemon)
+        return 1 / (time.perf_counter() - before)
+
+
+def _make_many(daemon: Daemon) -> None:
+    daemon.qmp("nbd-server-start", addr={"type": "unix", "data": {"path": "many.sock"}})
+    for index in range(1000):
+        daemon.qmp("blockdev-add", driver="null-co", node_name=f"n{index}")
+        daemon.qmp("block-export-add", type="nbd", id=f"e{index}", node_name=f"n{index}")
+
+
+def query_many(side: list[str], folder: Path, seconds: float) -> float:
+    """Query 1000 nodes and exports."""
+    with Daemon(side, folder) as daemon:
+        (folder / "many.sock").unlink(missing_ok=True)
+        _make_many(daemon)
+        before = time.perf_counter()
+        for _ in range(5):
+            daemon.qmp("query-named-block-nodes", flat=True)
+            daemon.qmp("query-block-exports")
+        return 5 / (time.perf_counter() - before)
+
+
+def memory_many(side: list[str], folder: Path, seconds: float) -> float:
+    """Resident memory with 1000 nodes and exports, as 1/MiB so that more is better."""
+    with Daemon(side, folder) as daemon:
+        (folder / "many.sock").unlink(missing_ok=True)
+        _make_many(daemon)
+        return 2**20 / daemon.resident()
+
+
+def memory_idle(side: list[str], folder: Path, seconds: float) -> float:
+    """Resident memory at rest, as 1/MiB."""
+    with Daemon(side, folder) as daemon:
+        return 2**20 / daemon.resident()
+
+
+def memory_load(side: list[str], folder: Path, seconds: float) -> float:
+    """Resident memory after a load, as 1/MiB."""
+    clients.warm(images.ensure(folder, "full.qcow2"))
+    daemon, uri = serve(side, folder, "full.qcow2")
+    with daemon:
+        clients.fio(folder, uri, "randrw", "64k", 32, seconds=seconds)
+        return 2**20 / daemon.resident()
+
+
+def table() -> list[Workload]:
+    """Return all workloads in the order of the report."""
+    rows = []
+    for kind in ("raw", "qcow2"):
+        image = f"full.{kind}"
+        rows += [
+            Workload(f"{kind} 4k random read QD1", fio_on(image, "randread", "4k", 1), "op/s", 1.3),
+            Workload(
+                f"{kind} 4k random read QD32", fio_on(image, "randread", "4k", 32), "op/s", 3.5
+            ),
+            Workload(
+                f"{kind} 4k random write QD1", fio_on(image, "randwrite", "4k", 1), "op/s", 1.3
+            ),
+            Workload(
+                f"{kind} 4k random write QD32", fio_on(image, "randwrite", "4k", 32), "op/s", 3
+            ),
+            Workload(
+                f"{kind} 64k random read QD16", fio_on(image, "randread", "64k", 16), "op/s", 3
+            ),
+            Workload(f"{kind} 1M sequential read QD8", fio_on(image, "read", "1M", 8), "op/s", 2),
+            Workload(f"{kind} 1M sequential write QD8", fio_on(image, "write", "1M", 8), "op/s", 2),
+            Workload(
+                f"{kind} 4k random read 8 clients",
+                fio_on(image, "randread", "4k", 4, numjobs=8),
+                "op/s",
+                3,
+            ),
+        ]
+    for aio in ("threads", "native", "io_uring"):
+        rows.append(
+            Workload(
+                f"raw 4k random read QD32 direct {aio}",
+                fio_on(
+                    "full.raw",
+                    "randread",
+                    "4k",
+                    32,
+                    cold=True,
+                    extra=f",cache.direct=on,aio={aio}",
+                    top=",cache.direct=on",
+                ),
+                "op/s",
+                1,
+            )
+        )
+    to_raw = ("qemu-img", "convert", "-n", "-f", "raw", "-O", "raw")
+    return [
+        *rows,
+        Workload(
+            "raw 4k random read QD32 cold",
+            fio_on("full.raw", "randread", "4k", 32, cold=True),
+            "op/s",
+            1,
+        ),
+        Workload(
+            "raw 4k random read QD32 TCP",
+            fio_on("full.raw", "randread", "4k", 32, tcp=True),
+            "op/s",
+            3,
+        ),
+        Workload(
+            "raw 1M sequential read QD8 TCP",
+            fio_on("full.raw", "read", "1M", 8, tcp=True),
+            "op/s",
+            1,
+        ),
+        Workload(
+            "fresh qcow2 4k random write QD32", fio_fresh("randwrite", "4k", 32, "128M"), "op/s", 1
+        ),
+        Workload(
+            "fresh qcow2 64k sequential write QD8", fio_fresh("write", "64k", 8, "1G"), "op/s", 1.5
+        ),
+        Workload(
+            "fresh qcow2 1M sequential write QD8", fio_fresh("write", "1M", 8, "1G"), "op/s", 1.5
+        ),
+        Workload("backing 4k random read QD32", backing_read, "op/s", 1),
+        Workload(
+            "backing 4k random write QD32 (copy)",
+            fio_fresh("randwrite", "4k", 32, "64M", "backing"),
+            "op/s",
+            1,
+        ),
+        Workload(
+            "snapshot 4k random write QD32 (copy)",
+            fio_fresh("randwrite", "4k", 32, "64M", "snapshot"),
+            "op/s",
+            1,
+        ),
+        Workload(
+            "block status of a fragmented image",
+            tool("fragmented.qcow2", "nbdinfo", "--map", "{uri}"),
+            "run/s",
+            1,
+        ),
+        Workload("nbdcopy out", tool("full.qcow2", "nbdcopy", "{uri}", "null:"), "run/s", 1),
+        Workload("nbdcopy in", copy_in("nbdcopy", "full.raw", "{uri}"), "run/s", 1),
+        Workload(
+            "qemu-img convert out",
+            tool("full.qcow2", "qemu-img", "convert", "-f", "raw", "-O", "raw", "{uri}", "out.raw"),
+            "run/s",
+            1,
+        ),
+        Workload("qemu-img convert in", copy_in(*to_raw, "full.raw", "{uri}"), "run/s", 1),
+        Workload("start to greeting", greeting, "run/s", 0),
+        Workload("QMP round trip", round_trips, "op/s", 1),
+        Workload("create 1000 nodes and exports", many_nodes, "run/s", 0.5),
+        Workload("query 1000 nodes and exports", query_many, "run/s", 0.5),
+        Workload("memory with 1000 nodes and exports", memory_many, "1/MiB", 0),
+        Workload("memory at rest", memory_idle, "1/MiB", 0),
+        Workload("memory under load", memory_load, "1/MiB", 0),
+    ]
