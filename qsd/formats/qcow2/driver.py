@@ -1,0 +1,554 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""The qcow2 driver: opens images, answers the engine, and ties the parts of this package together.
+
+::
+
+    driver.py     life cycle, fast paths                options.py    run-time options
+      mapping.py    lookups                             header.py     header
+      changes.py    allocation, zeroes, discards        snapshots.py, bitmaps.py
+      compress.py   compressed clusters                 resize.py, create.py, check.py
+        image.py      shared state, order of writing
+          cache.py, refcount.py, overlap.py
+            layout.py     bytes and bits
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from qsd.block import perms
+from qsd.block.mapped import MappedDriver
+from qsd.block.mapping import HOLE, NO_FALLBACK, ST_OFFSET, ZERO, Status
+from qsd.errors import QmpError, os_error
+from qsd.formats.qcow2 import bitmaps, layout
+from qsd.formats.qcow2 import header as header_io
+from qsd.formats.qcow2.changes import Changer
+from qsd.formats.qcow2.compress import Compressor
+from qsd.formats.qcow2.image import Image
+from qsd.formats.qcow2.layout import COPIED, OFFSET_MASK, Geometry, Header
+from qsd.formats.qcow2.mapping import Mapper
+from qsd.formats.qcow2.options import Options
+from qsd.util.ranges import align_down, align_up
+from qsd.util.zeroes import ZERO_CHUNK, ZEROES
+
+if TYPE_CHECKING:
+    from array import array
+
+    from qsd.block.graph import Edge
+    from qsd.block.mapping import Allocation, Mapping
+    from qsd.block.node import Node
+    from qsd.block.open import ChildOpener
+
+_PLAIN = (1 << 64) - 1 - COPIED
+
+
+class Qcow2Driver(MappedDriver):
+    """One open qcow2 image."""
+
+    name: ClassVar[str] = "qcow2"
+    supports_backing: ClassVar[bool] = True
+    supports_compressed: ClassVar[bool] = True
+
+    __slots__ = (
+        "_bits",
+        "_changer",
+        "_cleaner",
+        "_compressor",
+        "_data_edge",
+        "_extended",
+        "_hot",
+        "_index_mask",
+        "_mapper",
+        "_not_plain",
+        "_ready",
+        "_slice_bits",
+        "_within_mask",
+        "bitmaps",
+        "image",
+    )
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self.image: Image
+        self.bitmaps: list[bitmaps.BitmapEntry] = []
+        # Whether what must happen before the first change has happened.
+        self._ready = False
+        self._cleaner: asyncio.Task[None] | None = None
+
+    # Life cycle
+
+    async def open(self, options: Any, opener: ChildOpener) -> None:
+        """Open an image, its data file, and tell of its backing file."""
+        file_edge = await opener.child("file", options.file, perms.ROLE_IMAGE)
+        node = self.node
+        header = await header_io.read_header(file_edge.node, node.read_only)
+        header_io.check_compression(header)
+        geometry = Geometry(
+            header.cluster_bits,
+            header.refcount_order,
+            bool(header.incompatible_features & layout.INCOMPAT_EXTENDED_L2),
+        )
+        checked = Options(options, header, geometry, node.discard_unmap)
+        _check_encryption(options, header)
+        data_edge = await _open_data_file(options, opener, header, file_edge)
+        image = self.image = Image(node, header, checked, file_edge, data_edge)
+        from qsd.formats.qcow2.snapshots import read_snapshots
+
+        image.snapshots = await read_snapshots(file_edge.node, header)
+        await image.load()
+        self._bind(image)
+        self.bitmaps = await bitmaps.read_bitmaps(file_edge.node, header)
+        if not node.read_only:
+            await self._start_writing()
+        self._start_cleaner()
+        backing_format = header.extension(layout.EXT_BACKING_FORMAT)
+        await opener.backing(
+            options.backing,
+            header.backing_file,
+            backing_format.decode(errors="replace") if backing_format is not None else None,
+        )
+
+    def _bind(self, image: Image) -> None:
+        """Copy what the fast paths need into attributes of this object."""
+        geometry = image.geometry
+        self._mapper = Mapper(image)
+        self._changer = Changer(image)
+        self._compressor = Compressor(image)
+        self._hot = image.l2.hot
+        self._slice_bits = image.slice_bits
+        self._bits = geometry.cluster_bits
+        self._index_mask = image.slice_entries - 1
+        self._within_mask = geometry.cluster_size - 1
+        self._extended = geometry.extended
+        self._data_edge = image.data_edge
+        # An entry without its COPIED flag and without these bits is the host offset of plain data.
+        self._not_plain = ~(OFFSET_MASK & ~self._within_mask) & _PLAIN
+        self.granularity = geometry.cluster_size
+        self.limits.discard_alignment = geometry.cluster_size
+        image.lazy = image.options.lazy_refcounts and not self.node.read_only
+
+    async def _start_writing(self) -> None:
+        """Do what must be done when a writable image is opened."""
+        image = self.image
+        header = image.header
+        if header.incompatible_features & layout.INCOMPAT_DIRTY:
+            from qsd.formats.qcow2.check import repair_refcounts
+
+            await repair_refcounts(image, self.bitmaps)
+        # "autoclear_features": bits that are not understood must be cleared before writing.
+        if header.autoclear_features & ~layout.AUTOCLEAR_KNOWN:
+            header.autoclear_features &= layout.AUTOCLEAR_KNOWN
+            await header_io.write_features(image.file, header)
+
+    async def _prepare_changes(self) -> None:
+        """Do what must be durable before the first change of this session."""
+        await bitmaps.mark_in_use(self.image.file, self.image.header, self.bitmaps)
+        self._ready = True
+
+    async def close(self) -> None:
+        """Write everything back; the image is left as if nobody had used it."""
+        await self._stop_cleaner()
+        await self.image.join_writer()
+        if not self.node.read_only and not self.image.broken:
+            await self._settle()
+
+    async def _settle(self) -> None:
+        """Write all metadata, lazy or not, and leave the image clean."""
+        image = self.image
+        while True:
+            await image.write_back(durable=not image.is_clean, with_refcounts=True)
+            if image.is_clean and not image.refcounts.is_dirty:
+                break
+        if image.header.incompatible_features & layout.INCOMPAT_DIRTY:
+            await image.sync()
+            await image.set_clean()
+
+    def _start_cleaner(self) -> None:
+        if self.image.options.clean_interval:
+            self._cleaner = self._tasks.spawn(self._clean_caches(), f"cache of '{self.node.name}'")
+
+    async def _stop_cleaner(self) -> None:
+        if self._cleaner is not None:
+            self._cleaner.cancel()
+            await asyncio.wait([self._cleaner])
+            self._cleaner = None
+
+    async def _clean_caches(self) -> None:
+        """Drop tables that were not used for a while (cache-clean-interval)."""
+        while True:
+            await asyncio.sleep(self.image.options.clean_interval)
+            self.image.l2.clean_unused()
+            self.image.refcounts.cache.clean_unused()
+
+    # Reopening
+
+    async def prepare_reopen(self, options: Any, read_only: bool) -> Any:
+        """Check the new options; caches are written back so that they can be replaced."""
+        from qsd.block.reopen import reject_changes
+
+        image = self.image
+        if self.node.options is not None:
+            reject_changes(
+                self.node.options.branch,
+                options,
+                (
+                    "file", "backing", "lazy_refcounts", "pass_discard_request",
+                    "pass_discard_snapshot", "pass_discard_other", "overlap_check", "cache_size",
+                    "l2_cache_size", "l2_cache_entry_size", "refcount_cache_size",
+                    "cache_clean_interval", "encrypt",
+                ),
+            )  # fmt: skip
+        checked = Options(options, image.header, image.geometry, self.node.discard_unmap)
+        if not read_only and image.header.incompatible_features & layout.INCOMPAT_CORRUPT:
+            raise QmpError("qcow2: Image is corrupt; cannot be opened read/write")
+        await image.join_writer()
+        if not image.broken and not image.file.read_only:
+            await self._settle()
+        return checked
+
+    async def commit_reopen(self, token: Any) -> None:
+        """Switch to the new options with empty caches."""
+        old = self.image
+        await self._stop_cleaner()
+        new = Image(self.node, old.header, token, old.file_edge, old.data_edge)
+        new.snapshots = old.snapshots
+        new.l1, new.refcounts.table = old.l1, old.refcounts.table
+        new.high_water, new.broken = old.high_water, old.broken
+        new.overlaps.load(new.header, new.l1, new.refcounts.table, new.snapshots)
+        self.image = new
+        self._bind(new)
+        self._ready = False
+        self._start_cleaner()
+
+    # Geometry
+
+    def length(self) -> int:
+        """Return the virtual size."""
+        return self.image.header.size
+
+    async def truncate(self, length: int, exact: bool, prealloc: str, flags: int) -> None:
+        """Change the virtual size."""
+        from qsd.formats.qcow2.resize import resize
+
+        await self._begin_change()
+        hold = await self.ranges.claim(0, max(length, self.length()) + self.granularity, True)
+        try:
+            await resize(self.image, self._changer, length, prealloc)
+        finally:
+            self.ranges.release(hold)
+        self._mapper = Mapper(self.image)
+
+    # Lookups.  The hottest functions of the format: no call and no object beyond arithmetic.
+
+    def data_edge(self) -> Edge:
+        """Return the child with guest data."""
+        return self._data_edge
+
+    def locate_data_nowait(self, offset: int, length: int) -> int:
+        """Fast: find plain data in one piece, in a cached table."""
+        table = self._hot.get(offset >> self._slice_bits)
+        if table is None:
+            return -1
+        if self._extended:
+            return self._locate_extended(table, offset, length, writable=False)
+        index = (offset >> self._bits) & self._index_mask
+        host = table[index] & _PLAIN
+        if not host or host & self._not_plain:
+            return -1
+        within = offset & self._within_mask
+        end = within + length
+        if end > self._within_mask + 1 and not self._is_run(table, index, end):
+            return -1
+        return host + within
+
+    def locate_writable_nowait(self, offset: int, length: int) -> int:
+        """Fast: like `locate_data_nowait`, for clusters that nobody shares."""
+        table = self._hot.get(offset >> self._slice_bits)
+        if table is None or not self._ready:
+            return -1
+        if self._extended:
+            return self._locate_extended(table, offset, length, writable=True)
+        index = (offset >> self._bits) & self._index_mask
+        entry = table[index]
+        if entry <= COPIED:
+            return -1
+        host = entry - COPIED
+        if host & self._not_plain:
+            return -1
+        within = offset & self._within_mask
+        end = within + length
+        if end > self._within_mask + 1 and not self._is_run(table, index, end):
+            return -1
+        return host + within
+
+    def _is_run(self, table: array[int], index: int, end: int) -> bool:
+        """Tell whether the clusters that reach to `end` behind entry `index` follow each other."""
+        size = self._within_mask + 1
+        last = index + ((end - 1) >> self._bits)
+        if last > self._index_mask:
+            return False
+        expected = table[index]
+        for entry in table[index + 1 : last + 1]:
+            expected += size
+            if entry != expected:
+                return False
+        return True
+
+    def _locate_extended(
+        self, table: array[int], offset: int, length: int, *, writable: bool
+    ) -> int:
+        """Fast: the same for extended entries, inside one cluster."""
+        index = 2 * ((offset >> self._bits) & self._index_mask)
+        entry = table[index]
+        host = entry & _PLAIN
+        if not host or host & self._not_plain or (writable and entry == host):
+            return -1
+        within = offset & self._within_mask
+        if within + length > self._within_mask + 1:
+            return -1
+        unit_bits = self._bits - 5
+        first = within >> unit_bits
+        count = ((within + length - 1) >> unit_bits) - first + 1
+        wanted = ((1 << count) - 1) << first
+        bitmap = table[index + 1]
+        if bitmap & wanted != wanted or bitmap >> 32 & wanted:
+            return -1
+        return host + within
+
+    def read_nowait(self, offset: int, view: memoryview) -> bool:
+        """Fast: read plain data in one piece."""
+        host = self.locate_data_nowait(offset, len(view))
+        if host < 0:
+            return False
+        return self._data_edge.node.read_nowait(host, view)
+
+    def map_nowait(self, offset: int, length: int) -> Mapping | None:
+        """Map from memory."""
+        return self._mapper.map_nowait(offset, length)
+
+    async def map(self, offset: int, length: int) -> Mapping:
+        """Map, loading tables as needed."""
+        return await self._mapper.map(offset, length)
+
+    async def read_special(self, offset: int, view: memoryview, mapping: Mapping) -> None:
+        """Read from a compressed cluster."""
+        await self._compressor.read(mapping.special, offset & self._within_mask, view)
+
+    async def block_status(self, offset: int, length: int, want_zero: bool) -> Status:
+        """Translate the mapping; a reserved but unused subcluster shows where its place is."""
+        status = await super().block_status(offset, length, want_zero)
+        if not status.flags and self._extended:
+            mapping = self.map_nowait(offset, status.length)
+            if mapping is not None and mapping.kind == HOLE and mapping.host_offset >= 0:
+                return Status(mapping.length, ST_OFFSET, mapping.host_offset, mapping.edge)
+        return status
+
+    # Changes
+
+    async def _begin_change(self) -> None:
+        if self.image.broken:
+            raise os_error(errno.ENOMEDIUM)
+        if not self._ready:
+            await self._prepare_changes()
+
+    async def write(self, offset: int, view: memoryview, flags: int) -> None:
+        """Write any range."""
+        await self._begin_change()
+        await super().write(offset, view, flags)
+
+    async def allocate(self, offset: int, length: int) -> Allocation:
+        """Reserve space."""
+        return await self._changer.allocate(offset, length)
+
+    async def commit(self, allocation: Allocation) -> None:
+        """Make written space visible."""
+        await self._changer.commit(allocation)
+
+    def abandon(self, allocation: Allocation) -> None:
+        """Give space back."""
+        self._changer.abandon(allocation)
+
+    async def write_compressed(self, offset: int, view: memoryview) -> None:
+        """Store a cluster compressed, or plainly if that would not be shorter."""
+        if await self._compressor.write(self._changer, offset, view):
+            return
+        position = 0
+        while position < len(view):
+            rest = view[position:]
+            mapping = await self.map(offset + position, len(rest))
+            if mapping.writable:
+                edge = mapping.edge or self._data_edge
+                piece = rest[: mapping.length]
+                await edge.node.write(mapping.host_offset, piece)
+                position += len(piece)
+                continue
+            allocation = await self.allocate(offset + position, len(rest))
+            try:
+                await self._fill(allocation, rest[: allocation.length])
+            except BaseException:
+                self.abandon(allocation)
+                raise
+            await self.commit(allocation)
+            position += allocation.length
+
+    async def zero(self, offset: int, length: int, flags: int) -> None:
+        """Zero any range.
+
+        Whole subclusters change their entries.  Of a subcluster at either end the rest is looked
+        at: if it reads as zeroes, the entry is changed too, else zeroes are written.
+        """
+        await self._begin_change()
+        unit = self.image.geometry.subcluster_size
+        end = offset + length
+        stop = end if end == self.length() else align_down(end, unit)
+        start = align_up(offset, unit)
+        if start > stop:
+            await self._zero_part(offset, end, flags)
+            return
+        if offset < start:
+            await self._zero_part(offset, start, flags)
+        if start < stop:
+            await super().zero(start, stop - start, flags)
+        if stop < end:
+            await self._zero_part(stop, end, flags)
+
+    async def _zero_part(self, start: int, end: int, flags: int) -> None:
+        """Zero a part of one subcluster."""
+        unit = self.image.geometry.subcluster_size
+        first = align_down(start, unit)
+        last = min(first + unit, self.length())
+        cluster = align_down(start, self.granularity)
+        hold = await self.ranges.claim(cluster, cluster + self.granularity, True)
+        try:
+            if await self._is_hollow(first, last, start, end):
+                await self._changer.zero(first, last - first, flags)
+                return
+        except OSError as exc:
+            if exc.errno != errno.ENOTSUP:
+                raise
+        finally:
+            self.ranges.release(hold)
+        if flags & NO_FALLBACK:
+            raise os_error(errno.ENOTSUP)
+        for at in range(start, end, ZERO_CHUNK):
+            await super().write(at, ZEROES[: min(ZERO_CHUNK, end - at)], 0)
+
+    async def _is_hollow(self, first: int, last: int, start: int, end: int) -> bool:
+        """Tell whether a subcluster holds no data, and reads as zeroes outside ``[start, end)``."""
+        from qsd.block.status import chain_status
+
+        at = first
+        backing = self.node.children.get("backing")
+        while at < last:
+            mapping = self.map_nowait(at, last - at) or await self.map(at, last - at)
+            if mapping.kind not in (ZERO, HOLE):
+                return False
+            at += mapping.length
+        if backing is None:
+            return True
+        for low, high in ((first, start), (end, last)):
+            while low < high:
+                status = await chain_status(self.node, low, high - low)
+                if not status.flags & 2:
+                    return False
+                low += status.length
+        return True
+
+    async def zero_aligned(self, offset: int, length: int, flags: int) -> None:
+        """Zero whole subclusters."""
+        await self._changer.zero(offset, length, flags)
+
+    async def discard(self, offset: int, length: int) -> None:
+        """Discard whole clusters."""
+        await self._begin_change()
+        await super().discard(offset, length)
+
+    async def discard_aligned(self, offset: int, length: int) -> None:
+        """Drop whole clusters."""
+        await self._changer.discard(offset, length)
+
+    async def flush(self) -> None:
+        """Make everything durable."""
+        if self.image.broken:
+            return
+        await self.image.write_back(durable=True)
+
+    # Description
+
+    def backing_file(self) -> tuple[str, str | None] | None:
+        """Return the recorded backing file."""
+        header = self.image.header
+        if header.backing_file is None:
+            return None
+        fmt = header.extension(layout.EXT_BACKING_FORMAT)
+        return header.backing_file, fmt.decode(errors="replace") if fmt is not None else None
+
+    def image_info(self) -> dict[str, Any]:
+        """Return ImageInfo members."""
+        image = self.image
+        header = image.header
+        v3 = header.version >= 3
+        data: dict[str, Any] = {
+            "compat": "1.1" if v3 else "0.10",
+            "compression-type": "zstd" if header.compression_type else "zlib",
+        }
+        if v3:
+            data["lazy-refcounts"] = bool(header.compatible_features & layout.COMPAT_LAZY_REFCOUNTS)
+        if self.bitmaps:
+            data["bitmaps"] = [entry.info() for entry in self.bitmaps]
+        data["refcount-bits"] = image.geometry.refcount_bits
+        if v3:
+            data["corrupt"] = bool(header.incompatible_features & layout.INCOMPAT_CORRUPT)
+            data["extended-l2"] = image.geometry.extended
+        if image.external_data:
+            name = header.extension(layout.EXT_DATA_FILE)
+            if name is not None:
+                data["data-file"] = name.decode(errors="replace")
+            data["data-file-raw"] = bool(header.autoclear_features & layout.AUTOCLEAR_DATA_FILE_RAW)
+        info: dict[str, Any] = {
+            "dirty-flag": bool(header.incompatible_features & layout.INCOMPAT_DIRTY),
+            "cluster-size": image.geometry.cluster_size,
+            "format-specific": {"type": "qcow2", "data": data},
+        }
+        if image.snapshots:
+            info["snapshots"] = [snapshot.info() for snapshot in image.snapshots]
+        return info
+
+
+def _check_encryption(options: Any, header: Header) -> None:
+    """Refuse encrypted images, and encryption options for images without.
+
+    Raises:
+        QmpError: One or the other.
+    """
+    given = options.encrypt
+    if header.crypt_method == 0:
+        if given is not None:
+            raise QmpError(
+                f"No encryption in image header, but options specified format '{given.format}'"
+            )
+        return
+    method = "AES" if header.crypt_method == 1 else "LUKS"
+    raise QmpError(f"qcow2: images with {method} encryption are not supported by this version")
+
+
+async def _open_data_file(
+    options: Any, opener: ChildOpener, header: Header, file_edge: Edge
+) -> Edge:
+    """Open the external data file; without one, data is where the metadata is."""
+    if not header.incompatible_features & layout.INCOMPAT_DATA_FILE:
+        if options.data_file is not None:
+            # The C daemon opens it before it notices.
+            await opener.image_file("data-file", options.data_file, None, perms.ROLE_DATA)
+            raise QmpError("'data-file' can only be set for images with an external data file")
+        return file_edge
+    recorded = header.extension(layout.EXT_DATA_FILE)
+    name = recorded.decode(errors="surrogateescape") if recorded is not None else None
+    edge = await opener.image_file("data-file", options.data_file, name, perms.ROLE_DATA)
+    if edge is None:
+        raise QmpError("'data-file' is required for this image")
+    await opener.child("file", options.file, perms.ROLE_METADATA)
+    return edge

@@ -1,0 +1,119 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""Images in memory that record every write, and the real tools to make and check them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qsd.block.node import Node
+from qsd.formats.qcow2.driver import Qcow2Driver
+from tests.support.memory import MemoryDriver, Rig
+
+needs_qemu_img = pytest.mark.skipif(
+    shutil.which("qemu-img") is None, reason="qemu-img is not installed"
+)
+
+
+class RecordingFile(MemoryDriver):
+    """A file in memory, loaded from a real one.
+
+    Attributes:
+        writes: (offset, bytes) of every write, and None for every flush, in order.
+        before: The content when recording began.
+    """
+
+    name = "file"
+    grows = True
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self.writes: list[tuple[int, bytes] | None] = []
+        self.before = b""
+        self.path = Path()
+
+    async def open(self, options: Any, opener: Any) -> None:
+        self.path = Path(options.filename)
+        self.before = self.path.read_bytes()
+        self.data = bytearray(self.before)
+
+    async def close(self) -> None:
+        if not self.node.read_only:
+            self.path.write_bytes(self.data)
+
+    def filename(self) -> str:
+        return str(self.path)
+
+    def _put(self, offset: int, data: bytes | memoryview) -> None:
+        self.writes.append((offset, bytes(data)))
+        super()._put(offset, data)
+
+    async def flush(self) -> None:
+        await super().flush()
+        self.writes.append(None)
+
+    async def truncate(self, length: int, exact: bool, prealloc: str, flags: int) -> None:
+        await super().truncate(length, exact, prealloc, flags)
+
+    def start_recording(self) -> None:
+        self.writes.clear()
+        self.before = bytes(self.data)
+
+
+def rig() -> Rig:
+    """A graph whose files are RecordingFiles."""
+    return Rig(qcow2=Qcow2Driver, file=RecordingFile)
+
+
+async def add_image(rig: Rig, path: Path, name: str = "q", **options: Any) -> Node:
+    """Open an image under a node name."""
+    return await rig.add(
+        **{
+            "driver": "qcow2",
+            "node-name": name,
+            "file": {"driver": "file", "filename": str(path)},
+            **{key.replace("_", "-"): value for key, value in options.items()},
+        }
+    )
+
+
+def file_of(node: Node) -> RecordingFile:
+    driver = node.children["file"].node.driver
+    assert isinstance(driver, RecordingFile)
+    return driver
+
+
+def run(*command: str | Path, ok: tuple[int, ...] = (0,)) -> str:
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode in ok, done.stdout + done.stderr
+    return done.stdout
+
+
+def make(path: Path, size: str | int = "64M", options: str = "", *words: str) -> Path:
+    """Let qemu-img make an image."""
+    extra = ["-o", options] if options else []
+    run("qemu-img", "create", "-q", "-f", "qcow2", *words, *extra, path, str(size))
+    return path
+
+
+def check(path: Path, *, leaks: bool = False) -> dict[str, Any]:
+    """Let qemu-img check an image; corruption fails, and so do leaks unless they are expected."""
+    out = run("qemu-img", "check", "-U", "--output=json", path, ok=(0, 3) if leaks else (0,))
+    result: dict[str, Any] = json.loads(out)
+    assert not result.get("corruptions", 0), out
+    return result
+
+
+def content(path: Path, tmp: Path) -> bytes:
+    """Return what the real tools read from an image."""
+    raw = tmp / "content.raw"
+    run("qemu-img", "convert", "-U", "-f", "qcow2", "-O", "raw", path, raw)
+    return raw.read_bytes()
