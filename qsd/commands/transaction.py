@@ -1,0 +1,126 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""Several actions that happen together or not at all (QMP reference, "Transactions").
+
+Every action is prepared in turn.  If all could be, all are committed, in the same order; after the
+first that could not, those before it are undone, the latest first.  In both cases each prepared
+action gets to clean up at the end::
+
+    prepare a, b, c   ->   commit a, b, c   ->   clean a, b, c
+    prepare a, b, c!  ->   abort  b, a      ->   clean b, a
+
+Commit and abort must not fail: whatever can go wrong belongs into prepare.  With the completion
+mode "grouped" the jobs that actions start share one :class:`~qsd.jobs.txn.JobTransaction`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+from qsd.errors import QmpError
+from qsd.jobs.txn import JobTransaction
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from qsd.commands.context import Context
+    from qsd.qapi.schema.transaction import TransactionArguments
+
+
+class Action:
+    """One part of a transaction.
+
+    Attributes:
+        ctx: What commands may use.
+        data: The action's own arguments.
+        txn: Where its jobs belong, or None if they are on their own.
+    """
+
+    __slots__ = ("ctx", "data", "txn")
+
+    def __init__(self, ctx: Context, data: Any, txn: JobTransaction | None) -> None:
+        self.ctx = ctx
+        self.data = data
+        self.txn = txn
+
+    async def prepare(self) -> None:
+        """Do all that may fail; a failure must leave nothing behind.
+
+        Raises:
+            QmpError: The transaction is off.
+        """
+
+    async def commit(self) -> None:
+        """Make it effective."""
+
+    async def abort(self) -> None:
+        """Undo what was prepared."""
+
+    async def clean(self) -> None:
+        """Release what the preparation took."""
+
+
+class Abort(Action):
+    """Makes the transaction fail, for tests (QMP reference, "Abort")."""
+
+    __slots__ = ()
+
+    async def prepare(self) -> None:
+        """Fail.
+
+        Raises:
+            QmpError: Always.
+        """
+        raise QmpError("Transaction aborted using Abort action")
+
+
+ACTIONS: Final[Mapping[str, str]] = {
+    "abort": "transaction:Abort",
+}
+"""From an action's kind to "module:class" in this package; keep it sorted by kind."""
+
+GROUPED: Final = frozenset({"abort", "blockdev-backup", "drive-backup"})
+"""The kinds that may be part of a transaction with the completion mode "grouped"."""
+
+
+def find_action(kind: str) -> type[Action]:
+    """Return the class of an action.
+
+    Raises:
+        QmpError: We do not have it.
+    """
+    place = ACTIONS.get(kind)
+    if place is None:
+        raise QmpError(f"The action '{kind}' is not available in this release")
+    module, _, name = place.partition(":")
+    found: type[Action] = getattr(import_module(f"qsd.commands.{module}"), name)
+    return found
+
+
+async def transaction(ctx: Context, args: TransactionArguments) -> None:
+    """Carry out a transaction (QMP reference, "transaction")."""
+    mode = args.properties.completion_mode if args.properties is not None else None
+    txn = JobTransaction() if mode == "grouped" else None
+    done: list[Action] = []
+    try:
+        for item in args.actions:
+            if txn is not None and item.type not in GROUPED:
+                raise QmpError(
+                    f"Action '{item.type}' does not support Transaction property "
+                    "completion-mode = grouped"
+                )
+            action = find_action(item.type)(ctx, getattr(item.branch, "data", None), txn)
+            await action.prepare()
+            done.append(action)
+    except BaseException:
+        done.reverse()
+        for action in done:
+            await action.abort()
+        for action in done:
+            await action.clean()
+        raise
+    for action in done:
+        await action.commit()
+    for action in done:
+        await action.clean()
