@@ -158,6 +158,14 @@ def as_type(declared: object) -> Type:
     raise TypeError(f"{declared!r} is no QAPI type")
 
 
+def _names_visited(made: Struct) -> list[str]:
+    """Return the names of all members of `made`, present or not, in the order of visiting."""
+    names = [item.name for item in members(type(made))]
+    if isinstance(made, Union) and made.branch is not None:
+        names += _names_visited(made.branch)
+    return names
+
+
 def _leaf(path: _Path) -> str:
     """Return how an error names the last part of `path`; list elements have no name."""
     return path[-1] if path and isinstance(path[-1], str) else "null"
@@ -210,7 +218,12 @@ class _Reader:
             raise self.type_error(path, "object")
         left = dict(value)
         result = self.take_members(cls, left, path)
-        for name in left:
+        if left:
+            # Rare, so the work it takes to name the same member as QEMU does is left to this case.
+            from qsd.qapi.leftover import first_leftover
+
+            taken = [name for name in _names_visited(result) if name in value]
+            name = first_leftover(list(value), taken)
             raise QmpError(f"Parameter '{self.full_name((*path, name))}' is unexpected")
         return result
 
