@@ -7,7 +7,7 @@ What a command checks, and in which order, follows the C daemon.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qsd.block import perms
 from qsd.block.backend import Backend
@@ -23,15 +23,20 @@ from qsd.qapi.schema.block_graph import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from qsd.block.graph import Edge
     from qsd.commands.context import Context
     from qsd.qapi.model import Empty
     from qsd.qapi.schema.block_create import BlockdevCreateArguments, XBlockdevAmendArguments
     from qsd.qapi.schema.block_graph import (
+        BlockPermission,
         BlockResizeArguments,
         BlockSetWriteThresholdArguments,
         QueryNamedBlockNodesArguments,
         XBlockdevChangeArguments,
         XBlockdevSetIothreadArguments,
+        XDbgBlockGraphNodeType,
     )
     from qsd.qapi.schema.block_info import BlockDeviceInfo, BlockInfo
     from qsd.qapi.schema.block_options import (
@@ -219,45 +224,54 @@ async def query_named_block_nodes(
 async def x_debug_query_block_graph(ctx: Context, args: Empty) -> XDbgBlockGraph:
     """Show nodes, their users, and who uses whom how (QMP reference,
     "x-debug-query-block-graph").
+
+    Users and nodes are numbered from the outside and the oldest on, and listed the other way round.
     """
     del args
-    jobs = {
-        backend: job
-        for job in ctx.jobs
-        if isinstance(job, BlockJob)
-        for backend in job.backends
-    }
+    jobs = [job for job in ctx.jobs if isinstance(job, BlockJob)]
+    of_jobs = {backend for job in jobs for backend in job.backends}
     ids: dict[object, int] = {}
     nodes: list[XDbgBlockGraphNode] = []
     edges: list[XDbgBlockGraphEdge] = []
+
+    def number(item: object) -> int:
+        return ids.setdefault(item, len(ids) + 1)
+
+    def add(item: object, kind: XDbgBlockGraphNodeType, name: str, uses: Iterable[Edge]) -> None:
+        nodes.append(XDbgBlockGraphNode(id=number(item), type=kind, name=name))
+        edges.extend(
+            XDbgBlockGraphEdge(
+                parent=number(item),
+                child=number(edge.node),
+                name=edge.name,
+                perm=_permissions(edge.perm),
+                shared_perm=_permissions(edge.shared),
+            )
+            for edge in uses
+        )
+
     for backend in ctx.graph.backends:
-        user = jobs.get(backend, backend)
-        if user not in ids:
-            ids[user] = len(ids) + 1
-            is_job = isinstance(user, BlockJob)
-            nodes.append(
-                XDbgBlockGraphNode(
-                    id=ids[user],
-                    type="block-job" if is_job else "block-backend",
-                    name=(user.id or "") if isinstance(user, BlockJob) else "",
-                )
-            )
+        if backend not in of_jobs:
+            add(backend, "block-backend", "", _edges_of([backend]))
+    for job in jobs:
+        add(job, "block-job", job.id or "", _edges_of(reversed(job.backends)))
     for node in ctx.graph.nodes.values():
-        ids[node] = len(ids) + 1
-        nodes.append(XDbgBlockGraphNode(id=ids[node], type="block-driver", name=node.name))
-    for node in ctx.graph.nodes.values():
-        for edge in node.parents:
-            parent = edge.user if isinstance(edge.user, Node) else jobs.get(edge.user, edge.user)
-            edges.append(
-                XDbgBlockGraphEdge(
-                    parent=ids[parent],
-                    child=ids[node],
-                    name=edge.name,
-                    perm=perms.qmp_names(edge.perm),  # type: ignore[arg-type]
-                    shared_perm=perms.qmp_names(edge.shared),  # type: ignore[arg-type]
-                )
-            )
+        add(node, "block-driver", node.name, reversed(node.children.values()))
+    nodes.reverse()
+    edges.reverse()
     return XDbgBlockGraph(nodes=nodes, edges=edges)
+
+
+def _edges_of(backends: Iterable[Backend]) -> Iterator[Edge]:
+    for backend in backends:
+        if backend.edge is not None:
+            yield backend.edge
+
+
+def _permissions(bits: int) -> list[BlockPermission]:
+    names: list[Any] = perms.qmp_names(bits)
+    names.reverse()
+    return names
 
 
 # Who stands in the way
