@@ -22,11 +22,16 @@ if TYPE_CHECKING:
     from qsd.exports.base import Export
 
 #: Block drivers (QMP reference, "BlockdevDriver").
-DRIVERS: Final[Mapping[str, str]] = {}
+DRIVERS: Final[Mapping[str, str]] = {
+    "file": "protocols.file.driver:FileDriver",
+    "null-aio": "protocols.null:NullAioDriver",
+    "null-co": "protocols.null:NullDriver",
+    "raw": "formats.raw:RawDriver",
+}
 
 #: What makes images, "module:function" by driver (QMP reference, "BlockdevCreateOptions").
 CREATORS: Final[Mapping[str, str]] = {
-    "file": "protocols.file_create:create",
+    "file": "protocols.file.create:create",
     "qcow2": "formats.qcow2.create:create",
 }
 

@@ -2,11 +2,15 @@
 # SPDX-License-Identifier: MIT
 """Positioned I/O on a file descriptor that never blocks the loop.
 
-Reads are tried inline with ``RWF_NOWAIT`` (Linux 4.14): data in the page cache arrives without a
-thread; otherwise the kernel says EAGAIN and a worker thread reads.  Buffered writes run inline
-while they are memory copies; when one took suspiciously long (the kernel throttles writers when
-too many pages are dirty) writes go to threads for a while.  Everything else (fsync, fallocate,
-truncate, seeking for holes, O_DIRECT) always runs in a thread.
+Calls fall into three classes:
+
+* Reads are tried inline with ``RWF_NOWAIT`` (Linux 4.14): data in the page cache arrives without a
+  thread; otherwise the kernel says EAGAIN and a worker thread reads.
+* Buffered writes and the search for holes are memory operations nearly always, and no flag keeps
+  them from waiting.  They run inline until one took suspiciously long (the kernel throttles writers
+  when too many pages are dirty; a map of extents must be read from disk); then calls of that kind
+  go to threads for a while.
+* Everything else (fsync, fallocate, truncate, all I/O with O_DIRECT) always runs in a thread.
 
 Offsets and lengths are bytes.  Buffers are contiguous memoryviews of the caller, who keeps them
 alive and unchanged until the call returns.
@@ -15,47 +19,69 @@ alive and unchanged until the call returns.
 from __future__ import annotations
 
 import errno
+import functools
 import os
+from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
+
+from qsd.util.zeroes import fill_zero
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
+    from qsd.aio.bounce import BouncePool
     from qsd.aio.workers import WorkerPool
 
 #: fallocate(2) modes, from linux/falloc.h.
-FALLOC_KEEP_SIZE = 0x01
-FALLOC_PUNCH_HOLE = 0x02
-FALLOC_ZERO_RANGE = 0x10
+FALLOC_KEEP_SIZE: Final = 0x01
+FALLOC_PUNCH_HOLE: Final = 0x02
+FALLOC_ZERO_RANGE: Final = 0x10
 
 #: Bytes; a longer buffered write goes to a thread so that other clients get their turn.
-MAX_INLINE_WRITE = 2 << 20
-#: Seconds; an inline write that takes longer means that the kernel is throttling.
-SLOW_WRITE = 0.02
-#: Seconds; how long writes go to threads after a slow one.
-SLOW_WRITE_PAUSE = 0.5
+MAX_INLINE_WRITE: Final = 2 << 20
+#: Seconds; an inline call that takes longer was not a memory operation.
+SLOW_CALL: Final = 0.02
+#: Seconds; how long calls of its kind go to threads after a slow one.
+SLOW_PAUSE: Final = 0.5
+#: Bytes; below it copying through an aligned buffer is cheaper than asking for the address.
+_MIN_ADDRESS_CHECK: Final = 128 << 10
 
 _preadv = os.preadv
+_pwrite = os.pwrite
 _pwritev = os.pwritev
 _NOWAIT = os.RWF_NOWAIT
 
 
-def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
-    """Call fallocate(2), which the os module does not offer with a mode.
-
-    Raises:
-        OSError: EOPNOTSUPP where the file system cannot do it, and whatever else the call reports.
-    """
+@functools.cache
+def _libc_fallocate() -> tuple[Callable[[int, int, int, int], int], Callable[[], int]]:
+    """Return fallocate(2) and a function that tells its errno; the os module has no modes."""
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
     call = libc.fallocate64 if hasattr(libc, "fallocate64") else libc.fallocate
     call.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    return call, ctypes.get_errno
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """Call fallocate(2).
+
+    Raises:
+        OSError: EOPNOTSUPP where the file system cannot do it, and whatever else the call reports.
+    """
+    call, get_errno = _libc_fallocate()
     while call(fd, mode, offset, length) != 0:
-        code = ctypes.get_errno()
+        code = get_errno()
         if code != errno.EINTR:
             raise OSError(code, os.strerror(code))
+
+
+def address_of(view: memoryview) -> int:
+    """Return the address of a writable buffer, 0 for a read-only one, whose address is hidden."""
+    if view.readonly:
+        return 0
+    import ctypes
+
+    return ctypes.addressof(ctypes.c_char.from_buffer(view))
 
 
 def read_full(fd: int, view: memoryview, offset: int) -> None:
@@ -65,7 +91,7 @@ def read_full(fd: int, view: memoryview, offset: int) -> None:
     while done < length:
         count = _preadv(fd, [view[done:]], offset + done)
         if count == 0:
-            view[done:] = bytes(length - done)
+            fill_zero(view[done:])
             return
         done += count
 
@@ -79,22 +105,115 @@ def write_full(fd: int, views: Sequence[memoryview], offset: int) -> None:
         offset += len(view)
 
 
+def read_direct(
+    fd: int, view: memoryview, offset: int, align: int, memory_align: int, pool: BouncePool
+) -> None:
+    """Fill `view` from a descriptor with O_DIRECT; blocks.
+
+    Args:
+        fd: The descriptor.
+        view: Where to; any address, its length a multiple of `align`.
+        offset: A multiple of `align`.
+        align: Request alignment.
+        memory_align: What buffers must be aligned to.
+        pool: Where aligned buffers come from.
+    """
+    length = len(view)
+    if length >= _MIN_ADDRESS_CHECK and address_of(view) % memory_align == 0 and not view.readonly:
+        fill_zero(view[_read_aligned(fd, view, offset, align) :])
+        return
+    buffer = pool.take(length)
+    with memoryview(buffer)[:length] as bounce:
+        count = _read_aligned(fd, bounce, offset, align)
+        # The kernel reads to aligned memory only; this copy brings the bytes to the caller's.
+        view[:count] = bounce[:count]
+        fill_zero(view[count:])
+    pool.give(buffer)
+
+
+def _read_aligned(fd: int, view: memoryview, offset: int, align: int) -> int:
+    """Read into aligned memory; return how many bytes there were before the end of the file."""
+    done = 0
+    while done < len(view):
+        count = _preadv(fd, [view[done:]], offset + done)
+        done += count
+        if count == 0 or done % align:
+            break
+    return done
+
+
+def write_direct(
+    fd: int,
+    views: Sequence[memoryview],
+    offset: int,
+    memory_align: int,
+    pool: BouncePool,
+) -> None:
+    """Write all views through a descriptor with O_DIRECT; blocks.
+
+    Together the views are a multiple of the request alignment.
+    """
+    if len(views) == 1:
+        view = views[0]
+        address = address_of(view) if len(view) >= _MIN_ADDRESS_CHECK else 0
+        if address and address % memory_align == 0:
+            write_full(fd, views, offset)
+            return
+    length = sum(map(len, views))
+    buffer = pool.take(length)
+    with memoryview(buffer)[:length] as bounce:
+        at = 0
+        for view in views:
+            # The kernel writes from aligned memory only.
+            bounce[at : at + len(view)] = view
+            at += len(view)
+        write_full(fd, [bounce], offset)
+    pool.give(buffer)
+
+
 class FileIO:
     """I/O on one descriptor, which stays the caller's to close.
 
+    The descriptor may be exchanged by dup2(2) at any time.
+
     Attributes:
         fd: The descriptor.
-        inline: Whether page-cache I/O in the loop is possible (not with O_DIRECT).
+        pool: Worker threads.
+        bounce: Source of aligned buffers; set means that the descriptor has O_DIRECT.
+        align: With O_DIRECT, what offsets and lengths are multiples of.
+        memory_align: With O_DIRECT, what addresses must be multiples of.
+        slow_until: Time (monotonic) until which writes go to threads.
     """
 
-    __slots__ = ("_can_nowait", "_slow_until", "fd", "inline", "pool")
+    __slots__ = (
+        "_can_nowait",
+        "_slow_seek_until",
+        "align",
+        "bounce",
+        "fd",
+        "memory_align",
+        "pool",
+        "slow_until",
+    )
 
-    def __init__(self, fd: int, pool: WorkerPool, *, direct: bool = False) -> None:
+    def __init__(self, fd: int, pool: WorkerPool) -> None:
         self.fd = fd
         self.pool = pool
-        self.inline = not direct
-        self._can_nowait = not direct
-        self._slow_until = 0.0
+        self.bounce: BouncePool | None = None
+        self.align = 1
+        self.memory_align = 1
+        self._can_nowait = True
+        self.slow_until = 0.0
+        self._slow_seek_until = 0.0
+
+    def set_direct(self, bounce: BouncePool | None, align: int = 1, memory_align: int = 1) -> None:
+        """Tell whether the descriptor has O_DIRECT now: then `bounce` is not None."""
+        self.bounce = bounce
+        self.align = align
+        self.memory_align = memory_align
+        self._can_nowait = bounce is None
+
+    # Reading
 
     def read_nowait(self, offset: int, view: memoryview) -> bool:
         """Read all of `view` if that needs no waiting; False leaves its content undefined.
@@ -116,40 +235,81 @@ class FileIO:
 
     async def read(self, offset: int, view: memoryview) -> None:
         """Fill `view`; bytes beyond the end of the file are zero."""
-        if not self.read_nowait(offset, view):
+        if self.bounce is not None:
+            await self.pool.run(
+                read_direct, self.fd, view, offset, self.align, self.memory_align, self.bounce
+            )
+        elif not self.read_nowait(offset, view):
             await self.pool.run(read_full, self.fd, view, offset)
+
+    # Writing
 
     def write_nowait(self, offset: int, view: memoryview) -> bool:
         """Write all of `view` if that is but a memory copy; False means nothing was decided.
 
         After False some bytes may have been written; the caller writes the whole again.
         """
-        if not self.inline or len(view) > MAX_INLINE_WRITE:
+        if self.bounce is not None or len(view) > MAX_INLINE_WRITE:
             return False
         before = monotonic()
-        if before < self._slow_until:
+        if before < self.slow_until:
             return False
-        count = _pwritev(self.fd, (view,), offset)
-        if monotonic() - before > SLOW_WRITE:
-            self._slow_until = monotonic() + SLOW_WRITE_PAUSE
+        count = _pwrite(self.fd, view, offset)
+        self.note_duration(before)
         return count == len(view)
+
+    def note_duration(self, before: float) -> None:
+        """Look how long the inline write took that started at `before`."""
+        after = monotonic()
+        if after - before > SLOW_CALL:
+            self.slow_until = after + SLOW_PAUSE
 
     async def write(self, offset: int, view: memoryview) -> None:
         """Write all of `view`."""
-        if not self.write_nowait(offset, view):
+        if self.bounce is not None:
+            await self.pool.run(
+                write_direct, self.fd, (view,), offset, self.memory_align, self.bounce
+            )
+        elif not self.write_nowait(offset, view):
             await self.pool.run(write_full, self.fd, (view,), offset)
 
     async def writev(self, offset: int, views: Sequence[memoryview]) -> None:
         """Write all views, one after the other."""
+        if self.bounce is not None:
+            await self.pool.run(
+                write_direct, self.fd, views, offset, self.memory_align, self.bounce
+            )
+            return
         total = sum(map(len, views))
-        if self.inline and total <= MAX_INLINE_WRITE and monotonic() >= self._slow_until:
+        if total <= MAX_INLINE_WRITE and len(views) <= _IOV_MAX:
             before = monotonic()
-            count = _pwritev(self.fd, views, offset)
-            if monotonic() - before > SLOW_WRITE:
-                self._slow_until = monotonic() + SLOW_WRITE_PAUSE
-            if count == total:
-                return
+            if before >= self.slow_until:
+                count = _pwritev(self.fd, views, offset)
+                self.note_duration(before)
+                if count == total:
+                    return
         await self.pool.run(write_full, self.fd, views, offset)
+
+    # Holes
+
+    async def next_extent(self, offset: int) -> tuple[int, int] | None:
+        """Return (start, end) of the first data that ends behind `offset`, None if there is none.
+
+        The end of the file ends the last extent.  `start` is `offset` if there is data right there.
+
+        Raises:
+            OSError: EINVAL where the file system cannot tell data from holes.
+        """
+        before = monotonic()
+        if before < self._slow_seek_until:
+            return await self.pool.run(find_extent, self.fd, offset)
+        extent = find_extent(self.fd, offset)
+        after = monotonic()
+        if after - before > SLOW_CALL:
+            self._slow_seek_until = after + SLOW_PAUSE
+        return extent
+
+    # The rest
 
     async def sync(self) -> None:
         """Make data, and what is needed to find it again, durable (fdatasync)."""
@@ -163,19 +323,23 @@ class FileIO:
         """Call fallocate(2)."""
         await self.pool.run(fallocate, self.fd, mode, offset, length)
 
-    async def next_data(self, offset: int) -> int | None:
-        """Return the offset of the first data at or behind `offset`, None if there is none."""
-        return await self.pool.run(_seek, self.fd, offset, os.SEEK_DATA)
-
-    async def next_hole(self, offset: int) -> int | None:
-        """Return the offset of the first hole at or behind `offset` (the end of file is one)."""
-        return await self.pool.run(_seek, self.fd, offset, os.SEEK_HOLE)
+    async def call(self, func: Callable[..., Any], *args: Any) -> Any:
+        """Call ``func(fd, *args)`` in a thread."""
+        return await self.pool.run(func, self.fd, *args)
 
 
-def _seek(fd: int, offset: int, whence: int) -> int | None:
+#: Buffers per writev(2) call (IOV_MAX of linux/uio.h).
+_IOV_MAX: Final = 1024
+
+
+def find_extent(fd: int, offset: int) -> tuple[int, int] | None:
+    """Do the work of :meth:`FileIO.next_extent`; may block."""
     try:
-        return os.lseek(fd, offset, whence)
+        start = os.lseek(fd, offset, os.SEEK_DATA)
+        end = os.lseek(fd, start, os.SEEK_HOLE)
     except OSError as exc:
         if exc.errno == errno.ENXIO:
-            return None
+            return None  # nothing but a hole, or the file was just cut off by somebody else
         raise
+    # Data that vanished between the two calls counts as data: that is always true enough.
+    return start, max(end, start + 1)

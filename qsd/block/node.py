@@ -186,7 +186,8 @@ class Node:
 
     def child_resized(self, edge: Edge) -> None:
         """A child's length changed; nodes whose length follows their child pass it on."""
-        self._length = -1
+        if self._length >= 0:  # else nobody has asked yet, and the driver may be half open
+            self.length_changed()
 
     # Tracking
 

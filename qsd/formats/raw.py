@@ -1,0 +1,171 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""The "raw" format: a child as it is, or a window of it (QMP reference, "BlockdevOptionsRaw")."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
+
+from qsd.block import perms
+from qsd.block.driver import Driver
+from qsd.block.mapping import ST_ALLOCATED, ST_DATA, ST_OFFSET, ST_ZERO, Status
+from qsd.block.status import chain_status
+from qsd.errors import QmpError
+
+if TYPE_CHECKING:
+    from qsd.block.graph import Edge
+    from qsd.block.node import Node
+    from qsd.block.open import ChildOpener
+    from qsd.qapi.schema.block_options import BlockdevOptionsRaw
+
+_SECTOR: Final = 512
+_INT64_MAX: Final = (1 << 63) - 1
+
+
+class Window(NamedTuple):
+    """The part of the child that the node shows.
+
+    Attributes:
+        offset: Where it starts in the child, bytes.
+        size: Its size in bytes; None means that it ends where the child ends.
+    """
+
+    offset: int
+    size: int | None
+
+
+def check_window(options: BlockdevOptionsRaw, available: int) -> Window:
+    """Return the window that the options describe.
+
+    Args:
+        options: The options.
+        available: The length of the child.
+
+    Raises:
+        QmpError: The child does not have such a part.
+    """
+    offset = options.offset if options.offset is not None else 0
+    size = options.size
+    for name, value in (("offset", offset), ("size", size)):
+        if value is not None and value < 0:
+            raise QmpError(f"Parameter '{name}' expects a non-negative number below 2^64")
+    if offset > available:
+        raise QmpError(
+            f"Offset ({offset}) cannot be greater than size of the containing file ({available})"
+        )
+    if size is not None and available - offset < size:
+        raise QmpError(
+            f"The sum of offset ({offset}) and size ({size}) has to be smaller or equal to the "
+            f" actual size of the containing file ({available})"
+        )
+    if size is not None and size % _SECTOR:
+        raise QmpError("Specified size is not multiple of 512")
+    return Window(offset, size)
+
+
+class RawDriver(Driver):
+    """Passes everything on, moved by an offset.
+
+    Without `offset` and `size` it counts as transparent: its users' permissions are passed on as
+    they are.  A window cannot stand a child that changes its size, so then resizing is not shared.
+    """
+
+    name: ClassVar[str] = "raw"
+    file_role: ClassVar[int] = perms.ROLE_FILTERED
+
+    __slots__ = ("_edge", "_window", "offset", "options")
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self.options: BlockdevOptionsRaw
+        self.offset = 0
+        self._window = Window(0, None)
+        self._edge: Edge
+
+    async def open(self, options: BlockdevOptionsRaw, opener: ChildOpener) -> None:
+        """Attach the child and check the window."""
+        self.options = options
+        windowed = options.offset is not None or options.size is not None
+        role = perms.ROLE_DATA if windowed else perms.ROLE_FILTERED
+        self._edge = await opener.child("file", options.file, role)
+        self._use(check_window(options, self._edge.node.length()))
+
+    def _use(self, window: Window) -> None:
+        self._window = window
+        self.offset = window.offset
+
+    async def prepare_reopen(self, options: BlockdevOptionsRaw, read_only: bool) -> Window:
+        """Check the new window; the child may be another one already."""
+        return check_window(options, self._edge.node.length())
+
+    async def commit_reopen(self, token: Window) -> None:
+        """Move the window."""
+        self._use(token)
+
+    # Geometry
+
+    def length(self) -> int:
+        """Return the size of the window; without one it follows the child."""
+        if self._window.size is not None:
+            return self._window.size
+        return max(0, self._edge.node.length() - self.offset)
+
+    async def truncate(self, length: int, exact: bool, prealloc: str, flags: int) -> None:
+        """Resize the child so that the window gets the length wanted."""
+        if self._window.size is not None:
+            raise QmpError("Cannot resize fixed-size raw disks")
+        if length > _INT64_MAX - self.offset:
+            raise QmpError("Disk size too large for the chosen offset")
+        await self._edge.node.truncate(
+            length + self.offset, exact=exact, prealloc=prealloc, flags=flags
+        )
+
+    # I/O
+
+    def read_nowait(self, offset: int, view: memoryview) -> bool:
+        """Ask the child."""
+        return self._edge.node.read_nowait(offset + self.offset, view)
+
+    async def read(self, offset: int, view: memoryview) -> None:
+        """Read; a last sector that the child does not have in full ends with zeroes."""
+        await self._edge.node.read_or_zero(offset + self.offset, view)
+
+    def write_nowait(self, offset: int, view: memoryview) -> bool:
+        """Ask the child."""
+        if not self._edge.node.write_nowait(offset + self.offset, view):
+            return False
+        node = self.node
+        if offset + len(view) > node.wr_highest_offset:
+            node.wr_highest_offset = offset + len(view)
+        return True
+
+    async def write(self, offset: int, view: memoryview, flags: int) -> None:
+        """Write to the child."""
+        await self._edge.node.write(offset + self.offset, view, flags)
+
+    async def zero(self, offset: int, length: int, flags: int) -> None:
+        """Zero a part of the child."""
+        await self._edge.node.zero(offset + self.offset, length, flags)
+
+    async def discard(self, offset: int, length: int) -> None:
+        """Discard a part of the child."""
+        await self._edge.node.discard(offset + self.offset, length)
+
+    def locate_nowait(self, offset: int, length: int) -> tuple[int, int] | None:
+        """Ask the child."""
+        return self._edge.node.driver.locate_nowait(offset + self.offset, length)
+
+    async def block_status(self, offset: int, length: int, want_zero: bool) -> Status:
+        """Describe the child with all its layers: it is the content of this one."""
+        child = self._edge.node
+        start = offset + self.offset
+        available = child.length() - start
+        if available <= 0:
+            return Status(length, ST_ZERO | ST_ALLOCATED)
+        length = min(length, available)
+        if want_zero:
+            below = await chain_status(child, start, length)
+        else:
+            below = await child.block_status(start, length, False)
+        flags = below.flags & (ST_DATA | ST_ZERO | ST_ALLOCATED) | ST_OFFSET
+        return Status(below.length, flags, start, self._edge)
