@@ -1,0 +1,30 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""``--daemon real`` runs the black-box tests against the C daemon instead of ours."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--daemon", default="ours", help='daemon under test: "ours", "real", or a command line'
+    )
+    parser.addoption(
+        "--kill-rounds", type=int, default=8, help="rounds of the kill test (acceptance: 100)"
+    )
+
+
+@pytest.fixture
+def daemon_kind(request: pytest.FixtureRequest) -> str:
+    kind = request.config.getoption("--daemon")
+    assert isinstance(kind, str)
+    return kind
+
+
+@pytest.fixture
+def kill_rounds(request: pytest.FixtureRequest) -> int:
+    rounds = request.config.getoption("--kill-rounds")
+    assert isinstance(rounds, int)
+    return rounds

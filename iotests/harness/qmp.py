@@ -1,0 +1,56 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""A blocking QMP client without ambitions; test_clients.py uses a real one."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+
+class Monitor:
+    """One QMP connection, negotiated.
+
+    Attributes:
+        events: Events that came and were not taken yet, oldest first.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.events: deque[dict[str, Any]] = deque()
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(60)
+        self._socket.connect(str(path))
+        self._stream = self._socket.makefile("rb")
+        self.greeting = self._message()
+        self.call("qmp_capabilities")
+
+    def _message(self) -> dict[str, Any]:
+        line = self._stream.readline()
+        if not line:
+            raise EOFError("the monitor closed the connection")
+        message: dict[str, Any] = json.loads(line)
+        return message
+
+    def call(self, command: str, **arguments: Any) -> dict[str, Any]:
+        """Run a command; return its reply, keep events for later."""
+        named = {key.replace("_", "-"): value for key, value in arguments.items()}
+        self._socket.sendall(json.dumps({"execute": command, "arguments": named}).encode())
+        while True:
+            message = self._message()
+            if "event" not in message:
+                return message
+            self.events.append(message)
+
+    def next_event(self) -> dict[str, Any]:
+        """Return the next event, waiting for it if need be."""
+        if self.events:
+            return self.events.popleft()
+        return self._message()
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._stream.close()
+        self._socket.close()

@@ -1,0 +1,50 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""The real tools."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+
+def need(*tools: str) -> None:
+    """Skip the running test unless all of these programs are installed."""
+    for tool in tools:
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed (scripts/test installs it where it may)")
+
+
+def run(folder: Path, *command: str, check: bool = True) -> str:
+    """Run a command in `folder`; return its standard output and error together."""
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    if check and done.returncode:
+        raise AssertionError(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}")
+    return done.stdout
+
+
+def check_image(folder: Path, name: str, *, leaks: bool = False) -> None:
+    """Let qemu-img check a qcow2 image; leaked clusters pass only where they are allowed.
+
+    Exit codes of qemu-img(1), "check": 0 clean, 3 leaks but no corruption.
+    """
+    done = subprocess.run(
+        ["qemu-img", "check", "-f", "qcow2", name],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    allowed = (0, 3) if leaks else (0,)
+    if done.returncode not in allowed:
+        raise AssertionError(f"qemu-img check: {done.returncode}\n{done.stdout}{done.stderr}")
