@@ -6,9 +6,22 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections import deque
 from pathlib import Path
 from typing import Any
+
+
+def _connect(client: socket.socket, path: Path) -> None:
+    """Connect to a socket that exists; between bind and listen it still refuses."""
+    for _ in range(200):
+        try:
+            client.connect(str(path))
+        except ConnectionRefusedError:
+            time.sleep(0.01)
+        else:
+            return
+    raise ConnectionRefusedError(path)
 
 
 class Monitor:
@@ -22,7 +35,7 @@ class Monitor:
         self.events: deque[dict[str, Any]] = deque()
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(60)
-        self._socket.connect(str(path))
+        _connect(self._socket, path)
         self._stream = self._socket.makefile("rb")
         self.greeting = self._message()
         self.call("qmp_capabilities")
