@@ -26,6 +26,7 @@ DRIVERS: Final[Mapping[str, str]] = {
     "file": "protocols.file.driver:FileDriver",
     "null-aio": "protocols.null:NullAioDriver",
     "null-co": "protocols.null:NullDriver",
+    "qcow2": "formats.qcow2.driver:Qcow2Driver",
     "raw": "formats.raw:RawDriver",
 }
 
