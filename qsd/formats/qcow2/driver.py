@@ -234,12 +234,13 @@ class Qcow2Driver(MappedDriver):
         from qsd.formats.qcow2.resize import resize
 
         await self._begin_change()
-        hold = await self.ranges.claim(0, max(length, self.length()) + self.granularity, True)
+        # Requests below both sizes go on; what is added or dropped belongs to nobody else.
+        start = align_up(min(length, self.length()), self.granularity)
+        hold = await self.ranges.claim(start, 1 << 63, True)
         try:
-            await resize(self.image, self._changer, length, prealloc)
+            await resize(self.image, self._changer, length, prealloc, flags)
         finally:
             self.ranges.release(hold)
-        self._mapper = Mapper(self.image)
 
     # Lookups.  The hottest functions of the format: no call and no object beyond arithmetic.
 

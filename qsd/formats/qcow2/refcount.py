@@ -124,6 +124,18 @@ class Refcounts:
         table = await self._load(block)
         return table[cluster & ((1 << bits) - 1)]
 
+    async def last_used(self) -> int:
+        """Return the number of the last host cluster that is in use."""
+        bits = self._image.geometry.block_bits
+        for block in range(len(self.table) - 1, -1, -1):
+            if not self.block_offset(block):
+                continue
+            counts = await self._load(block)
+            for index in range(len(counts) - 1, -1, -1):
+                if counts[index]:
+                    return (block << bits) + index
+        return 0
+
     # Taking clusters
 
     def take_nowait(self, wanted: int) -> tuple[int, int] | None:
@@ -388,6 +400,43 @@ class Refcounts:
                 self._dirty_from = min(self._dirty_from, start)
                 self._dirty_to = max(self._dirty_to, end)
             raise
+
+    # Repair
+
+    async def rebuild(self, counts: array[int]) -> None:
+        """Replace all counts; nothing else uses the image.
+
+        Blocks that do not exist yet get clusters behind all others, since their own first cluster
+        may be in use.
+
+        Args:
+            counts: References by host cluster; changed to include the new blocks.
+
+        Raises:
+            OSError: EINVAL if a count does not fit, EFBIG if the refcount table is too short.
+        """
+        geometry = self._image.geometry
+        bits = geometry.block_bits
+        if max(counts, default=0) > geometry.max_refcount:
+            raise os_error(errno.EINVAL)
+        block = 0
+        while block << bits < len(counts):
+            if block >= len(self.table):
+                raise os_error(errno.EFBIG)
+            if not self.block_offset(block):
+                self._add_block(block, len(counts), layout.empty_refcounts(geometry))
+                counts.append(1)
+            block += 1
+        for block in range(len(self.table)):
+            if self.block_offset(block):
+                wanted = layout.empty_refcounts(geometry)
+                part = counts[block << bits : (block + 1) << bits]
+                wanted[: len(part)] = array(wanted.typecode, part)
+                table = await self._load(block)
+                if table != wanted:
+                    table[:] = wanted
+                    self.cache.mark(block, 0, len(wanted))
+        self.free_hint = 0
 
     # Freeing; called once the tables without the references are durable
 

@@ -26,6 +26,7 @@ class Snapshot:
     Attributes:
         disk_size: Virtual size when the snapshot was taken, None where not recorded.
         icount: Instruction counter, None where not recorded.
+        length: Bytes that the entry takes in the table.
         unknown_extra: Extra data behind the known fields, kept.
     """
 
@@ -37,6 +38,7 @@ class Snapshot:
         "id_str",
         "l1_size",
         "l1_table_offset",
+        "length",
         "name",
         "unknown_extra",
         "vm_clock_nsec",
@@ -55,6 +57,7 @@ class Snapshot:
         self.disk_size: int | None = None
         self.icount: int | None = None
         self.unknown_extra = b""
+        self.length = 0
 
     @classmethod
     def parse(cls, data: bytes, offset: int) -> tuple[Snapshot, int] | None:
@@ -91,7 +94,8 @@ class Snapshot:
             icount = layout.U64.unpack_from(extra, 16)[0]
             snapshot.icount = None if icount == (1 << 64) - 1 else icount
         snapshot.unknown_extra = extra[24:]
-        return snapshot, end + -(end - offset) % 8
+        snapshot.length = end - offset + -(end - offset) % 8
+        return snapshot, offset + snapshot.length
 
     def info(self) -> dict[str, Any]:
         """Return the snapshot as query-named-block-nodes shows it (SnapshotInfo)."""
