@@ -9,7 +9,7 @@ The grammar, as the manual (qemu(1), "-blockdev") and QEMU 7.2 have it::
     option    = key "=" value  |  "help"  |  "?"
     key       = name { "." ( name | number ) }
     name      = letter { letter | digit | "-" | "_" }
-              | "__" domain "_" { letter | digit | "-" | "_" }        vendor extensions
+              | "__" [ domain ] "_" letter { letter | digit | "-" | "_" }        vendor extensions
     value     = { any character but ","  |  ",," }                    ",," is one comma
 
 A part of a key has at most 127 characters.  Parts between dots make nested objects; where all parts
@@ -29,7 +29,7 @@ Tree = dict[str, object]
 """Nested dicts and lists whose leaves are strings."""
 
 MAX_PART: Final = 127
-_NAME: Final = re.compile(r"(?:__[A-Za-z0-9.-]+_)?[A-Za-z][A-Za-z0-9_-]*", re.ASCII)
+_NAME: Final = re.compile(r"(?:__[A-Za-z0-9.-]*_)?[A-Za-z][A-Za-z0-9_-]*", re.ASCII)
 _NUMBER: Final = re.compile(r"[0-9]+")
 
 
@@ -68,16 +68,16 @@ def parse_keyval_help(text: str, implied_key: str | None = None) -> tuple[Tree, 
             wants_help = True
             position = end + 1
         elif first and implied_key is not None and not has_value and key:
-            _put(tree, [implied_key], implied_key, key)
+            _put(tree, [implied_key], key)
             position = end + 1
         else:
-            parts = _split_key(key)
+            place, path = _descend(tree, key)
             if not has_value:
                 raise QmpError(f"Expected '=' after parameter '{key}'")
             value, position = _read_value(text, end + 1)
-            _put(tree, parts, key, value)
+            _put(place, path, value)
         first = False
-    return {key: _listed(value, key) for key, value in tree.items()}, wants_help
+    return _with_lists(tree), wants_help
 
 
 def _end_of_key(text: str, start: int) -> int:
@@ -88,13 +88,18 @@ def _end_of_key(text: str, start: int) -> int:
     return end
 
 
-def _split_key(key: str) -> list[str]:
-    """Return the parts of a key.
+def _descend(tree: Tree, key: str) -> tuple[Tree, list[str]]:
+    """Walk down to where the value of `key` belongs, creating the dicts on the way.
+
+    Returns:
+        The dict that the value belongs in, and the parts of the key.
 
     Raises:
-        QmpError: It is no key.
+        QmpError: It is no key, or a part of it has a value already.  The parts are judged from left
+            to right, each once the next one has been found well-formed.
     """
     parts: list[str] = []
+    place = tree
     position = 0
     while True:
         match = _NAME.match(key, position)
@@ -106,10 +111,15 @@ def _split_key(key: str) -> list[str]:
         if len(part) > MAX_PART:
             what = "Parameter" if part == key else "Parameter fragment"
             raise QmpError(f"{what} '{part}' is too long")
+        if parts:
+            inner = place.setdefault(parts[-1], {})
+            if not isinstance(inner, dict):
+                raise _inconsistent(parts)
+            place = inner
         parts.append(part)
         position = match.end() + 1
         if match.end() == len(key):
-            return parts
+            return place, parts
 
 
 def _read_value(text: str, start: int) -> tuple[str, int]:
@@ -127,28 +137,34 @@ def _read_value(text: str, start: int) -> tuple[str, int]:
         start = comma + 2
 
 
-def _put(tree: Tree, parts: list[str], key: str, value: str) -> None:
-    """Store `value` under the path `parts`, creating the dicts on the way.
+def _put(place: Tree, path: list[str], value: str) -> None:
+    """Store `value` in `place` under the last part of `path`.
 
     Raises:
-        QmpError: A part of the path is a value already, or the path's end is a dict.
+        QmpError: There is a dict already.
     """
-    place = tree
-    for depth, part in enumerate(parts[:-1], 1):
-        inner = place.setdefault(part, {})
-        if not isinstance(inner, dict):
-            raise _inconsistent(key, depth, parts)
-        place = inner
-    last = parts[-1]
-    if isinstance(place.get(last), dict):
-        raise _inconsistent(key, len(parts), parts)
-    place[last] = value
+    if isinstance(place.get(path[-1]), dict):
+        raise _inconsistent(path)
+    place[path[-1]] = value
 
 
-def _inconsistent(key: str, depth: int, parts: list[str]) -> QmpError:
+def _inconsistent(parts: list[str]) -> QmpError:
     """Make the error for a path that is used as a value and as an object."""
-    del key
-    return QmpError(f"Parameters '{'.'.join(parts[:depth])}.*' used inconsistently")
+    return QmpError(f"Parameters '{'.'.join(parts)}.*' used inconsistently")
+
+
+def _with_lists(tree: Tree) -> Tree:
+    """Return `tree` with lists for the dicts whose keys are numbers.
+
+    Raises:
+        QmpError: One of them is no list; of several, the one that QEMU comes upon first.
+    """
+    try:
+        return {key: _listed(value, key) for key, value in tree.items()}
+    except QmpError:
+        from qsd.qapi.member_order import ordered
+
+        return {key: _listed(value, key) for key, value in ordered(tree).items()}
 
 
 def _listed(value: object, path: str) -> object:

@@ -608,5 +608,16 @@ OPTIONS: Final[list[tuple[str, str, str | None]]] = [
     ("--monitor", "chardev.x=1", "Parameters 'chardev.*' are unexpected"),
     ("--monitor", "id=1", "Parameter 'chardev' is missing"),
     ("--monitor", "", "Parameter 'chardev' is missing"),
+    # The parts of a key are judged one by one, before the "=" is.
+    ("--blockdev", "null-co,file=1,file.=2", "Invalid parameter 'file.'"),
+    ("--blockdev", "null-co,file=1,file.a.=2", "Parameters 'file.*' used inconsistently"),
+    ("--blockdev", "null-co,file.x=1,file", "Expected '=' after parameter 'file'"),
+    ("--blockdev", "null-co,file.x=1,file=2", "Parameters 'file.*' used inconsistently"),
+    ("--blockdev", "null-co,file=1,file.a b=2", "Invalid parameter 'file.a b'"),
+    ("--blockdev", "null-co,file=1,file.a.b", "Parameters 'file.*' used inconsistently"),
+    ("--blockdev", "null-co,file=1,file.a", "Parameters 'file.*' used inconsistently"),
+    ("--blockdev", "null-co,a.b=1,a.b.c.=2", "Parameters 'a.b.*' used inconsistently"),
+    # Of several broken lists, the order of QEMU's hash table decides.
+    ("--export", "file.1.driver=on,driver.x.1=on", "Parameter 'driver.x.0' missing"),
 ]
 """None: the option passes; what the daemon then says of a node is another matter."""

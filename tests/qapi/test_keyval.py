@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qsd.errors import QmpError
@@ -52,6 +52,7 @@ def test_messages_of_options(option: str, text: str, message: str | None) -> Non
         ("a.0.0=x", {"a": [["x"]]}),
         ("a_b-9=1", {"a_b-9": "1"}),
         ("__com.example_x.y=1", {"__com.example_x": {"y": "1"}}),
+        ("___a.b=1", {"___a": {"b": "1"}}),
     ],
 )
 def test_trees(text: str, tree: Tree) -> None:
@@ -117,6 +118,7 @@ def spelt(value: object, path: str = "") -> list[str]:
     return [text for key, item in pairs for text in spelt(item, f"{path}.{key}" if path else key)]
 
 
+@settings(max_examples=40, deadline=None)
 @given(TREES, st.randoms(use_true_random=False))
 def test_spelling_a_tree_and_reading_it_back(tree: Tree, random: object) -> None:
     options = spelt(tree)

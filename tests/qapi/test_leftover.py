@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qsd.qapi.leftover import first_leftover
@@ -87,6 +87,7 @@ def test_a_single_one() -> None:
     assert first_leftover(["a", "b"], ["a"]) == "b"
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.text(max_size=3), min_size=2, max_size=40, unique=True), st.data())
 def test_it_is_always_one_that_is_left(names: list[str], data: st.DataObject) -> None:
     taken = data.draw(st.lists(st.sampled_from(names[1:]), unique=True))
