@@ -367,7 +367,6 @@ def main(words: Sequence[str] | None = None) -> int:
         _print(1, options.answer)
         return 0
     set_process_name(PROGRAM)
-    gc.disable()  # nothing that is made during the start is garbage; serve() turns it on again
     try:
         duty = fork_daemon() if options.daemonize else None
     except QmpError as exc:
@@ -375,7 +374,10 @@ def main(words: Sequence[str] | None = None) -> int:
         return 1
     if options.daemonize and duty is None:
         return 0
+    gc.disable()  # nothing that is made during the start is garbage; serve() turns it on again
+    try:
+        from qsd.aio.loop import run
 
-    from qsd.aio.loop import run
-
-    return run(serve(words, options, duty, reporter))
+        return run(serve(words, options, duty, reporter))
+    finally:
+        gc.enable()
