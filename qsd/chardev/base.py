@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 class Frontend(Protocol):
     """The user of a character device.  Calls come from the loop and must not raise."""
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether it takes input; a multiplexer without users does not."""
+
     def chardev_opened(self) -> None:
         """Someone is there."""
 
@@ -103,6 +107,11 @@ class Chardev:
     def pending(self) -> int:
         """Bytes that were written but not taken by the other side yet."""
         return 0
+
+    @property
+    def has_open_frontend(self) -> bool:
+        """Whether the user, if there is one, is ready to talk."""
+        return self.frontend is not None and self.frontend.is_ready
 
     @property
     def is_busy(self) -> bool:

@@ -99,6 +99,11 @@ class MuxChardev(Chardev):
 
     # As the user of the device below
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether anybody would get input."""
+        return bool(self._users)
+
     def chardev_opened(self) -> None:
         """Tell all users that someone is there."""
         self.is_open = True

@@ -50,7 +50,9 @@ class PtyChardev(DescriptorChardev):
         os.set_blocking(master, False)
         self._look()
         if not env.by_monitor:
-            print(f"char device redirected to {self.pty} (label {self.label})", flush=True)
+            # For the user of the command line, who has no other way to learn the name.
+            text = f"char device redirected to {self.pty} (label {self.label})\n"
+            os.write(1, text.encode())
 
     @property
     def filename(self) -> str:

@@ -255,7 +255,7 @@ class ChardevRegistry:
             ChardevInfo(
                 label=device.label,
                 filename=device.filename,
-                frontend_open=device.frontend is not None,
+                frontend_open=device.has_open_frontend,
             )
             for device in self
         ]

@@ -16,10 +16,7 @@ _SE, _IP, _SB, _WILL, _DONT, _IAC = 240, 244, 250, 251, 254, 255
 #: WILL ECHO (RFC 857), WILL SUPPRESS-GO-AHEAD (RFC 858), WILL and DO BINARY (RFC 856).
 _OPENING: Final = bytes([_IAC, 251, 1, _IAC, 251, 3, _IAC, 251, 0, _IAC, 253, 0])
 #: DO and WILL END-OF-RECORD (RFC 885), DO and WILL BINARY, DO TERMINAL-TYPE (RFC 1091) and SEND it.
-_OPENING_3270: Final = bytes(
-    [_IAC, 253, 25, _IAC, 251, 25, _IAC, 253, 0, _IAC, 251, 0, _IAC, 253, 24]
-    + [_IAC, _SB, 24, 1, _IAC, _SE]
-)
+_OPENING_3270: Final = bytes.fromhex("fffd19 fffb19 fffd00 fffb00 fffd18 fffa1801fff0")
 
 
 class TelnetFilter:

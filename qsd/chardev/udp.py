@@ -37,11 +37,12 @@ class UdpChardev(Chardev):
             raise QmpError("socket type unsupported for datagram")
         if not remote.port:
             raise QmpError("remote port not specified")
-        local = None
+        local: InetSocketAddress | None = None
         if self._options.local is not None:
-            local = addresses.body(self._options.local)
-            if not isinstance(local, InetSocketAddress):
+            part = addresses.body(self._options.local)
+            if not isinstance(part, InetSocketAddress):
                 raise QmpError("socket type unsupported for datagram")
+            local = part
         loop = asyncio.get_running_loop()
         # Resolving names may take seconds.
         self._sock = await loop.run_in_executor(None, _datagram_socket, remote, local)

@@ -84,7 +84,7 @@ def unix_name(address: UnixSocketAddress) -> bytes:
     if len(path) > limit:
         raise QmpError(
             f"UNIX socket path '{address.path}' is too long",
-            hint=f"Path must be less than {limit} bytes\n",
+            hint=f"Path must be less than {limit} bytes",
         )
     if not address.abstract:
         return path

@@ -80,6 +80,11 @@ class Monitor:
 
     # ---------------------------------------------------------------------------- Frontend
 
+    @property
+    def is_ready(self) -> bool:
+        """A monitor always listens."""
+        return True
+
     def chardev_opened(self) -> None:
         """Greet a client."""
         self._session = session = Session(pretty=self.pretty)

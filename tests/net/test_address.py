@@ -52,7 +52,7 @@ def test_path_length(abstract: bool | None, limit: int) -> None:
     with pytest.raises(QmpError) as caught:
         addresses.unix_name(UnixSocketAddress(path=long, abstract=abstract))
     assert caught.value.desc == f"UNIX socket path '{long}' is too long"
-    assert caught.value.hint == f"Path must be less than {limit} bytes\n"
+    assert caught.value.hint == f"Path must be less than {limit} bytes"
 
 
 @pytest.mark.parametrize(
