@@ -132,15 +132,13 @@ async def x_blockdev_set_iothread(ctx: Context, args: XBlockdevSetIothreadArgume
 
     All nodes are served by the one event loop, so that a legal request changes nothing.
     """
-    from qsd.objects.iothread import IOThread
-
     node = ctx.graph.find(args.node_name)
     if not args.force and _has_backend(node):
         raise QmpError(
             f"Node {node.name} is associated with a BlockBackend and could be in use "
             "(use force=true to override this check)"
         )
-    if isinstance(args.iothread, str) and not ctx.objects.find_typed(args.iothread, IOThread):
+    if isinstance(args.iothread, str) and not _is_iothread(ctx, args.iothread):
         raise QmpError(f"Cannot find iothread {args.iothread}")
 
 
@@ -160,6 +158,20 @@ async def x_blockdev_change(ctx: Context, args: XBlockdevChangeArguments) -> Non
     if args.node not in ctx.graph.nodes:
         raise QmpError(f"Node '{args.node}' not found")
     raise QmpError(f"The node {args.parent} does not support adding a child")
+
+
+def _is_iothread(ctx: Context, path: str) -> bool:
+    """Tell whether a QOM path, absolute or partial, leads to an iothread.
+
+    The empty path is as partial as can be: it stands for the only iothread there is.
+    """
+    from qsd.objects.iothread import IOThread
+
+    if not path:
+        children = ctx.objects.objects.children()
+        return sum(isinstance(child, IOThread) for child in children) == 1
+    found, is_ambiguous = ctx.objects.find_path(path)
+    return isinstance(found, IOThread) and not is_ambiguous
 
 
 # Images

@@ -224,7 +224,10 @@ def test_iothread() -> None:
         assert await refused(daemon, command, node_name="x", iothread="io") == (
             "Failed to find node with node-name='x'"
         )
-        for name in ("nope", "s", ""):
+        for path in ("", "io/", "/objects/io", "objects/io"):
+            await daemon.qmp(command, node_name="f", iothread=path)
+        await daemon.qmp("object-add", qom_type="iothread", id="io2")
+        for name in ("nope", "s", "", "./io"):
             assert await refused(daemon, command, node_name="f", iothread=name) == (
                 f"Cannot find iothread {name}"
             )
