@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: MIT
 """Making qcow2 images (QMP reference, "BlockdevCreateOptionsQcow2").
 
-A new image starts as an empty one, written by hand: header, refcount table, one refcount block.  It
-is then opened like any other image, and grown to its size by the same code as later: so there is one
-way to make an L1 table and one way to preallocate.
+A new image starts as an empty one, written by hand: header, refcount table, one refcount block.
+It is then opened like any other image, and grown to its size by the same code as later: so there is
+one way to make an L1 table and one way to preallocate.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ async def _write_empty(target: Backend, header: Header) -> None:
     await target.write(
         2 * size, memoryview(layout.refcounts_to_bytes(counts, header.refcount_order))
     )
-    await target.write(0, memoryview(header.pack().ljust(size, b"\\0")))
+    await target.write(0, memoryview(header.pack().ljust(size, b"\0")))
 
 
 async def _complete(
