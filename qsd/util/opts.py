@@ -137,7 +137,7 @@ def parse_opts(syntax: OptsSyntax, text: str, warn: Callable[[str], None]) -> Op
     identifier = next((word.text for word in words if word.key == "id" and not word.flag), None)
     if identifier is not None:
         check_id(identifier)
-    given: list[_Word] = []
+    values: dict[str, Value] = {}
     wants_help = False
     for word in words:
         if word.flag in ("help", "?"):
@@ -148,10 +148,8 @@ def parse_opts(syntax: OptsSyntax, text: str, warn: Callable[[str], None]) -> Op
                 f"short-form boolean option '{word.flag}' deprecated\n"
                 f"Please use {word.key}={word.text} instead"
             )
-        if word.key != "id":
-            given.append(word)
-    values: dict[str, Value] = {}
-    for word in given:
+        if word.key == "id":
+            continue
         if word.key not in syntax.types:
             raise QmpError(f"Invalid parameter '{word.key}'")
         values[word.key] = _convert(word.key, syntax.types[word.key], word.text)

@@ -115,6 +115,14 @@ def test_help(text: str) -> None:
     assert parse(text)[0].wants_help
 
 
+def test_warnings_stop_at_the_first_error() -> None:
+    warnings: list[str] = []
+    with pytest.raises(QmpError) as caught:
+        parse_opts(SYNTAX, "x,server,bogus,wait", warnings.append)
+    assert caught.value.desc == "Invalid parameter 'bogus'"
+    assert len(warnings) == 2
+
+
 def test_help_text_lists_parameters_by_name() -> None:
     assert SYNTAX.help_text() == (
         "thing options:\n"
