@@ -11,8 +11,8 @@
     +-- ClosedError                an object was used after it was closed
     OSError                        an I/O request failed; carries the errno that exports must send
 
-I/O failures are plain :class:`OSError` with an errno, because every export has to send one.  Whoever
-adds context to an error uses :func:`prefixed`, which keeps class, errno and QMP class.
+I/O failures are plain :class:`OSError` with an errno, because every export has to send one.
+Whoever adds context to an error uses :func:`prefixed`, which keeps class, errno and QMP class.
 """
 
 from __future__ import annotations
