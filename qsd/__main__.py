@@ -4,7 +4,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
+
+if "PYTHONDONTWRITEBYTECODE" in os.environ:
+    # Container images and test machines set this for everything that runs on them.  A daemon that
+    # compiles itself at every start takes three times as long to start.
+    sys.dont_write_bytecode = False
 
 from qsd.cli import main
 
