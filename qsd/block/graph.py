@@ -13,7 +13,7 @@ A node lives while the monitor owns it (blockdev-add) or somebody uses it; :meth
 
 from __future__ import annotations
 
-import random
+from os import urandom
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qsd.block import perms
@@ -107,7 +107,7 @@ class Graph:
         The two random digits keep people from relying on such names.
         """
         while True:
-            name = f"#block{self._names_made}{random.randrange(100):02d}"  # noqa: S311
+            name = f"#block{self._names_made}{urandom(1)[0] % 100:02d}"
             self._names_made += 1
             if name not in self.nodes:
                 return name

@@ -33,7 +33,8 @@ def dumps(value: JsonValue, *, pretty: bool = False) -> str:
 
 #: What the standard library may have written in another way: other escapes and doubles.
 _NOT_PLAIN_OUTPUT: Final = re.compile(r"\\u|\x7f|(?:^|[\[ ])-?(?:[0-9]+[.e]|Infinity|NaN)")
-_ESCAPED: Final = re.compile(r'["\\\x00-\x1f\x7f-\U0010ffff]')
+#: All but plain ASCII, said by what is excluded: a class with a wide range takes 10 ms to compile.
+_ESCAPED: Final = re.compile(r"[^ !#-\[\]-~]")
 _ESCAPES: Final = {
     '"': '\\"', "\\": "\\\\",
     "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t",
