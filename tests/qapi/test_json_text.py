@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qsd.qapi import json_text, json_writer
@@ -297,11 +297,13 @@ JSON = st.recursive(
 
 
 @given(JSON)
+@settings(max_examples=40)
 def test_fast_and_slow_output_agree(value: Any) -> None:
     assert dumps(value) == json_writer.dumps_slow(value, None)
 
 
 @given(st.dictionaries(st.text("abc"), JSON), st.sampled_from([b"", b" ", b"\r\n", b"@"]))
+@settings(max_examples=40)
 def test_fast_and_slow_input_agree(value: Any, after: bytes) -> None:
     data = json.dumps(value).encode() + after
     whole = JsonStream().feed(data)
@@ -317,14 +319,13 @@ FRAGMENTS = st.sampled_from(
 
 
 @given(st.lists(FRAGMENTS | st.binary(max_size=4), max_size=40), st.integers(1, 7))
+@settings(max_examples=40)
 def test_any_bytes_any_split(pieces: list[bytes], step: int) -> None:
     """Whatever comes and however it is cut: the same outcomes, none of them an exception."""
     data = b"".join(pieces)
     whole = JsonStream().feed(data)
     split = JsonStream()
-    cut = [
-        item for at in range(0, len(data), step) for item in split.feed(data[at : at + step])
-    ]
+    cut = [item for at in range(0, len(data), step) for item in split.feed(data[at : at + step])]
     assert repr(whole) == repr(cut)
     for item in whole:
         if not isinstance(item, JsonError):
