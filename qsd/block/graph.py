@@ -326,8 +326,8 @@ class Graph:
 
 
 def _check_pairs(node: Node, users: list[tuple[Edge, int, int]]) -> None:
-    for wanting, perm, _ in users:
-        for refusing, _, shared in users:
+    for refusing, _, shared in users:
+        for wanting, perm, _ in users:
             if wanting is not refusing and (conflict := perm & ~shared):
                 raise PermissionConflict(
                     f"Permission conflict on node '{node.name}': permissions "

@@ -255,7 +255,7 @@ class ExportRegistry:
 
             # All exports are served by one loop; the object must only be there.
             self.objects.resolve(options.iothread, IOThread)
-        backend = self._attach(node, writable, bool(options.writethrough))
+        backend = await self._attach(node, writable, bool(options.writethrough))
         export = cls(self, options.id, backend, writable)
         self._exports[options.id] = export
         try:
@@ -265,12 +265,18 @@ class ExportRegistry:
             raise
         return export
 
-    def _attach(self, node: Node, writable: bool, writethrough: bool) -> Backend:
+    async def _attach(self, node: Node, writable: bool, writethrough: bool) -> Backend:
         backend = Backend(self.graph, "", "an unnamed block device")
         backend.force_writethrough = writethrough
         perm = perms.CONSISTENT_READ | (perms.WRITE if writable else 0)
-        # Clients were told the length once: nobody else may change it.
-        backend.attach(node, perm, perms.ALL & ~perms.RESIZE)
+        # Of two conflicts the one about writing is reported, as the C daemon does: so two steps.
+        backend.attach(node, perm, perms.ALL)
+        try:
+            # Clients were told the length once: nobody else may change it.
+            backend.set_perms(perm, perms.ALL & ~perms.RESIZE)
+        except BaseException:
+            await backend.detach()
+            raise
         return backend
 
     async def delete(self, export_id: str, mode: str | None) -> None:
