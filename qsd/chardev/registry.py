@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
     from qsd.chardev.base import Frontend
     from qsd.objects.tree import ObjectTree
     from qsd.qapi.schema.char import ChardevBackend
+
+#: Seconds; how long the end of the daemon may be held up by pending output.
+DRAIN_TIME: Final = 0.5
+#: Seconds between looks at it.
+DRAIN_STEP: Final = 0.002
 
 BACKENDS: Final[Mapping[str, str]] = {
     "pty": "pty:PtyChardev",
@@ -167,7 +173,14 @@ class ChardevRegistry:
         await device.close()
 
     async def close(self) -> None:
-        """Close all devices, the last one first.  Idempotent."""
+        """Close all devices, the last one first.  Idempotent.
+
+        Whoever reads slowly gets a moment to take what is pending: the reply to ``quit``, say.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + DRAIN_TIME
+        while loop.time() < deadline and any(device.pending for device in self):  # noqa: ASYNC110
+            await asyncio.sleep(DRAIN_STEP)
         for device in reversed(tuple(self._devices.values())):
             self._forget(device)
             await device.close()

@@ -18,7 +18,7 @@ from qsd.chardev.base import Chardev, Environment
 from qsd.errors import QmpError
 from qsd.net import address as addresses
 from qsd.net.connect import connect
-from qsd.net.listen import Listening, listen
+from qsd.net.listen import Listening, open_listening
 from qsd.net.stream import ByteStream
 from qsd.qapi.schema.sockets import InetSocketAddress, UnixSocketAddress, VsockSocketAddress
 
@@ -85,7 +85,7 @@ class SocketChardev(Chardev):
         self._tasks = TaskOwner(f"chardev {self.label}")
         if self._is_server:
             # The bound address tells the port; what was asked for tells how to bind.
-            self._listening = listen(self.options.addr, by_monitor=env.by_monitor)
+            self._listening = await open_listening(self.options.addr, by_monitor=env.by_monitor)
             if self._address.type in ("inet", "fd") or not self._unix_path():
                 self._address = self._listening.address
             if self.options.wait:

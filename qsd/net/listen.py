@@ -4,11 +4,12 @@
 
 One address may need several sockets: a host name stands for all addresses it resolves to.  Opening
 them does not wait for peers, but resolving a host name can take seconds; who must not be held up
-calls :func:`listen` through a worker pool.
+uses :func:`open_listening`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
@@ -81,6 +82,17 @@ def listen(address: AnyAddress, *, backlog: int = 1, by_monitor: bool = False) -
     if isinstance(part, VsockSocketAddress):
         return _listen_vsock(part, backlog)
     return _listen_fd(part, backlog, by_monitor)
+
+
+async def open_listening(
+    address: AnyAddress, *, backlog: int = 1, by_monitor: bool = False
+) -> Listening:
+    """Do what :func:`listen` does without holding up the loop while a name is resolved."""
+    part = addresses.body(address)
+    if isinstance(part, InetSocketAddress) and not part.host.replace(".", "").isdecimal():
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(None, _listen_inet, part, backlog)
+    return listen(address, backlog=backlog, by_monitor=by_monitor)
 
 
 def _listen_unix(address: UnixSocketAddress, backlog: int) -> Listening:

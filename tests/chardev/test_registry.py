@@ -4,10 +4,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 from pathlib import Path
 
 import pytest
 
+from qsd.aio.tasks import TaskOwner
 from qsd.errors import QmpError
 from qsd.qapi.schema.char import ChardevInfo, ChardevReturn
 from tests.chardev.support import Desk, Recorder, backend, unix, with_desk
@@ -128,5 +131,36 @@ def test_tree() -> None:
             await registry.add("s", backend("socket", addr=unix("x"), tls_creds="x"))
         await registry.close()
         assert tree.find_path("/chardevs/n")[0] is None
+
+    with_desk(main)
+
+
+def test_closing_lets_a_slow_reader_finish(tmp_path: Path) -> None:
+    """Pending output is delivered to who takes it, and dropped after a moment if nobody does."""
+    text = b"x" * (1 << 20)
+
+    async def main(desk: Desk) -> None:
+        loop = asyncio.get_running_loop()
+        clients = []
+        for name in "ab":
+            path = tmp_path / name
+            await desk.registry.add(name, backend("socket", addr=unix(path), wait=False))
+            client = socket.socket(socket.AF_UNIX)
+            client.connect(str(path))
+            client.setblocking(False)
+            clients.append(client)
+            user = Recorder()
+            device = desk.registry.attach(name, user)
+            await user.until_event("opened")
+            device.write(text)
+        tasks = TaskOwner("test")
+        tasks.spawn(desk.registry.close(), "close")
+        received = 0
+        while data := await loop.sock_recv(clients[0], 1 << 20):
+            received += len(data)
+        assert received == len(text)
+        await tasks.join()
+        for client in clients:
+            client.close()
 
     with_desk(main)

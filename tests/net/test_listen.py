@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from qsd.aio.loop import run
 from qsd.errors import QmpError
 from qsd.net import address as addresses
 from qsd.net.address import AddressBody
 from qsd.net.connect import connect_unix
-from qsd.net.listen import Listening, listen
+from qsd.net.listen import Listening, listen, open_listening
 from qsd.qapi.schema.common import String
 from qsd.qapi.schema.sockets import InetSocketAddress, UnixSocketAddress, VsockSocketAddress
 
@@ -158,3 +159,10 @@ def test_inherited_descriptor(tmp_path: Path) -> None:
     unbound = socket.socket(socket.AF_UNIX)
     with pytest.raises(QmpError, match="Failed to listen on fd socket: Invalid argument"):
         opened(String(str=str(unbound.detach())))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_without_holding_up_the_loop(host: str) -> None:
+    listening = run(open_listening(addresses.flat(InetSocketAddress(host=host, port="0"))))
+    assert reachable(listening)
+    listening.close()
