@@ -353,8 +353,6 @@ def main(words: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    import gc
-
     if words is None:
         words = sys.argv[1:]
     reporter = Reporter()
@@ -374,10 +372,20 @@ def main(words: Sequence[str] | None = None) -> int:
         return 1
     if options.daemonize and duty is None:
         return 0
+
+    import gc
+    import signal
+
     gc.disable()  # nothing that is made during the start is garbage; serve() turns it on again
+    # Until our own handlers are there, Ctrl-C ends the program without a traceback.
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
+        from qsd.aio.lean import import_event_loop
+
+        import_event_loop()
         from qsd.aio.loop import run
 
         return run(serve(words, options, duty, reporter))
     finally:
+        signal.signal(signal.SIGINT, interrupt)
         gc.enable()
