@@ -3,8 +3,8 @@
 """Buffers for payload, used again and again.
 
 New memory costs a page fault for every 4 KiB at its first use, which halves the throughput of large
-requests.  So buffers come from a pool of a few size classes and go back to it, last in first out: the
-next user gets the one that is still in the processor's cache.
+requests.  So buffers come from a pool of a few size classes and go back to it, last in first out:
+the next user gets the one that is still in the processor's cache.
 
 A buffer counts its holders.  Who takes it is the first; a request that goes on using a part of it
 while it waits holds it too; the last one to let go gives it back.
@@ -25,10 +25,11 @@ CLASSES: Final = (
     (2 << 20) + _MARGIN,
     (32 << 20) + _MARGIN,
 )
+_BATCH_CLASS: Final = 2
 #: Bytes; the class for a batch of requests or replies.
-BATCH: Final = CLASSES[2]
-#: Bytes of unused buffers that the pool keeps; what goes beyond is freed.
-MAX_IDLE: Final = 48 << 20
+BATCH: Final = CLASSES[_BATCH_CLASS]
+#: Bytes of unused buffers that the pool keeps in each class; what goes beyond is freed.
+MAX_IDLE: Final = (1 << 20, 4 << 20, 16 << 20, 16 << 20, 40 << 20)
 
 
 class Buffer:
@@ -41,14 +42,22 @@ class Buffer:
         holders: How many still use it.
     """
 
-    __slots__ = ("_pool", "data", "holders", "size", "view")
+    __slots__ = ("_home", "_limit", "data", "holders", "size", "view")
 
-    def __init__(self, pool: BufferPool, size: int) -> None:
-        self._pool = pool
+    def __init__(self, size: int, home: list[Buffer], limit: int) -> None:
+        """Make a buffer.
+
+        Args:
+            size: Bytes.
+            home: Where it goes when nobody uses it.
+            limit: How many may be there; beyond it is freed.
+        """
+        self._home = home
+        self._limit = limit
         self.data = bytearray(size)
         self.view = memoryview(self.data)
         self.size = size
-        self.holders = 0
+        self.holders = 1
 
     def hold(self) -> None:
         """Keep the buffer from being given back."""
@@ -58,35 +67,41 @@ class Buffer:
         """Stop using the buffer."""
         self.holders -= 1
         if not self.holders:
-            self._pool.give(self)
+            home = self._home
+            if len(home) < self._limit:
+                home.append(self)
 
 
 class BufferPool:
     """Unused buffers by class."""
 
-    __slots__ = ("_idle", "_idle_bytes")
+    __slots__ = ("_batches", "_idle")
 
     def __init__(self) -> None:
         self._idle: tuple[list[Buffer], ...] = tuple([] for _ in CLASSES)
-        self._idle_bytes = 0
+        self._batches = self._idle[_BATCH_CLASS]
+
+    def take_batch(self) -> Buffer:
+        """Return a buffer of the class for batches with unknown content and one holder."""
+        if self._batches:
+            buffer = self._batches.pop()
+            buffer.holders = 1
+            return buffer
+        return self.take(BATCH)
 
     def take(self, length: int) -> Buffer:
         """Return a buffer of at least `length` bytes with unknown content and one holder."""
         index = bisect_left(CLASSES, length)
         if index == len(CLASSES):
-            buffer = Buffer(self, length)
-        elif self._idle[index]:
-            buffer = self._idle[index].pop()
-            self._idle_bytes -= buffer.size
-        else:
-            buffer = Buffer(self, CLASSES[index])
-        buffer.holders = 1
-        return buffer
+            return Buffer(length, [], 0)
+        idle = self._idle[index]
+        if idle:
+            buffer = idle.pop()
+            buffer.holders = 1
+            return buffer
+        size = CLASSES[index]
+        return Buffer(size, idle, MAX_IDLE[index] // size or 1)
 
-    def give(self, buffer: Buffer) -> None:
-        """Take a buffer back (called by the last holder's :meth:`Buffer.drop`)."""
-        size = buffer.size
-        if self._idle_bytes + size > MAX_IDLE or size not in CLASSES:
-            return
-        self._idle[CLASSES.index(size)].append(buffer)
-        self._idle_bytes += size
+    def idle_bytes(self) -> int:
+        """Return how many bytes of unused buffers are kept."""
+        return sum(buffer.size for idle in self._idle for buffer in idle)

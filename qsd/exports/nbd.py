@@ -82,7 +82,7 @@ class NbdExport(Export):
         self.contexts: tuple[tuple[int, str], ...] = ()
         self.bitmaps: list[ExportedBitmap] = []
         self.clients: set[NbdClient] = set()
-        self.known_data = KnownData()
+        self.known_data = KnownData(0)
 
     @property
     def flags(self) -> int:
@@ -124,6 +124,7 @@ class NbdExport(Export):
                 settings.bitmaps,
                 read_only=not self.writable,
             )
+        self.known_data = KnownData(self.size)
         self.name = name
         self.description = settings.description
         self.contexts = metacontext.offered_contexts(

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from qsd.exports.outlet import Outlet
     from qsd.wire.nbd.server import Session
 
+#: Bytes; the unit of what :class:`KnownData` remembers.  1 TiB takes 1 MiB.
+_REGION: Final = 1 << 20
 #: Bytes; how far a look for holes goes beyond the request that asks, so that the next one knows.
-_LOOK_AHEAD: Final = 16 << 20
+_LOOK_AHEAD: Final = 1 << 30
 #: Bytes; the piece in which a cache request reads.
 _CACHE_STEP: Final = 2 << 20
 #: Extents; after so many a long status request lets others run.
@@ -52,23 +54,36 @@ class HoleLookupError(OSError):
 
 
 class KnownData:
-    """A range that a look for holes found to be data, shared by the connections of an export.
+    """Where looks for holes found nothing but data; shared by the connections of an export.
 
-    It only saves lookups: an OFFSET_DATA chunk full of zeroes is always a valid reply.
-
-    Attributes:
-        start, end: The range, bytes.
+    One byte for each region of the image.  It only saves lookups: an OFFSET_DATA chunk full of
+    zeroes is always a valid reply, so it does not matter when holes come into being unnoticed.
     """
 
-    __slots__ = ("end", "start")
+    __slots__ = ("_regions",)
 
-    def __init__(self) -> None:
-        self.start = 0
-        self.end = 0
+    def __init__(self, size: int) -> None:
+        self._regions = bytearray((size + _REGION - 1) // _REGION)
 
-    def forget(self) -> None:
-        """Holes may have come into being."""
-        self.start = self.end = 0
+    def covers(self, offset: int, length: int) -> bool:
+        """Tell whether all of a range is known to be data."""
+        regions = self._regions
+        first, last = offset // _REGION, (offset + length - 1) // _REGION
+        if first == last:
+            return bool(regions[first])
+        return regions.find(0, first, last + 1) < 0
+
+    def add(self, offset: int, length: int) -> None:
+        """Take note that a range is data; only whole regions (or the last one) are remembered."""
+        first = -(-offset // _REGION)
+        last = (offset + length) // _REGION
+        if last > first:
+            self._regions[first:last] = b"\1" * (last - first)
+
+    def forget(self, offset: int, length: int) -> None:
+        """Holes may have come into being in a range."""
+        first, last = offset // _REGION, -(-(offset + length) // _REGION)
+        self._regions[first:last] = bytes(last - first)
 
 
 class Requests:
@@ -149,10 +164,10 @@ class Requests:
             if flags & nbd.CMD_FLAG_FAST_ZERO:
                 mode |= NO_FALLBACK
             await backend.zero(offset, length, mode)
-            self.known_data.forget()
+            self.known_data.forget(offset, length)
         elif command == nbd.CMD_TRIM:
             await backend.discard(offset, length)
-            self.known_data.forget()
+            self.known_data.forget(offset, length)
             if fua:
                 await backend.flush()
         elif command == nbd.CMD_FLUSH:
@@ -240,21 +255,21 @@ class Requests:
         Raises:
             HoleLookupError: Block status failed.
         """
-        known = self.known_data
-        if known.start <= offset < known.end:
-            return min(length, known.end - offset), False
-        ahead = min(max(length, _LOOK_AHEAD), self._session.size - offset)
+        if self.known_data.covers(offset, length):
+            return length, False
+        start = offset // _REGION * _REGION
+        end = min(max(offset + length, start + _LOOK_AHEAD), self._session.size)
         try:
-            status = await self._backend.block_status(offset, ahead)
+            status = await self._backend.block_status(start, end - start)
+            if start + status.length <= offset:
+                start = offset
+                status = await self._backend.block_status(offset, end - offset)
         except OSError as exc:
             raise HoleLookupError(exc.errno, describe(exc)) from exc
         if status.flags & ST_ZERO:
-            return min(length, status.length), True
-        if known.end == offset and known.end > known.start:
-            known.end = offset + status.length
-        else:
-            known.start, known.end = offset, offset + status.length
-        return min(length, status.length), False
+            return min(length, start + status.length - offset), True
+        self.known_data.add(start, status.length)
+        return min(length, start + status.length - offset), False
 
     # Block status
 

@@ -24,6 +24,7 @@ from qsd.exports.buffers import BufferPool
 from qsd.exports.nbd import NbdClient, NbdDirectory, NbdExport
 from qsd.exports.nbd_transmission import Transmission
 from qsd.exports.outlet import Outlet
+from qsd.exports.pagecache import CacheProbe
 from qsd.wire.nbd import handshake
 from qsd.wire.nbd.server import Session
 
@@ -77,6 +78,7 @@ class NbdServer(NbdDirectory):
         "_loop",
         "max_connections",
         "pool",
+        "probe",
         "report",
         "tasks",
         "tls",
@@ -107,6 +109,7 @@ class NbdServer(NbdDirectory):
         self.tls = tls
         self.report = report
         self.pool = BufferPool()
+        self.probe = CacheProbe()
         self._clients: set[_Connection] = set()
         self._accepting = False
         self._idle: list[asyncio.Future[None]] = []
@@ -308,6 +311,7 @@ class _Connection(NbdClient):
             export.bitmaps,
             export.known_data,
             self._server.pool,
+            self._server.probe if self._sock is self._raw else None,
             self._server.tasks,
             self._server.report,
             self._gone,

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from qsd.exports.nbd_bitmaps import ExportedBitmap
     from qsd.exports.nbd_requests import KnownData
     from qsd.exports.outlet import StreamSocket
+    from qsd.exports.pagecache import CacheProbe
 
 #: Bytes of replies that wait for the client before no more requests are looked at.
 MAX_PENDING: Final = 1 << 20
@@ -65,14 +66,49 @@ _EXACT_RECEIVE: Final = 64 << 10
 #: Bytes; receive buffers longer than this are not kept for the next batch.
 _USUAL_BUFFER: Final = CLASSES[3]
 
-#: A hole of a file is at least one block long, so a range without such a run of zeroes has none.
-_ZERO_BLOCK: Final = bytes(512)
+#: Bytes; shorter reads are copied into the batch of replies, longer ones are sent from the page
+#: cache where that is possible.  Below this, the extra system calls cost more than the copy.
+SENDFILE_MIN: Final = 32 << 10
+
+#: Bytes; holes of files start and end at multiples of it.
+_HOLE_UNIT: Final = 512
+#: A range without such a run of zeroes has no hole, but for one of which it has only an edge.  Up to
+#: 99 bytes CPython searches at once, by skipping; a longer needle is analysed first, which costs more
+#: than the search (measured: 0.1 us against 2.5 us for 4 KiB).
+_RUN: Final = 96
+_ZERO_RUN: Final = bytes(_RUN)
 
 _HEADER_SIZE: Final = nbd.REQUEST.size
 _SIMPLE_SIZE: Final = nbd.SIMPLE_REPLY.size
 _DATA_SIZE: Final = nbd.DATA_CHUNK.size
-#: Bytes in the reply buffer that are always left for replies without payload.
-_ROOM: Final = 1024
+#: Bytes of the reply buffer that are filled; behind them a reply without payload still fits.
+_CAPACITY: Final = BATCH - 64
+
+_STRUCTURED: Final = nbd.STRUCTURED_REPLY_MAGIC
+_pack_simple = nbd.SIMPLE_REPLY.pack_into
+_pack_data = nbd.DATA_CHUNK.pack_into
+
+# What to do after a request that was not for the hot loop.
+_NEXT: Final = 0
+_COPY: Final = 1
+_STOP: Final = 2
+
+
+def _looks_like_hole(data: bytearray, start: int, end: int, offset: int) -> bool:
+    """Tell whether ``data[start:end]``, read from `offset` of an image, may come from a hole.
+
+    Only blocks that are all zero can, or the part of one at an end of the range.
+    """
+    unit = _HOLE_UNIT
+    head = -offset % unit
+    first = start + min(head, end - start)
+    last = max(first, end - (offset + end - start) % unit)
+    if first > start and data.count(0, start, first) == first - start:
+        return True
+    if end > last and data.count(0, last, end) == end - last:
+        return True
+    zeroes = bytes(unit)
+    return any(data.startswith(zeroes, at) for at in range(first, last, unit))
 
 
 class Transmission:
@@ -86,16 +122,21 @@ class Transmission:
     __slots__ = (
         "_backend",
         "_closed",
+        "_copy_limit",
+        "_cost",
         "_end",
         "_fd",
+        "_filled",
         "_in",
         "_in_class",
         "_in_flight_bytes",
         "_loop",
         "_needed",
+        "_out",
         "_outlet",
         "_pool",
         "_position",
+        "_probe",
         "_processing",
         "_reading",
         "_report",
@@ -103,6 +144,7 @@ class Transmission:
         "_resume_scheduled",
         "_session",
         "_sock",
+        "_stalled",
         "_tasks",
         "in_flight",
         "phase",
@@ -117,6 +159,7 @@ class Transmission:
         bitmaps: Sequence[ExportedBitmap],
         known_data: KnownData,
         pool: BufferPool,
+        probe: CacheProbe | None,
         tasks: TaskOwner,
         report: Callable[[str], None],
         closed: Callable[[], None],
@@ -131,6 +174,7 @@ class Transmission:
             bitmaps: The export's bitmaps, in the order of their context ids.
             known_data: The export's.
             pool: Where buffers come from.
+            probe: Tells what is in the page cache; None where files cannot be sent (TLS).
             tasks: Owner of requests that suspend.
             report: Told why a connection that misbehaved is ended.
             closed: Called once, when nothing is in flight any more and the socket is closed.
@@ -149,13 +193,19 @@ class Transmission:
         self.phase = server.SERVING
         self.in_flight = 0
         self._in_flight_bytes = 0
+        self._probe = probe
+        self._copy_limit = _CAPACITY if probe is None else SENDFILE_MIN
         self._in: Buffer | None = None
         self._in_class = BATCH
         self._position = 0  # of the first request that was not handled
         self._end = 0  # of what was received
         self._needed = _HEADER_SIZE  # bytes of that request that must be there to handle it
+        self._out: Buffer
+        self._filled = 0  # bytes of the reply buffer
+        self._cost = 0  # of the batch so far
         self._reading = False
         self._processing = False
+        self._stalled = False  # a long reply waits for the ones before it
         self._resume_scheduled = False
 
     def start(self, received: bytes) -> None:
@@ -182,7 +232,8 @@ class Transmission:
 
     def _is_full(self) -> bool:
         return (
-            self._outlet.pending > MAX_PENDING
+            self._stalled
+            or self._outlet.pending > MAX_PENDING
             or self.in_flight >= MAX_IN_FLIGHT
             or self._in_flight_bytes > MAX_IN_FLIGHT_BYTES
         )
@@ -192,7 +243,7 @@ class Transmission:
             return  # what was received already comes first
         buffer = self._in
         if buffer is None:
-            buffer = self._in = self._pool.take(self._in_class)
+            buffer = self._in = self._take_input()
             self._position = self._end = 0
         end = self._end
         missing = self._position + self._needed - end
@@ -211,6 +262,11 @@ class Transmission:
         if count >= missing:
             self._process()
 
+    def _take_input(self) -> Buffer:
+        if self._in_class == BATCH:
+            return self._pool.take_batch()
+        return self._pool.take(self._in_class)
+
     def _on_eof(self) -> None:
         if self._end - self._position >= _HEADER_SIZE:
             self._lost(
@@ -224,6 +280,8 @@ class Transmission:
     def _resume(self) -> None:
         """Go on with requests that were received but left alone, now that there may be room."""
         self._resume_scheduled = False
+        if not self._outlet.pending:
+            self._stalled = False
         if self.phase == server.SERVING:
             if not self._processing and not self._is_full():
                 if self._in is not None and self._end - self._position >= self._needed:
@@ -254,131 +312,197 @@ class Transmission:
             self._maybe_close()
 
     def _serve_batch(self) -> None:
-        """The hot loop: one pass for each request.
+        """Serve runs of fast requests, and one by one what comes between them."""
+        self._out = self._pool.take_batch()
+        self._cost = 0
+        self._needed = _HEADER_SIZE
+        limit = self._copy_limit
+        while self._serve_fast(limit):
+            if self._cost > TURN_COST:
+                self._yield()
+                break
+            copied = limit > self._copy_limit
+            limit = self._copy_limit
+            step = self._serve_other(copied)
+            if step == _COPY:
+                limit = _CAPACITY
+            elif step == _STOP or self._is_full() or self.phase != server.SERVING:
+                break
+        self._send_batch()
+        self._out.drop()
+        self._outlet.flush()
 
-        Reads and writes without flags that need no waiting are answered here; everything else goes
-        through :meth:`_serve_slowly`.
+    def _send_batch(self) -> None:
+        """Send the replies that were put together so far."""
+        filled, self._filled = self._filled, 0
+        if filled and not self._outlet.put_batch(self._out, filled):
+            self._out = self._pool.take_batch()
+
+    def _serve_fast(self, limit: int) -> bool:
+        """The hot loop, one pass for each request.
+
+        Reads and writes without flags that need no waiting are answered here.
+
+        Args:
+            limit: Bytes; longer reads are left to :meth:`_serve_other`.
+
+        Returns:
+            Whether there is a request that is not for this function; False if none is complete.
         """
         incoming = self._in
         assert incoming is not None
         requests, payload = incoming.data, incoming.view
         position, end = self._position, self._end
-        outgoing = self._pool.take(BATCH)
-        replies, room = outgoing.data, outgoing.view
-        capacity = outgoing.size - _ROOM
-        filled = 0
-        cost = 0
+        replies, room = self._out.data, self._out.view
+        filled = self._filled
         backend = self._backend
-        known = self._requests.known_data
         size, read_only, structured, _ = self._session
         head = _DATA_SIZE if structured else _SIMPLE_SIZE
         # A read with one of these flags takes the slow way.
         slow_flags = ~nbd.CMD_FLAG_DF if structured else -1
         unpack = nbd.REQUEST.unpack_from
-        pack_simple = nbd.SIMPLE_REPLY.pack_into
-        pack_data = nbd.DATA_CHUNK.pack_into
-        needed = _HEADER_SIZE
+        budget = TURN_COST - self._cost
+        more = False
         while end - position >= _HEADER_SIZE:
-            if filled > capacity:
-                if not self._outlet.put_batch(outgoing, filled):
-                    outgoing = self._pool.take(BATCH)
-                    replies, room = outgoing.data, outgoing.view
-                filled = 0
-                if self._is_full() or self.phase != server.SERVING:
-                    break
-            if cost > TURN_COST:
-                self._yield()
-                break
             magic, flags, command, cookie, offset, length = unpack(requests, position)
-            stop = filled + head + length
+            if (
+                magic != nbd.REQUEST_MAGIC
+                or not length
+                or offset + length > size
+                or budget < 0
+                or filled > _CAPACITY
+            ):
+                more = True
+                break
+            budget -= length + REQUEST_COST
             try:
-                if (
-                    command == 0
-                    and magic == nbd.REQUEST_MAGIC
-                    and not flags & slow_flags
-                    and length > 0
-                    and offset + length <= size
-                    and stop <= capacity
-                    and backend.read_nowait(offset, room[filled + head : stop])
-                ):
-                    # Fast path: plain data in memory.
-                    if not structured:
-                        pack_simple(replies, filled, nbd.SIMPLE_REPLY_MAGIC, 0, cookie)
-                        filled = stop
-                        position += _HEADER_SIZE
-                        cost += length + REQUEST_COST
-                        continue
+                if command == 0:
+                    start = filled + head
+                    stop = start + length
                     if (
-                        flags
-                        or (known.start <= offset
-                        and offset + length <= known.end)
-                        or replies.find(
-                            _ZERO_BLOCK
-                            if not (offset | length) & 511
-                            else _ZERO_BLOCK[: min(16, length)],
-                            filled + head,
-                            stop,
-                        )
-                        < 0
+                        length > limit
+                        or stop > _CAPACITY
+                        or flags & slow_flags
+                        or not backend.read_nowait(offset, room[start:stop])
                     ):
-                        # One chunk: no hole can be in there (or none may be told of).
-                        pack_data(
-                            replies,
-                            filled,
-                            nbd.STRUCTURED_REPLY_MAGIC,
-                            1,
-                            1,
-                            cookie,
-                            8 + length,
-                            offset,
-                        )
-                        filled = stop
-                        position += _HEADER_SIZE
-                        cost += length + REQUEST_COST
-                        continue
-                elif (
-                    command == 1
-                    and magic == nbd.REQUEST_MAGIC
-                    and not flags
-                    and not read_only
-                    and 0 < length <= end - position - _HEADER_SIZE
-                    and offset + length <= size
-                    and backend.write_nowait(
-                        offset,
-                        payload[position + _HEADER_SIZE : position + _HEADER_SIZE + length],
-                    )
-                ):
-                    # Fast path: a write that is a memory copy.
-                    pack_simple(replies, filled, nbd.SIMPLE_REPLY_MAGIC, 0, cookie)
-                    filled += _SIMPLE_SIZE
-                    position += _HEADER_SIZE + length
-                    cost += length + REQUEST_COST
+                        more = True
+                        break
+                    if not structured:
+                        _pack_simple(replies, filled, nbd.SIMPLE_REPLY_MAGIC, 0, cookie)
+                    elif (
+                        flags
+                        or (length >= _RUN and replies.find(_ZERO_RUN, start, stop) < 0)
+                        or not self._may_have_hole(start, stop, offset)
+                    ):
+                        # One chunk: no hole is in there, or none may be told of.
+                        _pack_data(replies, filled, _STRUCTURED, 1, 1, cookie, 8 + length, offset)
+                    else:
+                        more = True
+                        break
+                    filled = stop
+                    position += _HEADER_SIZE
                     continue
-            except OSError:
-                pass  # the slow way meets the same error and answers with it
-            if filled and stop > capacity:
-                # No room for this reply behind the others: they go ahead, and it is tried again.
-                if not self._outlet.put_batch(outgoing, filled):
-                    outgoing = self._pool.take(BATCH)
-                    replies, room = outgoing.data, outgoing.view
-                filled = 0
-                if self._is_full() or self.phase != server.SERVING:
+                start = position + _HEADER_SIZE
+                stop = start + length
+                if (
+                    command != 1
+                    or flags
+                    or read_only
+                    or stop > end
+                    or not backend.write_nowait(offset, payload[start:stop])
+                ):
+                    more = True
                     break
-                continue
-            taken = self._serve_slowly(position, end, incoming)
-            if not taken:
-                if command == nbd.CMD_WRITE:
-                    needed = _HEADER_SIZE + length
+            except OSError:
+                more = True  # the slow way meets the same error and answers with it
                 break
-            position += taken
-            cost += length + REQUEST_COST
-            if self._is_full() or self.phase != server.SERVING:
-                break
+            _pack_simple(replies, filled, nbd.SIMPLE_REPLY_MAGIC, 0, cookie)
+            filled += _SIMPLE_SIZE
+            position = stop
         self._position = position
-        self._needed = needed
-        if not filled or self._outlet.put_batch(outgoing, filled):
-            outgoing.drop()
-        self._outlet.flush()
+        self._filled = filled
+        self._cost = TURN_COST - budget
+        return more
+
+    def _may_have_hole(self, start: int, end: int, offset: int) -> bool:
+        """Tell whether ``[start:end]`` of the reply buffer, read from `offset`, may be a hole."""
+        if self._requests.known_data.covers(offset, end - start):
+            return False
+        return _looks_like_hole(self._out.data, start, end, offset)
+
+    def _serve_other(self, copied: bool) -> int:
+        """Serve the request at the head of the receive buffer, which is not for the hot loop.
+
+        Args:
+            copied: Whether the hot loop had its chance with a long read.
+
+        Returns:
+            _NEXT to go on, _COPY to let the hot loop try a long read, _STOP to end the batch.
+        """
+        incoming = self._in
+        assert incoming is not None
+        magic, flags, command, cookie, offset, length = nbd.REQUEST.unpack_from(
+            incoming.data, self._position
+        )
+        if self._filled and self._filled + _DATA_SIZE + length > _CAPACITY:
+            # No room behind the others: they go ahead, and it is tried again.
+            self._send_batch()
+            return _NEXT
+        if (
+            command == nbd.CMD_READ
+            and length > self._copy_limit
+            and magic == nbd.REQUEST_MAGIC
+            and offset + length <= self._session.size
+            and not copied
+            and not flags & ~nbd.CMD_FLAG_DF
+        ):
+            self._send_batch()
+            if self._outlet.pending:
+                self._stalled = True  # the client has not taken the replies before this one
+                return _STOP
+            if self._send_file(cookie, offset, length, flags):
+                self._position += _HEADER_SIZE
+                return _NEXT
+            if length + _DATA_SIZE <= _CAPACITY:
+                return _COPY
+        taken = self._serve_slowly(self._position, self._end, incoming)
+        if not taken:
+            if command == nbd.CMD_WRITE:
+                self._needed = _HEADER_SIZE + length
+            return _STOP
+        self._position += taken
+        return _NEXT
+
+    def _send_file(self, cookie: int, offset: int, length: int, flags: int) -> bool:
+        """Fast path: answer a long read with pages of the kernel's cache, without copying them.
+
+        Only for a range that is known to be data, lies in one piece in a plain file and is in the
+        page cache.  For 64 KiB over a unix socket this takes 9 us of processor time where reading
+        and sending takes 24 (measured); a request on a TLS connection never comes here.
+
+        Returns:
+            Whether the reply is on its way.
+        """
+        backend = self._backend
+        structured = self._session.structured
+        if (
+            self._probe is None
+            or backend.quiesced
+            or (structured and not flags and not self._requests.known_data.covers(offset, length))
+        ):
+            return False
+        found = backend.node.driver.locate_nowait(offset, length)
+        if found is None:
+            return False
+        fd, place = found
+        if not self._probe.is_cached(fd, place, length):
+            return False
+        if structured:
+            header = nbd.data_header(cookie, offset, length, final=True)
+        else:
+            header = nbd.simple_reply(cookie)
+        self._outlet.send_file(header, fd, place, length)
+        return True
 
     def _serve_slowly(self, position: int, end: int, incoming: Buffer) -> int:
         """Check one request and start it.
@@ -391,12 +515,12 @@ class Transmission:
             incoming.data, position
         )
         session = self._session
+        taken = _HEADER_SIZE + (length if command == nbd.CMD_WRITE else 0)
         refusal = server.refuse_header(magic, command, length)
         if refusal is None:
             if command == nbd.CMD_DISC:
                 self._finish()
                 return 0
-            taken = _HEADER_SIZE + (length if command == nbd.CMD_WRITE else 0)
             if taken > end - position:
                 return 0
             refusal = server.refuse(session, flags, command, offset, length)

@@ -2,13 +2,14 @@
 # SPDX-License-Identifier: MIT
 """The sending side of a connection: whole batches with one call, and what the socket did not take.
 
-Replies are put in; everything put in during one turn of the loop leaves with one vectored send.  What
-the socket refuses waits until it is writable again.  The owner looks at `pending` and stops producing
-when it grows; it is called back when everything is sent.
+Replies are put in; everything put in during one turn of the loop leaves with one vectored send.
+What the socket refuses waits until it is writable again.  The owner looks at `pending` and stops
+producing when it grows; it is called back when everything is sent.
 """
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from itertools import islice
 from typing import TYPE_CHECKING, Final, Protocol
@@ -23,6 +24,29 @@ if TYPE_CHECKING:
 
 #: Views in one vectored send; well below the kernel's IOV_MAX of 1024.
 _MAX_VIEWS: Final = 64
+
+_sendfile = os.sendfile
+
+
+class FileRange:
+    """A range of a file that waits to be sent.
+
+    Attributes:
+        fd: A descriptor of its own, so that the image may be reopened or closed meanwhile.
+        offset: Where the rest begins, bytes.
+        length: How much is left, bytes.
+    """
+
+    __slots__ = ("fd", "length", "offset")
+
+    def __init__(self, fd: int, offset: int, length: int) -> None:
+        self.fd = os.dup(fd)
+        self.offset = offset
+        self.length = length
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        os.close(self.fd)
 
 
 class StreamSocket(Protocol):
@@ -88,7 +112,7 @@ class Outlet:
         self._fd = sock.fileno()
         self._drained = drained
         self._lost = lost
-        self._queue: deque[tuple[memoryview, Buffer | None]] = deque()
+        self._queue: deque[tuple[memoryview, Buffer | None] | FileRange] = deque()
         self._scheduled = False
         self._blocked = False
         self.pending = 0
@@ -141,6 +165,41 @@ class Outlet:
         self.flush()
         return False
 
+    def send_file(self, header: bytes, fd: int, offset: int, length: int) -> None:
+        """Send a header and a range of a file without copying it; nothing may be waiting before.
+
+        The range should be in the page cache, or the kernel waits for the disk.
+
+        Args:
+            header: What goes before the range.
+            fd: A plain file; it stays the caller's.
+            offset: Bytes.
+            length: Bytes.
+        """
+        self._queue.append((memoryview(header), None))
+        self.pending += len(header)
+        self._send()
+        if self.closed:
+            return
+        if not self._queue:
+            try:
+                while length:
+                    count = _sendfile(self._fd, fd, offset, length)
+                    if not count:
+                        break  # shorter than it was: FileRange deals with it
+                    offset += count
+                    length -= count
+            except BlockingIOError:
+                self._block()
+            except OSError as exc:
+                self._fail(exc)
+                return
+            if not length:
+                return
+        self._queue.append(FileRange(fd, offset, length))
+        self.pending += length
+        self.flush()
+
     def _turn(self) -> None:
         self._scheduled = False
         self.flush()
@@ -155,27 +214,53 @@ class Outlet:
 
     def _send(self) -> None:
         queue = self._queue
-        while queue:
-            try:
-                if len(queue) == 1:
-                    sent = self._sock.send(queue[0][0])
+        try:
+            while queue:
+                first = queue[0]
+                if isinstance(first, FileRange):
+                    self._send_range(first)
                 else:
-                    sent = self._sock.sendmsg([item[0] for item in islice(queue, _MAX_VIEWS)])
-            except BlockingIOError:
-                self._block()
+                    self._send_views()
+        except BlockingIOError:
+            self._block()
+        except OSError as exc:
+            self._fail(exc)
+
+    def _send_views(self) -> None:
+        """Send the views at the head of the queue."""
+        queue = self._queue
+        views = []
+        for item in islice(queue, _MAX_VIEWS):
+            if isinstance(item, FileRange):
+                break
+            views.append(item[0])
+        sent = self._sock.send(views[0]) if len(views) == 1 else self._sock.sendmsg(views)
+        self.pending -= sent
+        for view in views:
+            size = len(view)
+            if sent < size:
+                if sent:
+                    queue[0] = (view[sent:], queue[0][1])  # type: ignore[index]
                 return
-            except OSError as exc:
-                self._fail(exc)
+            sent -= size
+            buffer = queue.popleft()[1]  # type: ignore[index]
+            if buffer is not None:
+                buffer.drop()
+
+    def _send_range(self, item: FileRange) -> None:
+        """Send the range of a file at the head of the queue."""
+        while item.length:
+            count = _sendfile(self._fd, item.fd, item.offset, item.length)
+            if not count:
+                # The file became shorter: the rest is zeroes, as with a read.
+                self._queue[0] = (memoryview(bytes(item.length)), None)
+                item.close()
                 return
-            self.pending -= sent
-            while queue and sent >= len(queue[0][0]):
-                view, buffer = queue.popleft()
-                sent -= len(view)
-                if buffer is not None:
-                    buffer.drop()
-            if sent:
-                view, buffer = queue[0]
-                queue[0] = (view[sent:], buffer)
+            item.offset += count
+            item.length -= count
+            self.pending -= count
+        self._queue.popleft()
+        item.close()
 
     def _block(self) -> None:
         if not self._blocked:
@@ -202,8 +287,10 @@ class Outlet:
         if self._blocked:
             self._blocked = False
             self._loop.remove_writer(self._fd)
-        for _, buffer in self._queue:
-            if buffer is not None:
-                buffer.drop()
+        for item in self._queue:
+            if isinstance(item, FileRange):
+                item.close()
+            elif item[1] is not None:
+                item[1].drop()
         self._queue.clear()
         self.pending = 0
