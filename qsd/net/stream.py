@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: Bytes; the most that one read takes.
-READ_SIZE: Final = 64 << 10
+#: Bytes; the most that one read takes.  It bounds how long hostile input can hold up the loop.
+READ_SIZE: Final = 16 << 10
 
 
 class ByteStream:
