@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from qsd.block import perms
 from qsd.block.node import Node
-from qsd.errors import PermissionConflict, QmpError
+from qsd.errors import PermissionConflict, QmpError, ReadOnlyConflict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -235,6 +235,9 @@ class Graph:
         """Flush and close a node without users, then let go of its children."""
         if node.closed:
             return
+        # From now on nobody finds it any more, so nobody can attach to it while it closes.
+        if self.nodes.get(node.name) is node:
+            del self.nodes[node.name]
         await node.wait_idle()
         try:
             if not node.read_only:
@@ -250,8 +253,6 @@ class Graph:
         finally:
             node.closed = True
             node.refresh_fast_paths()
-            if self.nodes.get(node.name) is node:
-                del self.nodes[node.name]
             for edge in reversed(list(node.children.values())):
                 await self.detach(edge)
 
@@ -321,7 +322,7 @@ class Graph:
         if perm & ~shared:
             _check_pairs(node, users)
         if node.read_only and perm & (perms.WRITE | perms.WRITE_UNCHANGED):
-            raise QmpError("Block node is read-only")
+            raise ReadOnlyConflict(node.name)
         return perm, shared
 
 

@@ -12,7 +12,8 @@
     (any failure before commit: restore everything in reverse order)
 
 Options that are not given go back to their defaults, as if the node were opened anew (QMP
-reference, "blockdev-reopen").
+reference, "blockdev-reopen").  Children that were defined inside their parent's options follow it:
+they inherit what it has now.
 """
 
 from __future__ import annotations
@@ -20,22 +21,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qsd.block import perms
+from qsd.block.change import GraphChange
 from qsd.block.drain import Drained
-from qsd.block.node import Node
 from qsd.block.open import (
     ROOT,
     Inherited,
     apply_generic_options,
     check_generic_options,
     inherited_by,
-    open_node,
 )
 from qsd.errors import QmpError
+from qsd.qapi.model import NULL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from qsd.block.graph import Edge, Graph
+    from qsd.block.node import Node
     from qsd.qapi.model import Struct
     from qsd.qapi.schema.block_options import BlockdevOptions
 
@@ -77,10 +79,9 @@ class Reopen:
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
-        self._undo: list[Callable[[], None]] = []
+        self._change = GraphChange(graph)
         self._prepared: list[tuple[Node, Any]] = []
         self._nodes: list[Node] = []
-        self._released: list[Node] = []
 
     async def run(self, wanted: Sequence[BlockdevOptions]) -> None:
         """Give the named nodes new options.
@@ -101,28 +102,18 @@ class Reopen:
         try:
             for node, options in pairs:
                 await self._stage(node, options, ROOT)
-            self._graph.update(self._nodes)
+            self._change.apply(self._nodes)
         except BaseException:
-            await self._rollback()
+            self._change.undo()
+            for node, token in reversed(self._prepared):
+                await node.driver.abort_reopen(token)
             raise
         for node, token in self._prepared:
             await node.driver.commit_reopen(token)
         for node in self._nodes:
             node.refresh_fast_paths()
             node.length_changed()
-        for child in self._released:
-            if not child.parents and not child.monitor_owned:
-                await self._graph.close_node(child)
-
-    async def _rollback(self) -> None:
-        for undo in reversed(self._undo):
-            undo()
-        for node, token in reversed(self._prepared):
-            await node.driver.abort_reopen(token)
-        for node in self._released:
-            # Children that were opened for the change and found no place.
-            if not node.parents and not node.monitor_owned:
-                await self._graph.close_node(node)
+        await self._change.finish()
 
     async def _stage(self, node: Node, options: BlockdevOptions, inherited: Inherited) -> None:
         if options.driver != node.options.driver:
@@ -133,7 +124,7 @@ class Reopen:
             for name, value in saved.items():
                 setattr(node, name, value)
 
-        self._undo.append(restore)
+        self._change.undo_with(restore)
         apply_generic_options(node, options, inherited)
         check_generic_options(node, options)
         if node.read_only and not saved["read_only"]:
@@ -145,8 +136,6 @@ class Reopen:
         self._nodes.append(node)
 
     async def _stage_children(self, node: Node, options: BlockdevOptions) -> None:
-        from qsd.qapi.model import NULL
-
         branch = options.branch
         for name in ("file", "backing"):
             if not hasattr(branch, name):
@@ -154,11 +143,10 @@ class Reopen:
             ref = getattr(branch, name)
             edge = node.children.get(name)
             if isinstance(ref, str):
-                if edge is None or edge.node.name != ref:
-                    await self._replace_child(node, name, edge, self._find_child(ref))
+                self._replace_child(node, name, edge, self._find_child(ref))
             elif ref is NULL:
                 if edge is not None:
-                    self._remove_child(node, edge)
+                    self._change.unlink(edge)
             elif ref is None:
                 if name == "backing" and edge is not None and not edge.node.implicit:
                     # Absent means "as the image says", and that is not what is attached now.
@@ -177,36 +165,12 @@ class Reopen:
             raise QmpError(f"Cannot find device='' nor node-name='{name}'")
         return node
 
-    async def _replace_child(self, node: Node, name: str, edge: Edge | None, child: Node) -> None:
-        graph = self._graph
-        graph.check_acyclic(node, child, name)
+    def _replace_child(self, node: Node, name: str, edge: Edge | None, child: Node) -> None:
         if edge is None:
-            role = perms.ROLE_COW
-            new = graph.attach_child(node, child, name, role)
-            self._undo.append(lambda: _unlink(new))
-            return
-        old = edge.node
-        graph.move_edge(edge, child)
-        self._undo.append(lambda: graph.move_edge(edge, old))
-        self._released.append(old)
-
-    def _remove_child(self, node: Node, edge: Edge) -> None:
-        order = list(node.children.items())
-        _unlink(edge)
-
-        def relink() -> None:
-            edge.node.parents.insert(0, edge)
-            node.children.clear()
-            node.children.update(order)
-
-        self._undo.append(relink)
-        self._released.append(edge.node)
-
-
-def _unlink(edge: Edge) -> None:
-    edge.node.parents.remove(edge)
-    assert isinstance(edge.user, Node)  # only children of nodes come here
-    del edge.user.children[edge.name]
+            self._change.link(node, child, name, perms.ROLE_COW)
+        elif edge.node is not child:
+            self._graph.check_acyclic(node, child, name)
+            self._change.move(edge, child)
 
 
 async def reopen(graph: Graph, wanted: Sequence[BlockdevOptions]) -> None:
@@ -216,6 +180,3 @@ async def reopen(graph: Graph, wanted: Sequence[BlockdevOptions]) -> None:
         QmpError: The change is impossible; nothing changed.
     """
     await Reopen(graph).run(wanted)
-
-
-__all__ = ["Reopen", "open_node", "reject_changes", "reopen"]
