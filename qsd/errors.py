@@ -7,6 +7,7 @@
     QsdError                       base of everything this project raises on its own account
     +-- QmpError                   what a QMP or command-line user is told: class and description
     |   +-- PermissionConflict     an edge wants or shares what another edge forbids
+    |   +-- ReadOnlyConflict       somebody wants to write to a read-only node
     +-- PeerError                  a remote peer broke its protocol
     +-- ClosedError                an object was used after it was closed
     OSError                        an I/O request failed; carries the errno that exports must send
@@ -49,6 +50,18 @@ class QmpError(QsdError):
 
 class PermissionConflict(QmpError):
     """Two users of a node need what the other does not share."""
+
+
+class ReadOnlyConflict(QmpError):
+    """Somebody wants to write to a read-only node.
+
+    Attributes:
+        node_name: The node.
+    """
+
+    def __init__(self, node_name: str) -> None:
+        super().__init__("Block node is read-only")
+        self.node_name = node_name
 
 
 class PeerError(QsdError):
