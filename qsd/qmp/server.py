@@ -7,9 +7,9 @@ A monitor lives as long as the daemon; its clients come and go, each with a sess
 **Order.**  Requests are executed and answered in the order in which they came.  While one is being
 executed nothing more is read, so a client that leaves after its last request still has it executed.
 
-**Bounds.**  A client that sends but does not read costs bounded memory: with more than
-:data:`MAX_UNREAD_REPLIES` bytes pending no further request is executed, so none is read; events are
-kept up to :data:`MAX_UNREAD_EVENTS` bytes and dropped beyond.
+**Bounds.**  A client that sends but does not read costs bounded memory: while a reply is pending no
+further request is executed, so none is read; events are kept up to :data:`MAX_UNREAD_EVENTS` bytes
+and dropped beyond.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from qsd.qmp.dispatch import Dispatcher
     from qsd.qmp.events import EventFanout
 
-#: Bytes of pending output beyond which a client's requests wait.  One reply may be larger.
-MAX_UNREAD_REPLIES: Final = 64 << 10
 #: Bytes of pending output beyond which a client loses events.
 MAX_UNREAD_EVENTS: Final = 4 << 20
 
@@ -112,7 +110,7 @@ class Monitor:
     def _go_on(self) -> None:
         if self._is_busy or not self._waiting:
             return
-        if self.chardev.pending > MAX_UNREAD_REPLIES:
+        if self.chardev.pending:
             self.chardev.pause()
             return
         self._is_busy = True
@@ -123,7 +121,7 @@ class Monitor:
     async def _execute(self) -> None:
         """Answer the requests that wait, until there is none or the client does not read."""
         try:
-            while self._waiting and self.chardev.pending <= MAX_UNREAD_REPLIES:
+            while self._waiting and not self.chardev.pending:
                 session = self._session
                 if session is None:
                     break
