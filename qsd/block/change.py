@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from qsd.block.driver import Driver
     from qsd.block.graph import Graph
+    from qsd.qapi.schema.block_options import BlockdevOptions
 
 
 class GraphChange:
@@ -148,23 +149,37 @@ class GraphChange:
 
 
 def make_internal_node(
-    graph: Graph, cls: type[Driver], name: str | None, below: Node, *, implicit: bool
+    graph: Graph,
+    cls: type[Driver],
+    name: str | None,
+    below: Node,
+    *,
+    implicit: bool,
+    options: BlockdevOptions | None = None,
 ) -> Node:
     """Make a filter node that no option tree describes, for the use of a job.
 
     The node is registered but not linked; ``GraphChange.link`` does that.  It takes over read-only
-    state and cache options of the node it will stand above.
+    state and cache options of the node it will stand above.  The driver's ``open`` is not called.
+
+    Args:
+        graph: The graph.
+        cls: The driver.
+        name: Node name, None for one of our own.
+        below: The node it will stand above.
+        implicit: Whether it is hidden from the user's view of the chain.
+        options: How a user would have opened it; needed where the driver is in the schema.
 
     Raises:
         QmpError: The name is malformed or taken.
     """
     from qsd.block.open import check_node_name
-    from qsd.qapi.schema.block_options import BlockdevOptions
+    from qsd.qapi.schema.block_options import BlockdevOptions as Options
 
     node = Node(graph, name if name is not None else graph.make_name())
     if name is not None:
         check_node_name(name)
-    node.options = BlockdevOptions(driver=cls.name)  # type: ignore[arg-type]  # not in the enum
+    node.options = options or Options(driver=cls.name)  # type: ignore[arg-type]
     node.implicit = implicit
     node.read_only = below.read_only
     node.auto_read_only = below.auto_read_only

@@ -13,6 +13,10 @@ from qsd.errors import QmpError
 from tests.support.memory import PassFilter, Rig
 
 
+class PassTop(PassFilter):
+    name = "pass_top"
+
+
 def test_a_filter_goes_in_and_out_under_its_users() -> None:
     async def main() -> None:
         async with Rig() as rig:
@@ -21,7 +25,7 @@ def test_a_filter_goes_in_and_out_under_its_users() -> None:
             user = Backend(rig.graph, "u", "user")
             user.attach(memory.node, perms.CONSISTENT_READ, perms.ALL)
             async with Drained([memory.node]):
-                inner = make_internal_node(rig.graph, PassFilter, None, memory.node, implicit=True)
+                inner = make_internal_node(rig.graph, PassTop, None, memory.node, implicit=True)
                 change = GraphChange(rig.graph)
                 change.link(inner, memory.node, "file", perms.ROLE_FILTERED)
                 change.move_users(memory.node, inner)
@@ -100,8 +104,8 @@ def test_internal_names_are_checked() -> None:
         async with Rig() as rig:
             memory = await rig.memory("n")
             with pytest.raises(QmpError, match="Invalid node-name: '1'"):
-                make_internal_node(rig.graph, PassFilter, "1", memory.node, implicit=False)
+                make_internal_node(rig.graph, PassTop, "1", memory.node, implicit=False)
             with pytest.raises(QmpError, match="Duplicate nodes"):
-                make_internal_node(rig.graph, PassFilter, "n", memory.node, implicit=False)
+                make_internal_node(rig.graph, PassTop, "n", memory.node, implicit=False)
 
     run(main())
