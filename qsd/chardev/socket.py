@@ -98,6 +98,9 @@ class SocketChardev(Chardev):
             self._connect_later()
         else:
             self._connected(await connect(self.options.addr, by_monitor=env.by_monitor))
+            # Should the server be a device of ours, let it accept before anybody asks about it.
+            for _ in range(2):
+                await asyncio.sleep(0)
 
     @property
     def _reconnect_pause(self) -> int:
