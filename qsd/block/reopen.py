@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from qsd.block import perms
 from qsd.block.change import GraphChange
 from qsd.block.drain import Drained
+from qsd.block.node import Node
 from qsd.block.open import (
     ROOT,
     Inherited,
@@ -30,14 +31,13 @@ from qsd.block.open import (
     check_generic_options,
     inherited_by,
 )
-from qsd.errors import QmpError
+from qsd.errors import QmpError, ReadOnlyConflict
 from qsd.qapi.model import NULL
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from qsd.block.graph import Edge, Graph
-    from qsd.block.node import Node
     from qsd.qapi.model import Struct
     from qsd.qapi.schema.block_options import BlockdevOptions
 
@@ -82,6 +82,7 @@ class Reopen:
         self._change = GraphChange(graph)
         self._prepared: list[tuple[Node, Any]] = []
         self._nodes: list[Node] = []
+        self._wanted: set[Node] = set()
 
     async def run(self, wanted: Sequence[BlockdevOptions]) -> None:
         """Give the named nodes new options.
@@ -94,6 +95,7 @@ class Reopen:
             if options.node_name is None:
                 raise QmpError("node-name not specified")
             pairs.append((self._graph.find(options.node_name), options))
+        self._wanted = {node for node, _ in pairs}
         # Requests from above could reach any node below the changed ones: drain those.
         async with Drained(self._graph.descend([node for node, _ in pairs])):
             await self._run(pairs)
@@ -103,10 +105,14 @@ class Reopen:
             for node, options in pairs:
                 await self._stage(node, options, ROOT)
             self._change.apply(self._nodes)
-        except BaseException:
+        except BaseException as exc:
             self._change.undo()
             for node, token in reversed(self._prepared):
                 await node.driver.abort_reopen(token)
+            if isinstance(exc, ReadOnlyConflict) and exc.node_name in self._names():
+                raise QmpError(
+                    f"Read-only block node '{exc.node_name}' cannot support read-write users"
+                ) from exc
             raise
         for node, token in self._prepared:
             await node.driver.commit_reopen(token)
@@ -115,9 +121,14 @@ class Reopen:
             node.length_changed()
         await self._change.finish()
 
+    def _names(self) -> set[str]:
+        return {node.name for node in self._nodes}
+
     async def _stage(self, node: Node, options: BlockdevOptions, inherited: Inherited) -> None:
         if options.driver != node.options.driver:
             raise QmpError("Cannot change the option 'driver'")
+        if options is not node.options:
+            _check_force_share(node, options)
         saved = {name: getattr(node, name) for name in _GENERIC}
 
         def restore() -> None:
@@ -137,6 +148,7 @@ class Reopen:
 
     async def _stage_children(self, node: Node, options: BlockdevOptions) -> None:
         branch = options.branch
+        followers = {edge: edge.node for edge in node.children.values() if _follows(edge)}
         for name in ("file", "backing"):
             if not hasattr(branch, name):
                 continue
@@ -151,13 +163,27 @@ class Reopen:
                 if name == "backing" and edge is not None and not edge.node.implicit:
                     # Absent means "as the image says", and that is not what is attached now.
                     raise QmpError("backing is missing for '" + node.name + "'")
-            elif edge is not None:
-                self._check_same_child(edge, ref)
-                await self._stage(edge.node, ref, inherited_by(node, edge.role))
+            elif edge is None or edge not in followers:
+                raise QmpError(f"Cannot change the option '{name}.driver'")
+            else:
+                child = followers.pop(edge)
+                _check_same_child(child, ref)
+                await self._stage(child, ref, inherited_by(node, edge.role))
+        for edge, child in followers.items():
+            if node.children.get(edge.name) is edge and edge.node is child:
+                await self._let_follow(child, inherited_by(node, edge.role))
 
-    def _check_same_child(self, edge: Edge, ref: BlockdevOptions) -> None:
-        if ref.node_name is not None and ref.node_name != edge.node.name:
-            raise QmpError(f"Cannot change the option '{edge.name}.node-name'")
+    async def _let_follow(self, child: Node, inherited: Inherited) -> None:
+        """Give a child what it inherits from its parent now, unless the user reopens it himself."""
+        if child in self._wanted:
+            return
+        before = [getattr(child, name) for name in _GENERIC]
+        apply_generic_options(child, child.options, inherited)
+        after = [getattr(child, name) for name in _GENERIC]
+        for name, value in zip(_GENERIC, before, strict=True):
+            setattr(child, name, value)
+        if before != after:
+            await self._stage(child, child.options, inherited)
 
     def _find_child(self, name: str) -> Node:
         node = self._graph.nodes.get(name)
@@ -171,6 +197,30 @@ class Reopen:
         elif edge.node is not child:
             self._graph.check_acyclic(node, child, name)
             self._change.move(edge, child)
+
+
+def _follows(edge: Edge) -> bool:
+    """Tell whether a child was defined inside its parent's options, as opposed to named there."""
+    child = edge.node
+    if child.monitor_owned:
+        return False
+    return all(other is edge or not isinstance(other.user, Node) for other in child.parents)
+
+
+def _check_force_share(node: Node, options: BlockdevOptions) -> None:
+    """Refuse to touch an option that can only be set when a node is opened."""
+    if options.force_share is not None:
+        raise QmpError("Cannot change the option 'force-share'")
+    if node.options.force_share is not None:
+        raise QmpError("Option 'force-share' cannot be reset to its default value")
+
+
+def _check_same_child(child: Node, ref: BlockdevOptions) -> None:
+    """Refuse inline options that define another child than the one there is."""
+    if ref.node_name is not None and ref.node_name != child.name:
+        raise QmpError("Cannot change the option 'node-name'")
+    if ref.driver != child.options.driver and hasattr(child.options.branch, "filename"):
+        raise QmpError("Option 'filename' cannot be reset to its default value")
 
 
 async def reopen(graph: Graph, wanted: Sequence[BlockdevOptions]) -> None:

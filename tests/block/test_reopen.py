@@ -72,7 +72,9 @@ def test_permissions_are_checked_before_anything_changes() -> None:
             memory = await rig.memory("n")
             user = Backend(rig.graph, "u", "user")
             user.attach(memory.node, perms.WRITE, perms.ALL)
-            with pytest.raises(QmpError, match="Block node is read-only"):
+            with pytest.raises(
+                QmpError, match=r"^Read-only block node 'n' cannot support read-write users"
+            ):
                 await reopen(rig.graph, [options(driver="null-co", node_name="n", read_only=True)])
             assert not memory.node.read_only
             assert user.write_nowait(0, memoryview(b"x"))
@@ -130,3 +132,71 @@ def test_reject_changes_names_the_first_option_that_differs() -> None:
     with pytest.raises(QmpError, match="Cannot change the option 'locking'"):
         reject_changes(old, new)
     reject_changes(old, new, ["locking"])
+
+
+def test_children_defined_inside_follow() -> None:
+    async def main() -> None:
+        async with Rig() as rig:
+            inner = {"driver": "null-co", "node-name": "i"}
+            await rig.add(driver="copy-on-read", node_name="n", file=inner)
+            child = rig.graph.nodes["i"]
+            tree: dict[str, Any] = {"driver": "copy-on-read", "node_name": "n"}
+            change = options(**tree, file="i", read_only=True, cache={"direct": True})
+            await reopen(rig.graph, [change])
+            assert [child.read_only, child.cache_direct] == [True, True]
+            await reopen(rig.graph, [options(**tree, file=inner)])
+            assert [child.read_only, child.cache_direct] == [False, False]
+
+    run(main())
+
+
+def test_children_given_by_name_do_not_follow() -> None:
+    async def main() -> None:
+        async with Rig() as rig:
+            memory = await rig.memory("m")
+            await rig.add(driver="copy-on-read", node_name="n", file="m")
+            tree = {"driver": "copy-on-read", "node_name": "n", "read_only": True}
+            await reopen(rig.graph, [options(**tree, file="m")])
+            assert not memory.node.read_only
+            with pytest.raises(QmpError, match=r"^Cannot change the option 'file.driver'$"):
+                await reopen(rig.graph, [options(**tree, file={"driver": "null-co"})])
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ({}, {"force_share": True}, "Cannot change the option 'force-share'"),
+        ({}, {"force_share": False}, "Cannot change the option 'force-share'"),
+        (
+            {"force_share": True},
+            {},
+            "Option 'force-share' cannot be reset to its default value",
+        ),
+    ],
+)
+def test_force_share_cannot_be_changed(
+    before: dict[str, Any], after: dict[str, Any], message: str
+) -> None:
+    async def main() -> None:
+        async with Rig() as rig:
+            await rig.memory("n", read_only=True, **before)
+            with pytest.raises(QmpError) as caught:
+                await reopen(
+                    rig.graph, [options(driver="null-co", node_name="n", read_only=True, **after)]
+                )
+            assert caught.value.desc == message
+
+    run(main())
+
+
+def test_another_child_cannot_be_defined_inside() -> None:
+    async def main() -> None:
+        async with Rig() as rig:
+            await rig.add(driver="copy-on-read", node_name="n", file={"driver": "null-co"})
+            other = {"driver": "null-co", "node-name": "other"}
+            with pytest.raises(QmpError, match=r"^Cannot change the option 'node-name'$"):
+                await reopen(rig.graph, [options(driver="copy-on-read", node_name="n", file=other)])
+
+    run(main())
