@@ -73,19 +73,17 @@ class RawDriver(Driver):
     name: ClassVar[str] = "raw"
     file_role: ClassVar[int] = perms.ROLE_FILTERED
 
-    __slots__ = ("_edge", "_window", "offset", "options")
+    __slots__ = ("_edge", "_window", "offset")
 
     def __init__(self, node: Node) -> None:
         super().__init__(node)
-        self.options: BlockdevOptionsRaw
         self.offset = 0
         self._window = Window(0, None)
         self._edge: Edge
 
     async def open(self, options: BlockdevOptionsRaw, opener: ChildOpener) -> None:
         """Attach the child and check the window."""
-        self.options = options
-        windowed = options.offset is not None or options.size is not None
+        windowed = bool(options.offset) or options.size is not None
         role = perms.ROLE_DATA if windowed else perms.ROLE_FILTERED
         self._edge = await opener.child("file", options.file, role)
         self._use(check_window(options, self._edge.node.length()))
@@ -101,6 +99,12 @@ class RawDriver(Driver):
     async def commit_reopen(self, token: Window) -> None:
         """Move the window."""
         self._use(token)
+
+    def child_perms(self, edge: Edge, perm: int, shared: int) -> tuple[int, int]:
+        """Pass on what the users take; a window does not share resizing."""
+        if edge.role & perms.ROLE_FILTERED:
+            return perm, shared
+        return perm, shared & ~perms.RESIZE
 
     # Geometry
 
@@ -123,7 +127,9 @@ class RawDriver(Driver):
     # I/O
 
     def read_nowait(self, offset: int, view: memoryview) -> bool:
-        """Ask the child."""
+        """Ask the child; what lies outside of the window is none of our users' business."""
+        if not 0 <= offset <= self.node._length - len(view):
+            return False
         return self._edge.node.read_nowait(offset + self.offset, view)
 
     async def read(self, offset: int, view: memoryview) -> None:
@@ -131,7 +137,9 @@ class RawDriver(Driver):
         await self._edge.node.read_or_zero(offset + self.offset, view)
 
     def write_nowait(self, offset: int, view: memoryview) -> bool:
-        """Ask the child."""
+        """Ask the child; what lies outside of the window is none of our users' business."""
+        if not 0 <= offset <= self.node._length - len(view):
+            return False
         if not self._edge.node.write_nowait(offset + self.offset, view):
             return False
         node = self.node
@@ -152,7 +160,9 @@ class RawDriver(Driver):
         await self._edge.node.discard(offset + self.offset, length)
 
     def locate_nowait(self, offset: int, length: int) -> tuple[int, int] | None:
-        """Ask the child."""
+        """Ask the child; what lies outside of the window is none of our users' business."""
+        if not 0 <= offset <= self.node._length - length:
+            return None
         return self._edge.node.driver.locate_nowait(offset + self.offset, length)
 
     async def block_status(self, offset: int, length: int, want_zero: bool) -> Status:

@@ -75,7 +75,7 @@ class NullDriver(Driver):
 
     def read_nowait(self, offset: int, view: memoryview) -> bool:
         """Read at once if there is no latency to be observed."""
-        if self._latency:
+        if self._latency or not 0 <= offset <= self._size - len(view):
             return False
         fill_zero(view)
         return True
@@ -87,7 +87,7 @@ class NullDriver(Driver):
 
     def write_nowait(self, offset: int, view: memoryview) -> bool:
         """Drop the data at once if there is no latency to be observed."""
-        if self._latency:
+        if self._latency or not 0 <= offset <= self._size - len(view):
             return False
         node = self.node
         if offset + len(view) > node.wr_highest_offset:

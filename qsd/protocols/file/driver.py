@@ -57,7 +57,6 @@ if TYPE_CHECKING:
 _WRITING: Final = perms.WRITE | perms.WRITE_UNCHANGED | perms.RESIZE
 
 _UNSUPPORTED: Final = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.ENODEV)
-_SECTOR: Final = 512
 
 
 class FileDriver(Driver):
@@ -72,6 +71,7 @@ class FileDriver(Driver):
 
     name: ClassVar[str] = "file"
     family: ClassVar[str] = "protocol"
+    grows: ClassVar[bool] = True
 
     __slots__ = (
         "_broken",
@@ -135,7 +135,7 @@ class FileDriver(Driver):
         self.io = FileIO(fd, self.node.graph.pool)
         self.size = self.file.size
         self._use_file()
-        if options.locking != "off" and CAN_LOCK and stat.S_ISREG(self.file.mode):
+        if options.locking != "off" and CAN_LOCK:
             self._lock = ImageLock(fd, options.filename)
 
     def _check_pr_manager(self) -> None:
@@ -372,7 +372,7 @@ class FileDriver(Driver):
         try:
             if not self._can_discard:
                 raise os_error(errno.ENOTSUP)
-            if not await self._punch(offset, length):
+            if not await self._discard_range(offset, length):
                 self._can_discard = False
                 raise os_error(errno.ENOTSUP)
         except OSError:
@@ -387,6 +387,10 @@ class FileDriver(Driver):
     async def _punch(self, offset: int, length: int) -> bool:
         """Deallocate a range; False if that is not possible here."""
         return await self._try_fallocate(FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE, offset, length)
+
+    async def _discard_range(self, offset: int, length: int) -> bool:
+        """Do what a discard request asks for; False if that is not possible here."""
+        return await self._punch(offset, length)
 
     async def _try_fallocate(self, mode: int, offset: int, length: int) -> bool:
         try:
@@ -453,7 +457,7 @@ class FileDriver(Driver):
                 return Status(hole, ST_ZERO | ST_OFFSET | ST_ALLOCATED, offset)
             end = extent[1]
             if end >= self.size:
-                end = align_up(end, _SECTOR)  # the node ends with a whole sector
+                end = align_up(end, self.limits.request_alignment)
             if changes == self._written:
                 self._data_start, self._data_end = offset, end
         else:

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: MIT
 """The "host_device" and "host_cdrom" drivers: block and character devices of this machine.
 
-They do their I/O like the file driver, and take the same locks.  What differs: a device has a size of
-its own, the kernel knows its block size, holes cannot be found in it, and discarding and zeroing have
-system calls of their own (linux/fs.h).
+They do their I/O like the file driver, and take the same locks.  What differs: a device has a size
+of its own, the kernel knows its block size, holes cannot be found in it, and discarding and zeroing
+have system calls of their own (linux/fs.h).
 """
 
 from __future__ import annotations
