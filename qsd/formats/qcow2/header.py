@@ -150,6 +150,8 @@ def _check_tables(header: Header) -> None:
         cluster_size,
         "Active L1 table",
     )
+    if header.size > (1 << 63) - 1:
+        raise QmpError("Could not refresh total sector count: File too large")
     needed = geometry.l1_entries(header.size)
     if needed > 0x7FFFFFFF // 8:
         raise QmpError("Image is too big")

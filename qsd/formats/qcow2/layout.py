@@ -336,10 +336,10 @@ def parse_extensions(data: bytes, start: int, end: int) -> Iterator[Extension | 
     while start + _EXTENSION.size <= end:
         kind, length = _EXTENSION.unpack_from(data, start)
         start += _EXTENSION.size
-        if kind == EXT_END:
-            return
         if length > end - start:
             yield None
+            return
+        if kind == EXT_END:
             return
         yield Extension(kind, bytes(data[start : start + length]))
         start += length + -length % 8

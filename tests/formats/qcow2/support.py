@@ -25,7 +25,8 @@ class RecordingFile(MemoryDriver):
     """A file in memory, loaded from a real one.
 
     Attributes:
-        writes: (offset, bytes) of every write, and None for every flush, in order.
+        writes: What happened, in order: (offset, bytes) of a write, (length, None) of a change of
+            the length, None for a flush.
         before: The content when recording began.
     """
 
@@ -34,7 +35,7 @@ class RecordingFile(MemoryDriver):
 
     def __init__(self, node: Node) -> None:
         super().__init__(node)
-        self.writes: list[tuple[int, bytes] | None] = []
+        self.writes: list[tuple[int, bytes | None] | None] = []
         self.before = b""
         self.path = Path()
 
@@ -60,6 +61,7 @@ class RecordingFile(MemoryDriver):
 
     async def truncate(self, length: int, exact: bool, prealloc: str, flags: int) -> None:
         await super().truncate(length, exact, prealloc, flags)
+        self.writes.append((length, None))
 
     def start_recording(self) -> None:
         self.writes.clear()
