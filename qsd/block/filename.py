@@ -40,6 +40,10 @@ def resolve_relative(node: Node, filename: str) -> str:
         return filename
     edge = node.children.get("file")
     base = edge.node.driver.filename() if edge is not None else None
+    while base is None and edge is not None:
+        # A format or filter in between does not change where the file is.
+        edge = edge.node.children.get("file")
+        base = edge.node.driver.filename() if edge is not None else None
     if base is None or base.startswith("json:"):
         raise QmpError(f"Cannot use relative paths with VM-level image '{base or node.name}'")
     return os.path.join(os.path.dirname(base), filename)

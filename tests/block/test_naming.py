@@ -16,6 +16,7 @@ from qsd.block.naming import (
     full_options,
     is_backing_overridden,
 )
+from tests.support.memory import MemoryDriver
 from tests.support.named import disk, named_rig
 
 NULL = {"driver": "null-co"}
@@ -132,14 +133,25 @@ def test_backing_file_opened_from_the_record() -> None:
     run(main())
 
 
-def test_relative_record_in_an_image_without_a_place() -> None:
+def test_relative_record_counts_from_the_file_whatever_is_in_between() -> None:
     async def main() -> None:
         async with named_rig() as rig:
             node = await rig.add(
                 node_name="n",
                 driver="qcow2",
-                file={"driver": "copy-on-read", "file": disk("over-f")},
+                file={"driver": "copy-on-read", "file": disk("sub/over-f")},
                 backing=None,
+            )
+            assert full_backing_filename(node) == "sub/f"
+
+    run(main())
+
+
+def test_relative_record_in_an_image_without_a_place() -> None:
+    async def main() -> None:
+        async with named_rig(null_co=MemoryDriver) as rig:
+            node = await rig.add(
+                node_name="n", driver="qcow2", file={"driver": "null-co"}, backing=None
             )
             assert full_backing_filename(node) is None
 

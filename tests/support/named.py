@@ -70,9 +70,10 @@ class Recorded(ToyFormat):
         await opener.backing(options.backing, *(recorded or (None, None)))
 
     def backing_file(self) -> tuple[str, str | None] | None:
-        name = self.node.children["file"].node.driver.filename() or ""
-        folder, slash, leaf = name.rpartition("/")
-        del folder, slash
+        node = self.node.children["file"].node
+        while "file" in node.children:
+            node = node.children["file"].node
+        leaf = (node.driver.filename() or "over-f").rpartition("/")[2]
         return (leaf.removeprefix("over-"), "raw") if leaf.startswith("over-") else None
 
     def image_info(self) -> dict[str, Any]:
