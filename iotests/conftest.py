@@ -12,6 +12,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--daemon", default="ours", help='daemon under test: "ours", "real", or a command line'
     )
     parser.addoption(
+        "--regenerate", action="store_true", help="write the transcripts of stories anew"
+    )
+    parser.addoption(
         "--kill-rounds", type=int, default=8, help="rounds of the kill test (acceptance: 100)"
     )
 
@@ -28,3 +31,10 @@ def kill_rounds(request: pytest.FixtureRequest) -> int:
     rounds = request.config.getoption("--kill-rounds")
     assert isinstance(rounds, int)
     return rounds
+
+
+@pytest.fixture
+def regenerate(request: pytest.FixtureRequest) -> bool:
+    wanted = request.config.getoption("--regenerate")
+    assert isinstance(wanted, bool)
+    return wanted

@@ -65,7 +65,11 @@ class Daemon:
                 self.kill()
                 raise RuntimeError(f"the daemon did not start: {self.log_text()}")
             time.sleep(0.005)
-        self.monitor = Monitor(path)
+        try:
+            self.monitor = Monitor(path)
+        except OSError as exc:
+            self.kill()
+            raise RuntimeError(f"the daemon did not start: {self.log_text()}") from exc
 
     def log_text(self) -> str:
         """Return what the daemon wrote to its standard streams."""
@@ -116,7 +120,7 @@ class Daemon:
         return code
 
     def kill(self) -> None:
-        """SIGKILL, now."""
+        """SIGKILL, now; no harm if it is gone already."""
         self.process.kill()
         self.process.wait()
         self._close()
@@ -130,8 +134,7 @@ class Daemon:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.kill()
+        self.kill()
 
 
 __all__ = ["PATIENCE", "Daemon", "command_line"]

@@ -35,7 +35,11 @@ class Monitor:
         self.events: deque[dict[str, Any]] = deque()
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(60)
-        _connect(self._socket, path)
+        try:
+            _connect(self._socket, path)
+        except OSError:
+            self._socket.close()
+            raise
         self._stream = self._socket.makefile("rb")
         self.greeting = self._message()
         self.call("qmp_capabilities")
