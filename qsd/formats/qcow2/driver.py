@@ -149,11 +149,17 @@ class Qcow2Driver(MappedDriver):
         self._ready = True
 
     async def close(self) -> None:
-        """Write everything back; the image is left as if nobody had used it."""
+        """Write everything back; the image is left as if nobody had used it.
+
+        If that fails, the image is left as a crash would leave it: sound, with all that was flushed.
+        """
         await self._stop_cleaner()
         await self.image.join_writer()
         if not self.node.read_only and not self.image.broken:
-            await self._settle()
+            try:
+                await self._settle()
+            except OSError:
+                pass  # there is nobody left to tell; a flush would have told
 
     async def _settle(self) -> None:
         """Write all metadata, lazy or not, and leave the image clean."""

@@ -267,7 +267,7 @@ async def _clear_tail(image: Image, length: int) -> None:
     """
     end = min(align_up(length, image.geometry.cluster_size), image.header.size)
     if length < end:
-        await image.node.driver.zero(length, end - length, 0)
+        await image.node.zero(length, end - length)
 
 
 async def _cut_file(image: Image) -> None:
