@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
+from qsd.aio import eager
 from qsd.block import perms
 from qsd.block.backend import Backend, BackendListener
 from qsd.errors import QmpError
@@ -123,7 +124,7 @@ class Export(BackendListener):
         """Count one user less; the last one's end completes a shutdown."""
         self._users -= 1
         if not self._users and self.state == SHUTTING_DOWN:
-            self.registry.tasks.spawn(self._delete(), f"delete export {self.id}")
+            eager.start(self._delete(), self.registry.tasks, f"delete export {self.id}")
 
     def _move(self, state: str) -> None:
         if state not in MOVES[self.state]:

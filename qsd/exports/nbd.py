@@ -29,12 +29,18 @@ class NbdClient:
 
 
 class NbdDirectory(ExportServer):
-    """The exports of the running NBD server by name, in the order they were added."""
+    """The exports of the running NBD server by name, in the order they were added.
 
-    __slots__ = ("exports",)
+    Attributes:
+        exports: As said.
+        max_connections: Clients at a time; 0 means no limit.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("exports", "max_connections")
+
+    def __init__(self, max_connections: int) -> None:
         self.exports: dict[str, NbdExport] = {}
+        self.max_connections = max_connections
 
     def find(self, name: str) -> NbdExport | None:
         """Return the export of that name."""
@@ -87,7 +93,10 @@ class NbdExport(Export):
     @property
     def flags(self) -> int:
         """Transmission flags, without DF."""
-        return nbd.FLAGS_WRITABLE if self.writable else nbd.FLAGS_READ_ONLY
+        flags = nbd.FLAGS_WRITABLE if self.writable else nbd.FLAGS_READ_ONLY
+        if self._directory is not None and self._directory.max_connections == 1:
+            flags &= ~nbd.FLAG_CAN_MULTI_CONN  # a second connection would wait for the first
+        return flags
 
     @property
     def minimum_block(self) -> int:

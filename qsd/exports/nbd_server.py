@@ -66,7 +66,6 @@ class NbdServer(NbdDirectory):
     """A running NBD server.
 
     Attributes:
-        max_connections: Clients at a time; 0 means no limit.
         tls: Starts TLS, which is then required of every client; None serves in the clear.
     """
 
@@ -76,7 +75,6 @@ class NbdServer(NbdDirectory):
         "_idle",
         "_listening",
         "_loop",
-        "max_connections",
         "pool",
         "probe",
         "report",
@@ -98,14 +96,14 @@ class NbdServer(NbdDirectory):
         Args:
             listening: The sockets; they belong to the server from now on.
             tasks: Owner of all tasks of clients.
-            max_connections, tls: See the class.
+            max_connections: Clients at a time; 0 means no limit.
+            tls: See the class.
             report: Told of clients that misbehave.
         """
-        super().__init__()
+        super().__init__(max_connections)
         self._loop = asyncio.get_running_loop()
         self._listening = listening
         self.tasks = tasks
-        self.max_connections = max_connections
         self.tls = tls
         self.report = report
         self.pool = BufferPool()
@@ -148,8 +146,10 @@ class NbdServer(NbdDirectory):
             sock.setblocking(False)
             if sock.family in (socket.AF_INET, socket.AF_INET6):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._clients.add(_Connection(self, self._loop, sock))
+            client = _Connection(self, self._loop, sock)
+            self._clients.add(client)
             self._update_accepting()
+            client.start()
 
     def connection_gone(self, connection: _Connection) -> None:
         """Take note that a client's socket is closed."""
@@ -205,10 +205,13 @@ class _Connection(NbdClient):
         self._outlet = Outlet(loop, sock, self._advance, self._lost)
         self._timer = loop.call_later(HANDSHAKE_LIMIT, self.kill)
         self._watching = False
-        self._send()
-        self._watch()
 
     # Handshake
+
+    def start(self) -> None:
+        """Greet the client and listen to it."""
+        self._send()
+        self._watch()
 
     def _watch(self) -> None:
         """Watch the socket exactly while the handshake wants input."""

@@ -374,7 +374,6 @@ class Transmission:
             ):
                 more = True
                 break
-            budget -= length + REQUEST_COST
             try:
                 if command == 0:
                     start = filled + head
@@ -401,6 +400,7 @@ class Transmission:
                         break
                     filled = stop
                     position += _HEADER_SIZE
+                    budget -= length + REQUEST_COST
                     continue
                 start = position + _HEADER_SIZE
                 stop = start + length
@@ -419,6 +419,7 @@ class Transmission:
             _pack_simple(replies, filled, nbd.SIMPLE_REPLY_MAGIC, 0, cookie)
             filled += _SIMPLE_SIZE
             position = stop
+            budget -= length + REQUEST_COST
         self._position = position
         self._filled = filled
         self._cost = TURN_COST - budget
@@ -462,6 +463,7 @@ class Transmission:
                 return _STOP
             if self._send_file(cookie, offset, length, flags):
                 self._position += _HEADER_SIZE
+                self._cost += length + REQUEST_COST
                 return _NEXT
             if length + _DATA_SIZE <= _CAPACITY:
                 return _COPY
@@ -471,6 +473,7 @@ class Transmission:
                 self._needed = _HEADER_SIZE + length
             return _STOP
         self._position += taken
+        self._cost += length + REQUEST_COST
         return _NEXT
 
     def _send_file(self, cookie: int, offset: int, length: int, flags: int) -> bool:
