@@ -55,6 +55,10 @@ def _drop(text: str) -> None:
     """Nobody wants to read it."""
     del text
 
+#: Turns of the loop; reading the end of a connection, ending its task and letting go of the export
+#: take one or two each.
+_TURNS_TO_NOTICE: Final = 10
+
 
 class Export(BackendListener):
     """Base of all exports.
@@ -293,8 +297,15 @@ class ExportRegistry:
         export = self.find(export_id)
         if export.state != RUNNING:
             raise QmpError(f"Export '{export_id}' is already shutting down")
-        if mode != "hard" and export.is_busy:
-            raise QmpError(f"export '{export_id}' still in use")
+        if mode != "hard":
+            # A client that hung up before this command was sent is not in the way any more: let the
+            # loop look at the sockets before judging.
+            turns = _TURNS_TO_NOTICE
+            while export.is_busy and turns:
+                turns -= 1
+                await asyncio.sleep(0)
+            if export.is_busy:
+                raise QmpError(f"export '{export_id}' still in use")
         await export.shut_down()
 
     def forget(self, export: Export) -> None:
