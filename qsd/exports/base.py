@@ -55,6 +55,7 @@ def _drop(text: str) -> None:
     """Nobody wants to read it."""
     del text
 
+
 #: Turns of the loop; reading the end of a connection, ending its task and letting go of the export
 #: take one or two each.
 _TURNS_TO_NOTICE: Final = 10
