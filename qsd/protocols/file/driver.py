@@ -459,7 +459,11 @@ class FileDriver(Driver):
             if end >= self.size:
                 end = align_up(end, self.limits.request_alignment)
             if changes == self._written:
-                self._data_start, self._data_end = offset, end
+                # Data found to end where the known data ends is one extent with it: random reads
+                # soon know all of it, though each search only looks forward.
+                if end != self._data_end or offset < self._data_start:
+                    self._data_start = offset
+                self._data_end = end
         else:
             end = self._data_end
         return Status(min(length, end - offset), ST_DATA | ST_OFFSET | ST_ALLOCATED, offset)
