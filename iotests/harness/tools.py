@@ -4,17 +4,21 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+#: Where programs are looked for; tools for file systems are not on everybody's path.
+PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+
 
 def need(*tools: str) -> None:
     """Skip the running test unless all of these programs are installed."""
     for tool in tools:
-        if shutil.which(tool) is None:
+        if shutil.which(tool, path=PATH) is None:
             pytest.skip(f"{tool} is not installed (scripts/test installs it where it may)")
 
 
@@ -23,6 +27,7 @@ def run(folder: Path, *command: str, check: bool = True) -> str:
     done = subprocess.run(
         command,
         cwd=folder,
+        env={**os.environ, "PATH": PATH},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
