@@ -75,6 +75,22 @@ def make_image(qmp: Qmp, image: Path) -> None:
     qmp.run_job("blockdev-create", options={"driver": "qcow2", "file": "file", "size": SIZE})
 
 
+def set_up(qmp: Qmp, image: Path) -> None:
+    """Open the image, after making it if need be, and export it."""
+    if image.exists():
+        qmp.command(
+            "blockdev-add", **{"driver": "file", "node-name": "file", "filename": str(image)}
+        )
+    else:
+        make_image(qmp, image)
+    qmp.command("blockdev-add", **{"driver": "qcow2", "node-name": "demo", "file": "file"})
+    qmp.command(
+        "block-export-add",
+        **{"type": "nbd", "id": "demo", "node-name": "demo", "writable": True},
+    )
+    qmp.close()
+
+
 def main() -> int:
     """Start, set up, explain, and stay until the daemon ends."""
     folder = Path(os.environ.get("QSD_DEMO") or tempfile.mkdtemp(prefix="qsd-demo-"))
@@ -91,19 +107,12 @@ def main() -> int:
     )
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the daemon gets it too, and we follow it
     signal.signal(signal.SIGTERM, lambda *_: daemon.terminate())
-    qmp = Qmp(qmp_path, daemon)
-    if image.exists():
-        qmp.command(
-            "blockdev-add", **{"driver": "file", "node-name": "file", "filename": str(image)}
-        )
-    else:
-        make_image(qmp, image)
-    qmp.command("blockdev-add", **{"driver": "qcow2", "node-name": "demo", "file": "file"})
-    qmp.command(
-        "block-export-add",
-        **{"type": "nbd", "id": "demo", "node-name": "demo", "writable": True},
-    )
-    qmp.close()
+    try:
+        set_up(Qmp(qmp_path, daemon), image)
+    except BaseException:
+        daemon.terminate()
+        daemon.wait()
+        raise
     print(
         f"""
 The daemon runs as process {daemon.pid}.  Its image: {image}
