@@ -1,0 +1,103 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from qsd.aio import loop
+from qsd.errors import QmpError
+from tests.exports.rig import REQ_ONE, STATUS, NbdRig
+
+
+class FakeBitmap:
+    """A bitmap with fixed dirty areas."""
+
+    def __init__(self, name: str, *areas: tuple[int, int], enabled: bool = True) -> None:
+        self.name = name
+        self.enabled = enabled
+        self.busy = False
+        self.areas = areas
+
+    def mark(self, offset: int, length: int) -> None:
+        """Nothing is recorded."""
+
+    def next_dirty_area(self, offset: int, end: int) -> tuple[int, int] | None:
+        for start, length in self.areas:
+            first, last = max(start, offset), min(start + length, end)
+            if first < last:
+                return first, last - first
+        return None
+
+
+def test_bitmaps_are_contexts() -> None:
+    async def main() -> None:
+        async with NbdRig() as rig:
+            await rig.memory("m", size=65536)
+            one = FakeBitmap("one", (4096, 8192), (20480, 4096))
+            two = FakeBitmap("two")
+            rig.graph.nodes["m"].bitmaps.update(one=one, two=two)
+            export = await rig.export(
+                "m", writable=True, bitmaps=["one", {"node": "m", "name": "two"}]
+            )
+            assert one.busy
+            contexts = ["qemu:dirty-bitmap:two", "qemu:dirty-bitmap:one"]
+            client = await rig.go("m", structured=True, contexts=contexts)
+            assert await client.ask(STATUS, 0, 65536) == [
+                (
+                    "status",
+                    2,
+                    [(4096, 0), (8192, 1), (8192, 0), (4096, 1), (40960, 0)],
+                ),
+                ("status", 3, [(65536, 0)]),
+            ]
+            assert await client.ask(STATUS, 5000, 100, REQ_ONE) == [
+                ("status", 2, [(100, 1)]),
+                ("status", 3, [(100, 0)]),
+            ]
+            await rig.registry.delete(export.id, "hard")
+            await export.wait_deleted()
+            assert not one.busy
+
+    loop.run(main())
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"bitmaps": ["x"]}, "Bitmap 'x' is not found"),
+        ({"bitmaps": [{"node": "m", "name": "x"}]}, "Dirty bitmap 'x' not found"),
+        ({"bitmaps": [{"node": "y", "name": "x"}]}, "Node 'y' not found"),
+        ({"bitmaps": ["b"]}, "Enabled bitmap 'b' incompatible with readonly export"),
+        (
+            {"bitmaps": ["used"]},
+            "Bitmap 'used' is currently in use by another operation and cannot be used",
+        ),
+    ],
+)
+def test_refusals(options: dict[str, Any], text: str) -> None:
+    async def main() -> None:
+        async with NbdRig() as rig:
+            await rig.memory("m")
+            bitmap, used = FakeBitmap("b"), FakeBitmap("used")
+            used.busy = True
+            rig.graph.nodes["m"].bitmaps.update(b=bitmap, used=used)
+            with pytest.raises(QmpError) as caught:
+                await rig.export("m", **options)
+            assert caught.value.desc == text
+            assert not bitmap.busy
+
+    loop.run(main())
+
+
+def test_bitmaps_below_filters_are_found() -> None:
+    async def main() -> None:
+        async with NbdRig() as rig:
+            await rig.memory("m")
+            await rig.add(driver="copy-on-read", node_name="f", file="m")
+            rig.graph.nodes["m"].bitmaps["b"] = FakeBitmap("b", enabled=False)
+            export = await rig.export("f", bitmaps=["b"])
+            assert [name for _, name in export.contexts][-1] == "qemu:dirty-bitmap:b"
+
+    loop.run(main())

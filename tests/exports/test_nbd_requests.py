@@ -1,0 +1,146 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+from __future__ import annotations
+
+import errno
+
+from qsd.aio import loop
+from qsd.block.mapping import ST_ALLOCATED, ST_DATA, ST_ZERO, Status
+from qsd.exports.nbd_requests import KnownData
+from tests.exports.rig import FAST, FUA, NO_HOLE, READ, REQ_ONE, STATUS, TRIM, ZEROES, NbdRig
+
+MIB = 1 << 20
+BASE, DEPTH = "base:allocation", "qemu:allocation-depth"
+
+
+def test_block_status() -> None:
+    async def main() -> None:
+        async with NbdRig() as rig:
+            disk = await rig.memory("m", size=65536)
+            disk.data[:8192] = b"x" * 8192
+            disk.data[16384:20480] = b"y" * 4096
+            await rig.export("m", allocation_depth=True)
+            client = await rig.go("m", structured=True, contexts=[BASE, DEPTH])
+            assert await client.ask(STATUS, 0, 65536) == [
+                ("status", 0, [(8192, 0), (8192, 3), (4096, 0), (45056, 3)]),
+                ("status", 1, [(65536, 1)]),
+            ]
+            assert await client.ask(STATUS, 0, 65536, REQ_ONE) == [
+                ("status", 0, [(8192, 0)]),
+                ("status", 1, [(65536, 1)]),
+            ]
+            assert await client.ask(STATUS, 8000, 400) == [
+                ("status", 0, [(192, 0), (208, 3)]),
+                ("status", 1, [(400, 1)]),
+            ]
+            only = await rig.go("m", structured=True, contexts=[DEPTH])
+            assert await only.ask(STATUS, 8000, 400) == [("status", 1, [(400, 1)])]
+
+    loop.run(main())
+
+
+def test_states_of_base_allocation() -> None:
+    async def main() -> None:
+        async with NbdRig() as rig:
+            disk = await rig.memory("m", size=4096)
+            await rig.export("m")
+            client = await rig.go("m", structured=True, contexts=[BASE])
+            for flags, state in [
+                (ST_DATA | ST_ALLOCATED, 0),
+                (ST_ALLOCATED, 1),
+                (ST_DATA | ST_ZERO | ST_ALLOCATED, 2),
+                (ST_ZERO | ST_ALLOCATED, 3),
+            ]:
+
+                async def status(
+                    offset: int, length: int, want_zero: bool, flags: int = flags
+                ) -> Status:
+                    return Status(length, flags)
+
+                disk.block_status = status  # type: ignore[method-assign]
+                assert await client.ask(STATUS, 0, 4096) == [("status", 0, [(4096, state)])]
+
+            async def fail(offset: int, length: int, want_zero: bool) -> Status:
+                raise OSError(errno.EIO, "Input/output error")
+
+            disk.block_status = fail  # type: ignore[method-assign]
+            assert await client.ask(STATUS, 0, 4096) == [("error", 5, "can't get block status")]
+            assert await client.ask(READ, 0, 4096) == [
+                ("error", 5, "unable to check for holes: Input/output error")
+            ]
+
+    loop.run(main())
+
+
+def test_flags_reach_the_image() -> None:
+    async def main() -> None:
+        async with NbdRig() as rig:
+            disk = await rig.memory("m", discard="unmap")
+            await rig.export("m", writable=True)
+            client = await rig.go("m")
+            seen: list[int] = []
+            zero = disk.zero
+
+            async def record(offset: int, length: int, flags: int) -> None:
+                seen.append(flags)
+                await zero(offset, length, flags)
+
+            disk.zero = record  # type: ignore[method-assign]
+            assert await client.ask(ZEROES, 0, 512) == ["ok"]
+            assert await client.ask(ZEROES, 0, 512, NO_HOLE) == ["ok"]
+            assert [flags & 2 for flags in seen] == [2, 0]
+            disk.can_zero = False
+            assert await client.ask(ZEROES, 0, 512, FAST) == ["error", 95]
+            assert await client.ask(ZEROES, 0, 512) == ["ok"]
+            disk.log.clear()
+            assert await client.ask(TRIM, 0, 512, FUA) == ["ok"]
+            assert [entry[0] for entry in disk.log] == ["discard", "flush"]
+
+    loop.run(main())
+
+
+def test_writethrough_flushes_every_write() -> None:
+    async def main() -> None:
+        async with NbdRig() as rig:
+            disk = await rig.memory("m")
+            await rig.export("m", writable=True, writethrough=True)
+            client = await rig.go("m")
+            assert await client.ask(1, 0, 3, data=b"abc") == ["ok"]
+            assert disk.log == [("write", 0, 3), ("flush", 0, 0)]
+
+    loop.run(main())
+
+
+def test_known_data() -> None:
+    known = KnownData(3 * MIB + 5)
+    assert not known.covers(0, 1)
+    known.add(100, 2 * MIB)
+    assert not known.covers(0, MIB)
+    assert known.covers(MIB, MIB)
+    assert not known.covers(MIB, MIB + 1)
+    known.add(0, 3 * MIB)
+    assert known.covers(5, 3 * MIB - 5)
+    known.forget(MIB + 7, 1)
+    assert known.covers(0, MIB)
+    assert not known.covers(0, 3 * MIB)
+    assert known.covers(2 * MIB, MIB)
+
+
+def test_lookups_are_remembered() -> None:
+    async def main() -> None:
+        async with NbdRig() as rig:
+            disk = await rig.memory("m", size=4 * MIB)
+            calls: list[int] = []
+
+            async def status(offset: int, length: int, want_zero: bool) -> Status:
+                calls.append(offset)
+                return Status(length, ST_DATA | ST_ALLOCATED)
+
+            disk.block_status = status  # type: ignore[method-assign]
+            await rig.export("m")
+            client = await rig.go("m", structured=True)
+            for offset in (0, 4096, 3 * MIB, MIB - 5):
+                assert await client.ask(READ, offset, 4096) == [("data", offset, bytes(4096))]
+            assert calls == [0]
+
+    loop.run(main())
