@@ -105,6 +105,22 @@ def write_full(fd: int, views: Sequence[memoryview], offset: int) -> None:
         offset += len(view)
 
 
+def copy_full(source: int, target: int, source_offset: int, offset: int, length: int) -> None:
+    """Copy between files with copy_file_range(2).
+
+    Raises:
+        OSError: What the call reports; ENODATA if the source ends before the range does.
+    """
+    done = 0
+    while done < length:
+        count = os.copy_file_range(
+            source, target, length - done, source_offset + done, offset + done
+        )
+        if count == 0:
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+        done += count
+
+
 def read_direct(
     fd: int, view: memoryview, offset: int, align: int, memory_align: int, pool: BouncePool
 ) -> None:

@@ -168,11 +168,28 @@ class Backend:
             self._idle.append(future)
             await future
 
-    async def _enter(self) -> Node:
+    async def wait_resumed(self) -> None:
+        """Wait until no drained section holds this backend."""
         while self.quiesced:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._resume.append(future)
             await future
+
+    def begin_nowait(self) -> None:
+        """Count one more request of the owner's own, to be undone by :meth:`end`.
+
+        For work that consists of several requests and must not be cut in two by a drained section.
+        The requests themselves then go to :attr:`node` directly.  The caller has just waited for
+        :meth:`wait_resumed`.
+        """
+        self.in_flight += 1
+
+    def end(self) -> None:
+        """Undo :meth:`begin_nowait`."""
+        self._leave()
+
+    async def _enter(self) -> Node:
+        await self.wait_resumed()
         node = self.node
         self.in_flight += 1
         return node

@@ -32,6 +32,8 @@ from qsd.block.mapping import ST_ALLOCATED, ST_DATA, Status
 from qsd.errors import QmpError, os_error
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qsd.block.graph import Edge
     from qsd.block.node import Node
     from qsd.block.open import ChildOpener
@@ -49,6 +51,8 @@ class Limits:
         max_zero: Longest zero request.
         discard_alignment: Granularity of `discard`; head and tail are dropped.
         max_discard: Longest discard request.
+        write_alignment: Offset and length of writes are multiples of it, those of reads need not
+            be.
     """
 
     __slots__ = (
@@ -59,6 +63,7 @@ class Limits:
         "memory_alignment",
         "opt_transfer",
         "request_alignment",
+        "write_alignment",
         "zero_alignment",
     )
 
@@ -71,6 +76,7 @@ class Limits:
         self.max_zero = 0
         self.discard_alignment = 0
         self.max_discard = 0
+        self.write_alignment = 1
 
 
 class Driver:
@@ -195,6 +201,12 @@ class Driver:
         """
         raise os_error(errno.ENOTSUP)
 
+    async def copy_up(self, offset: int, length: int) -> None:
+        """Copy what is not allocated here from below, so that reads find it in this layer.
+
+        The content does not change, so nobody who watches for changes is told.
+        """
+
     async def flush(self) -> None:
         """Make all completed writes durable, down to the children's own flush."""
         for edge in self.node.children.values():
@@ -217,6 +229,53 @@ class Driver:
         For sendfile and copy_file_range; the answer holds until the caller awaits.
         """
         return None
+
+    # Cooperation
+
+    def drained_begin(self) -> None:
+        """Let go of every request that this driver holds back: a drained section waits for it."""
+
+    def debug_event(self, event: str) -> None:
+        """Learn that the parent got to a point that has a name (QMP reference, "BlkdebugEvent")."""
+
+    async def add_child(self, child: Node) -> None:
+        """Take one more child (QMP reference, "x-blockdev-change").
+
+        Raises:
+            QmpError: The driver cannot.
+        """
+        raise QmpError(f"The node {self.node.name} does not support adding a child")
+
+    async def remove_child(self, edge: Edge) -> None:
+        """Let a child go.
+
+        Raises:
+            QmpError: The driver cannot.
+        """
+        raise QmpError(f"The node {self.node.name} does not support removing a child")
+
+    def pin_nowait(
+        self, offset: int, length: int, holds: list[Callable[[], None]]
+    ) -> tuple[int, int] | None:
+        """Answer like :meth:`locate_nowait`, and keep the answer true until it is released.
+
+        Only a driver that is read by nothing but the location may answer: a filter that looks at
+        reads must not.
+
+        Args:
+            offset: Start.
+            length: Bytes.
+            holds: Takes the functions that release the range; the caller calls them in any case.
+        """
+        return None
+
+    async def write_from(self, offset: int, descriptor: int, host_offset: int, length: int) -> bool:
+        """Write a range whose bytes are in a file, without moving them through this process.
+
+        Returns:
+            False if it must be done by :meth:`write`; the range's content is then undefined.
+        """
+        return False
 
     # Permissions
 

@@ -60,9 +60,15 @@ from qsd.util.ranges import align_down, align_up
 from qsd.util.zeroes import fill_zero, is_zero
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qsd.aio.tasks import TaskOwner
     from qsd.block.graph import Edge
     from qsd.block.node import Node
+
+
+#: Bytes; how much is copied from a backing file in one piece.
+COPY_UP_CHUNK = 1 << 20
 
 
 class MappedDriver(Driver):
@@ -321,6 +327,130 @@ class MappedDriver(Driver):
                 await self.write_compressed(offset + start, view[start : start + unit])
         finally:
             self.ranges.release(hold)
+
+    # Copying between descriptors
+
+    def pin_nowait(
+        self, offset: int, length: int, holds: list[Callable[[], None]]
+    ) -> tuple[int, int] | None:
+        """Hold the range shared, so that its place is neither freed nor moved."""
+        host = self.locate_data_nowait(offset, length)
+        hold = self.ranges.claim_nowait(offset, offset + length, False) if host >= 0 else None
+        if hold is None:
+            return None
+        holds.append(lambda: self.ranges.release(hold))
+        return self.data_edge().node.driver.pin_nowait(host, length, holds)
+
+    async def write_from(self, offset: int, descriptor: int, host_offset: int, length: int) -> bool:
+        """Write data that lies in a file; whole units only where space must be allocated."""
+        end = offset + length
+        while offset < end:
+            done = await self._write_from_in_place(offset, descriptor, host_offset, end - offset)
+            if not done:
+                done = await self._write_from_allocating(
+                    offset, descriptor, host_offset, end - offset
+                )
+            if not done:
+                return False
+            offset += done
+            host_offset += done
+        return True
+
+    async def _write_from_in_place(
+        self, offset: int, descriptor: int, host_offset: int, length: int
+    ) -> int:
+        hold = await self.ranges.claim(offset, offset + length, False)
+        try:
+            mapping = self.map_nowait(offset, length) or await self.map(offset, length)
+            if not (mapping.writable and mapping.kind == DATA and mapping.edge is not None):
+                return 0
+            child = mapping.edge.node
+            if await child.write_from(mapping.host_offset, descriptor, host_offset, mapping.length):
+                return mapping.length
+            return 0
+        finally:
+            self.ranges.release(hold)
+
+    async def _write_from_allocating(
+        self, offset: int, descriptor: int, host_offset: int, length: int
+    ) -> int:
+        unit = self.granularity
+        hold = await self.ranges.claim(
+            align_down(offset, unit), align_up(offset + length, unit), True
+        )
+        try:
+            mapping = self.map_nowait(offset, length) or await self.map(offset, length)
+            if mapping.writable and mapping.kind == DATA:
+                return 0
+            allocation = await self.allocate(offset, length)
+            written = False
+            try:
+                if not (allocation.head or allocation.tail):
+                    written = await allocation.edge.node.write_from(
+                        allocation.host_offset, descriptor, host_offset, allocation.length
+                    )
+            finally:
+                if not written:
+                    self.abandon(allocation)
+            if not written:
+                return 0
+            await self.commit(allocation)
+            return allocation.length
+        finally:
+            self.ranges.release(hold)
+
+    # Copying up
+
+    async def copy_up(self, offset: int, length: int) -> None:
+        """Allocate what is a hole, with the content of the backing file.
+
+        A hole is copied under an exclusive claim, so a concurrent write goes before or after it.
+        """
+        end = offset + length
+        position = offset
+        while position < end:
+            mapping = self.map_nowait(position, end - position)
+            if mapping is None:
+                mapping = await self.map(position, end - position)
+            if mapping.kind == HOLE:
+                start = align_down(position, self.granularity)
+                whole = align_up(position + mapping.length, self.granularity)
+                await self._copy_up(start, min(whole, self.node.length()))
+            position += mapping.length
+
+    async def _copy_up(self, offset: int, end: int) -> None:
+        hold = await self.ranges.claim(offset, align_up(end, self.granularity), True)
+        try:
+            while offset < end:
+                piece = min(end - offset, COPY_UP_CHUNK)
+                mapping = self.map_nowait(offset, piece) or await self.map(offset, piece)
+                if mapping.kind == HOLE:
+                    offset += await self._copy_up_hole(offset, mapping.length)
+                else:
+                    offset += mapping.length
+        finally:
+            self.ranges.release(hold)
+
+    async def _copy_up_hole(self, offset: int, length: int) -> int:
+        """Fill the start of an aligned hole; return how much that was."""
+        view = memoryview(bytearray(length))
+        await self.read_mapped(offset, view)
+        if is_zero(view):
+            try:
+                await self.zero_aligned(offset, length, 0)
+            except OSError as exc:
+                if exc.errno != errno.ENOTSUP:
+                    raise
+            else:
+                return length
+        allocation = await self.allocate(offset, length)
+        try:
+            await self._fill(allocation, view[: allocation.length])
+        except BaseException:
+            self.abandon(allocation)
+            raise
+        await self.commit(allocation)
+        return allocation.length
 
     # Zeroing and discarding
 

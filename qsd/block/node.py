@@ -162,6 +162,7 @@ class Node:
                 or self.write_threshold
                 or self.bitmaps
                 or self.detect_zeroes != "off"
+                or driver.limits.write_alignment > 1
             )
             self.write_nowait = driver.write_nowait if plain else _refuse_read
         for edge in self.parents:
@@ -283,7 +284,7 @@ class Node:
             flags &= ~FUA
         length = len(view)
         limits = driver.limits
-        align = limits.request_alignment
+        align = max(limits.request_alignment, limits.write_alignment)
         if align > 1:
             await self._write_aligned(offset, view, flags, align)
         elif limits.max_transfer and length > limits.max_transfer:
@@ -291,6 +292,21 @@ class Node:
                 await driver.write(offset + start, view[start : start + limits.max_transfer], flags)
         else:
             await driver.write(offset, view, flags)
+
+    async def write_from(self, offset: int, descriptor: int, host_offset: int, length: int) -> bool:
+        """Write a range from a file; False if that is not possible here (see the driver's)."""
+        if self.detect_zeroes != "off" or self.driver.limits.request_alignment > 1:
+            return False
+        self._check_write(offset, length)
+        self.in_flight += 1
+        try:
+            self.before_write(offset, length)
+            try:
+                return await self.driver.write_from(offset, descriptor, host_offset, length)
+            finally:
+                self.after_write(offset, length)
+        finally:
+            self._leave()
 
     async def _write_aligned(self, offset: int, view: memoryview, flags: int, align: int) -> None:
         """Write to a driver that takes whole blocks only, by read-modify-write where needed.
@@ -310,10 +326,15 @@ class Node:
         try:
             if unaligned:
                 bounce = memoryview(bytearray(end - start))
+                debug_event = self.driver.debug_event
                 if start != offset:
+                    debug_event("pwritev_rmw_head")
                     await self.driver.read(start, bounce[:align])
+                    debug_event("pwritev_rmw_after_head")
                 if end != offset + length and (end - start > align or start == offset):
+                    debug_event("pwritev_rmw_tail")
                     await self.driver.read(end - align, bounce[-align:])
+                    debug_event("pwritev_rmw_after_tail")
                 # The blocks at both ends must be written whole: new bytes into old blocks.
                 bounce[offset - start : offset - start + length] = view
                 view = bounce
@@ -367,7 +388,7 @@ class Node:
         """Zero the aligned middle by the driver, head and tail by writing."""
         self.before_write(offset, length)
         limits = self.driver.limits
-        align = max(limits.zero_alignment, limits.request_alignment)
+        align = max(limits.zero_alignment, limits.request_alignment, limits.write_alignment)
         end = offset + length
         position = offset
         while position < end:
@@ -404,7 +425,9 @@ class Node:
         if not self.discard_unmap or not length:
             return
         limits = self.driver.limits
-        align = max(limits.discard_alignment, limits.request_alignment)
+        align = max(
+            limits.discard_alignment, limits.request_alignment, limits.write_alignment
+        )
         self.in_flight += 1
         try:
             self.before_write(offset, length)
@@ -417,6 +440,15 @@ class Node:
                 raise
         finally:
             self.after_write(offset, length)
+            self._leave()
+
+    async def copy_up(self, offset: int, length: int) -> None:
+        """Let this layer take over what lies below it; the content stays the same."""
+        self._check(offset, length)
+        self.in_flight += 1
+        try:
+            await self.driver.copy_up(offset, length)
+        finally:
             self._leave()
 
     async def flush(self) -> None:

@@ -13,6 +13,8 @@ from qsd.block.status import chain_status
 from qsd.errors import QmpError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qsd.block.graph import Edge
     from qsd.block.node import Node
     from qsd.block.open import ChildOpener
@@ -164,6 +166,20 @@ class RawDriver(Driver):
         if not 0 <= offset <= self.node._length - length:
             return None
         return self._edge.node.driver.locate_nowait(offset + self.offset, length)
+
+    def pin_nowait(
+        self, offset: int, length: int, holds: list[Callable[[], None]]
+    ) -> tuple[int, int] | None:
+        """Ask the child; what lies outside of the window is none of our users' business."""
+        if not 0 <= offset <= self.node.length() - length:
+            return None
+        return self._edge.node.driver.pin_nowait(offset + self.offset, length, holds)
+
+    async def write_from(self, offset: int, descriptor: int, host_offset: int, length: int) -> bool:
+        """Write to the child."""
+        return await self._edge.node.write_from(
+            offset + self.offset, descriptor, host_offset, length
+        )
 
     async def block_status(self, offset: int, length: int, want_zero: bool) -> Status:
         """Describe the child with all its layers: it is the content of this one."""

@@ -332,6 +332,22 @@ class Qcow2Driver(MappedDriver):
             return False
         return self._data_edge.node.read_nowait(host, view)
 
+    def write_nowait(self, offset: int, view: memoryview) -> bool:
+        """Fast: overwrite in place, or fill fresh clusters."""
+        if self.ranges.exclusive_count:
+            return False
+        length = len(view)
+        host = self.locate_writable_nowait(offset, length)
+        if host >= 0:
+            if not self._data_edge.node.write_nowait(host, view):
+                return False
+        elif not self._ready or not self._changer.write_fresh_nowait(offset, view):
+            return False
+        node = self.node
+        if offset + length > node.wr_highest_offset:
+            node.wr_highest_offset = offset + length
+        return True
+
     def map_nowait(self, offset: int, length: int) -> Mapping | None:
         """Map from memory."""
         return self._mapper.map_nowait(offset, length)
@@ -365,6 +381,11 @@ class Qcow2Driver(MappedDriver):
         """Write any range."""
         await self._begin_change()
         await super().write(offset, view, flags)
+
+    async def write_from(self, offset: int, descriptor: int, host_offset: int, length: int) -> bool:
+        """Write data that lies in a file."""
+        await self._begin_change()
+        return await super().write_from(offset, descriptor, host_offset, length)
 
     async def allocate(self, offset: int, length: int) -> Allocation:
         """Reserve space."""

@@ -38,6 +38,7 @@ from qsd.aio.fdio import (
     SLOW_CALL,
     SLOW_PAUSE,
     FileIO,
+    copy_full,
 )
 from qsd.block import perms
 from qsd.block.driver import Driver
@@ -46,15 +47,21 @@ from qsd.errors import QmpError, os_error
 from qsd.protocols.file.image import OpenFile, open_file, seek_size
 from qsd.protocols.file.locks import CAN_LOCK, ImageLock
 from qsd.protocols.file.prealloc import resize
+from qsd.util.extents import Extents
 from qsd.util.ranges import align_up
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qsd.block.node import Node
     from qsd.block.open import ChildOpener
     from qsd.qapi.schema.block_protocols import BlockdevOptionsFile
 
 #: What makes an auto-read-only file writable.
 _WRITING: Final = perms.WRITE | perms.WRITE_UNCHANGED | perms.RESIZE
+
+#: What copy_file_range(2) says where it cannot copy between two files at all.
+_CANNOT_COPY: Final = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
 
 _UNSUPPORTED: Final = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.ENODEV)
 
@@ -75,11 +82,12 @@ class FileDriver(Driver):
 
     __slots__ = (
         "_broken",
+        "_can_copy",
         "_can_discard",
         "_can_seek",
         "_can_zero",
-        "_data_end",
-        "_data_start",
+        "_copying",
+        "_data",
         "_discard_bytes",
         "_discards",
         "_durable",
@@ -111,13 +119,14 @@ class FileDriver(Driver):
         self._durable = 0
         self._broken = False
         self._syncing: asyncio.Future[None] | None = None
-        #: The extent of data that was found last; empty if unknown.
-        self._data_start = 0
-        self._data_end = 0
+        #: Data that searches found; holes are not remembered, since any write may fill them.
+        self._data = Extents()
         # Kernel features are tried once.
         self._can_zero = True
         self._can_discard = True
         self._can_seek = True
+        self._can_copy = True
+        self._copying: asyncio.Future[None] | None = None
         self._discards = 0
         self._failed_discards = 0
         self._discard_bytes = 0
@@ -289,13 +298,13 @@ class FileDriver(Driver):
 
     async def truncate(self, length: int, exact: bool, prealloc: str, flags: int) -> None:
         """Set the size of the file."""
-        self._forget_data()
+        self._data.clear()
         try:
             await self.io.call(resize, self.size, length, prealloc)
             self.size = length
         finally:
             self._written += 1
-            self._forget_data()
+            self._data.clear()
 
     # I/O
 
@@ -314,7 +323,7 @@ class FileDriver(Driver):
         """
         io = self.io
         end = offset + len(view)
-        if end > self.size or len(view) > MAX_INLINE_WRITE or io.bounce is not None:
+        if len(view) > MAX_INLINE_WRITE or io.bounce is not None:
             return False
         before = monotonic()
         if before < io.slow_until:
@@ -327,7 +336,11 @@ class FileDriver(Driver):
         node = self.node
         if end > node.wr_highest_offset:
             node.wr_highest_offset = end
-        return count == len(view)
+        if count != len(view):
+            return False
+        if end > self.size:
+            self._grow(end)
+        return True
 
     async def write(self, offset: int, view: memoryview, flags: int) -> None:
         """Write; the file grows if it was shorter than its last sector."""
@@ -353,7 +366,7 @@ class FileDriver(Driver):
             self._grow(offset + length)
         finally:
             self._written += 1
-            self._forget_data()
+            self._data.clear()
 
     async def _zero_in_place(self, offset: int, length: int) -> None:
         """Zero a range so that its space stays reserved."""
@@ -380,7 +393,7 @@ class FileDriver(Driver):
             raise
         finally:
             self._written += 1
-            self._forget_data()
+            self._data.clear()
         self._discards += 1
         self._discard_bytes += length
 
@@ -436,16 +449,47 @@ class FileDriver(Driver):
             return None
         return self.io.fd, offset
 
+    def pin_nowait(
+        self, offset: int, length: int, holds: list[Callable[[], None]]
+    ) -> tuple[int, int] | None:
+        """Return the descriptor: what is where in a file never changes."""
+        return self.locate_nowait(offset, length)
+
+    async def write_from(self, offset: int, descriptor: int, host_offset: int, length: int) -> bool:
+        """Copy by copy_file_range(2), Linux 4.5; between file systems since 5.3.
+
+        One call at a time: the kernel lets in one writer per file anyway, and threads that queue
+        up there only take turns from others (measured).
+        """
+        if not self._can_copy or self.io.bounce is not None:
+            return False
+        while self._copying is not None:
+            await asyncio.shield(self._copying)
+        done = self._copying = asyncio.get_running_loop().create_future()
+        try:
+            await self.node.graph.pool.run(
+                copy_full, descriptor, self.io.fd, host_offset, offset, length
+            )
+        except OSError as exc:
+            # Anything else is a matter of this range; writing it will tell.
+            self._can_copy = exc.errno not in _CANNOT_COPY
+            return False
+        finally:
+            self._copying = None
+            done.set_result(None)
+            self._written += 1
+            self._data.clear()
+        self._grow(offset + length)
+        return True
+
     # Status
 
-    def _forget_data(self) -> None:
-        self._data_start = self._data_end = 0
-
     async def block_status(self, offset: int, length: int, want_zero: bool) -> Status:
-        """Tell data from holes; the extent of data found last is remembered."""
+        """Tell data from holes; data that was found is remembered."""
         if not want_zero or not self._can_seek:
             return Status(length, ST_DATA | ST_OFFSET | ST_ALLOCATED, offset)
-        if not self._data_start <= offset < self._data_end:
+        end = self._data.end_of(offset)
+        if not end:
             changes = self._written
             try:
                 extent = await self.io.next_extent(offset)
@@ -459,13 +503,8 @@ class FileDriver(Driver):
             if end >= self.size:
                 end = align_up(end, self.limits.request_alignment)
             if changes == self._written:
-                # Data found to end where the known data ends is one extent with it: random reads
-                # soon know all of it, though each search only looks forward.
-                if end != self._data_end or offset < self._data_start:
-                    self._data_start = offset
-                self._data_end = end
-        else:
-            end = self._data_end
+                # Searching the file system costs milliseconds where a file is in many pieces.
+                self._data.add(offset, end)
         return Status(min(length, end - offset), ST_DATA | ST_OFFSET | ST_ALLOCATED, offset)
 
     # Description

@@ -1,0 +1,235 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""Copying ranges from one node to another, for jobs that move data.
+
+::
+
+    copy(offset, length)
+      |  ask the source's chain what is there        (holes and zeroes are never read)
+      |-- zeroes  -> target.zero()                   (unmapped where that is allowed)
+      '-- data    -> descriptor to descriptor        (copy_file_range, no byte passes through here)
+                  -> or through a buffer             (whatever the two nodes are)
+
+Descriptor copying needs the source's mapping to stay as it is while a thread copies.  The source
+therefore *pins* the range (:meth:`qsd.block.driver.Driver.pin_nowait`), and the target takes the
+bytes by :meth:`qsd.block.node.Node.write_from`, which is a write like any other: bitmaps,
+thresholds, allocation and durability are accounted for.  Either side may decline; then the buffer
+is used.  So the fast way can never fail by itself, and its errors are found again by the slow one,
+which knows whether reading or writing was to blame.
+
+A copy counts as one request of both backends from its start to its end: a drained section waits for
+whole copies, and never sees one half done.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from qsd.block.mapping import COMPRESSED, MAY_UNMAP, ST_DATA, ST_ZERO, Status
+from qsd.block.status import chain_status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qsd.block.backend import Backend
+    from qsd.block.node import Node
+
+#: Bytes; what goes through one buffer.  More makes a guest's requests wait, less costs more calls.
+COPY_UNIT: Final = 1 << 20
+
+
+class CopyError(Exception):
+    """A copy failed.
+
+    Attributes:
+        is_read: Whether the source failed, as opposed to the target.
+        offset: Where in the copied range; everything before it was copied.
+        cause: The error.
+    """
+
+    def __init__(self, is_read: bool, offset: int, cause: OSError) -> None:
+        super().__init__(is_read, offset, cause)
+        self.is_read = is_read
+        self.offset = offset
+        self.cause = cause
+
+
+class BufferPool:
+    """Buffers of one size that are used again: fresh memory costs more than copying."""
+
+    __slots__ = ("_free", "size")
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._free: list[memoryview] = []
+
+    def take(self) -> memoryview:
+        """Return a buffer with unknown content."""
+        return self._free.pop() if self._free else memoryview(bytearray(self.size))
+
+    def give(self, buffer: memoryview) -> None:
+        """Give a buffer back."""
+        self._free.append(buffer)
+
+
+async def begin_all(*backends: Backend) -> None:
+    """Start one request on several backends at once, after all drained sections.
+
+    Waiting for one of them while a request on another is counted could lock up a drained section of
+    both.
+    """
+    while True:
+        for backend in backends:
+            await backend.wait_resumed()
+        if not any(backend.quiesced for backend in backends):
+            break
+    for backend in backends:
+        backend.begin_nowait()
+
+
+class RangeCopier:
+    """Copies ranges between the nodes of two backends, at equal offsets.
+
+    Any number of copies may run at the same time.
+
+    Attributes:
+        source, target: The users of the nodes; permissions are their owner's business.
+        unmap: Whether zeroes may deallocate.
+        compress: Whether data is to be stored compressed; ranges must then suit the target's
+            clusters.
+        use_descriptors: Whether to try copying from descriptor to descriptor.
+    """
+
+    __slots__ = ("_buffers", "compress", "source", "target", "unmap", "use_descriptors")
+
+    def __init__(
+        self,
+        source: Backend,
+        target: Backend,
+        *,
+        unmap: bool = True,
+        compress: bool = False,
+        use_descriptors: bool = True,
+        unit: int = COPY_UNIT,
+    ) -> None:
+        self.source = source
+        self.target = target
+        self.unmap = unmap
+        self.compress = compress
+        self.use_descriptors = use_descriptors and not compress
+        self._buffers = BufferPool(unit)
+
+    async def status(self, offset: int, length: int) -> Status:
+        """Describe the start of a range as the source's user sees it.
+
+        Raises:
+            CopyError: The source cannot tell.
+        """
+        await begin_all(self.source)
+        try:
+            return await self._status(self.source.node, offset, length)
+        finally:
+            self.source.end()
+
+    async def _status(self, node: Node, offset: int, length: int) -> Status:
+        try:
+            return await chain_status(node, offset, length)
+        except OSError as exc:
+            raise CopyError(True, offset, exc) from exc
+
+    async def copy(self, offset: int, length: int) -> int:
+        """Make a range of the target equal to the source's.
+
+        Returns:
+            How many bytes were data; the rest were zeroes.
+
+        Raises:
+            CopyError: One side failed; the range of the target is partly new.
+        """
+        await begin_all(self.source, self.target)
+        try:
+            source, target = self.source.node, self.target.node
+            end = offset + length
+            moved = 0
+            while offset < end:
+                status = await self._status(source, offset, end - offset)
+                if status.flags & ST_ZERO or not status.flags & ST_DATA:
+                    await self._zero(target, offset, status.length)
+                else:
+                    await self._move(source, target, offset, status.length)
+                    moved += status.length
+                offset += status.length
+            return moved
+        finally:
+            self.source.end()
+            self.target.end()
+
+    async def copy_data(self, offset: int, length: int) -> None:
+        """Copy a range without asking what is in it.
+
+        Raises:
+            CopyError: One side failed; the range of the target is partly new.
+        """
+        await begin_all(self.source, self.target)
+        try:
+            await self._move(self.source.node, self.target.node, offset, length)
+        finally:
+            self.source.end()
+            self.target.end()
+
+    async def zero(self, offset: int, length: int) -> None:
+        """Make a range of the target read as zeroes.
+
+        Raises:
+            CopyError: The target failed.
+        """
+        await begin_all(self.target)
+        try:
+            await self._zero(self.target.node, offset, length)
+        finally:
+            self.target.end()
+
+    async def _zero(self, target: Node, offset: int, length: int) -> None:
+        try:
+            await target.zero(offset, length, MAY_UNMAP if self.unmap else 0)
+        except OSError as exc:
+            raise CopyError(False, offset, exc) from exc
+
+    async def _move(self, source: Node, target: Node, offset: int, length: int) -> None:
+        if self.use_descriptors and await copy_descriptors(source, target, offset, length):
+            return
+        buffer = self._buffers.take()
+        try:
+            end = offset + length
+            while offset < end:
+                view = buffer[: min(len(buffer), end - offset)]
+                try:
+                    await source.read_or_zero(offset, view)
+                except OSError as exc:
+                    raise CopyError(True, offset, exc) from exc
+                try:
+                    await target.write(offset, view, COMPRESSED if self.compress else 0)
+                except OSError as exc:
+                    raise CopyError(False, offset, exc) from exc
+                offset += len(view)
+        finally:
+            self._buffers.give(buffer)
+
+
+async def copy_descriptors(source: Node, target: Node, offset: int, length: int) -> bool:
+    """Fast: copy a range in the kernel; False if it must be done otherwise (nothing is decided)."""
+    holds: list[Callable[[], None]] = []
+    try:
+        place = source.driver.pin_nowait(offset, length, holds)
+        if place is None:
+            return False
+        descriptor, host_offset = place
+        return await target.write_from(offset, descriptor, host_offset, length)
+    except OSError:
+        return False
+    finally:
+        for release in holds:
+            release()
+
+
+__all__ = ["RangeCopier", "CopyError", "BufferPool", "begin_all", "copy_descriptors", "COPY_UNIT"]
