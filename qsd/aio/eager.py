@@ -14,7 +14,6 @@ Until its first suspension the coroutine runs as part of its caller, so it must 
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,23 +25,38 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@types.coroutine
-def _resumed(coro: Coroutine[Any, Any, T], waiting_for: Any) -> Generator[Any, Any, T]:
-    """Continue a coroutine that has already yielded `waiting_for`."""
-    while True:
-        try:
-            try:
-                sent = yield waiting_for
-            except GeneratorExit:
-                coro.close()
-                raise
-            except BaseException as exc:
-                waiting_for = coro.throw(exc)
-            else:
-                waiting_for = coro.send(sent)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
+class _Resumed(Coroutine[Any, Any, T]):
+    """A coroutine that has already yielded `waiting_for`, as a coroutine that has not started.
+
+    A generator around it would not do: cancelled before its first turn, it would end without ever
+    telling the inner coroutine, whose clean-up would not run.
+    """
+
+    __slots__ = ("_coro", "_waiting_for")
+
+    def __init__(self, coro: Coroutine[Any, Any, T], waiting_for: Any) -> None:
+        self._coro = coro
+        self._waiting_for: tuple[Any] | None = (waiting_for,)
+
+    def send(self, value: Any) -> Any:
+        """Repeat what was yielded, then pass on."""
+        if self._waiting_for is not None:
+            waiting_for, self._waiting_for = self._waiting_for[0], None
+            return waiting_for
+        return self._coro.send(value)
+
+    def throw(self, *exc: Any) -> Any:
+        """Pass on."""
+        self._waiting_for = None
+        return self._coro.throw(*exc)
+
+    def close(self) -> None:
+        """Pass on."""
+        self._coro.close()
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        """Never used: the loop drives this object itself."""
+        raise TypeError("only a task can go on with this coroutine")
 
 
 def start(
@@ -70,4 +84,4 @@ def start(
         waiting_for = coro.send(None)
     except StopIteration:
         return None
-    return owner.spawn(_resumed(coro, waiting_for), name, done)
+    return owner.spawn(_Resumed(coro, waiting_for), name, done)

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ class TaskOwner:
 
     def spawn(
         self,
-        coro: Coroutine[Any, Any, T] | Generator[Any, Any, T],
+        coro: Coroutine[Any, Any, T],
         name: str,
         done: Callable[[asyncio.Task[T]], None] | None = None,
     ) -> asyncio.Task[T]:
@@ -63,9 +63,10 @@ class TaskOwner:
             )
 
     async def join(self) -> None:
-        """Wait until no task is left; tasks spawned meanwhile are waited for too."""
-        while self._tasks:
-            await asyncio.wait(list(self._tasks))
+        """Wait until no other task is left; tasks spawned meanwhile are waited for too."""
+        me = asyncio.current_task()
+        while others := [task for task in self._tasks if task is not me]:
+            await asyncio.wait(others)
 
     async def close(self) -> None:
         """Cancel all tasks and wait for their end.  Idempotent."""

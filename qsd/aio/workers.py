@@ -13,6 +13,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
@@ -22,7 +23,26 @@ T = TypeVar("T")
 #: Threads at most; count; the C daemon's thread pool has the same bound.
 MAX_THREADS = 64
 
-_Job = tuple["asyncio.Future[Any]", Callable[..., Any], tuple[Any, ...]]
+
+class _Job:
+    """A call on its way.
+
+    Attributes:
+        future: What the caller waits for; another one once the first was cancelled.
+        finished: Whether the call has ended and its caller was told.
+    """
+
+    __slots__ = ("args", "error", "finished", "func", "future", "result")
+
+    def __init__(
+        self, future: asyncio.Future[Any], func: Callable[..., Any], args: tuple[Any, ...]
+    ) -> None:
+        self.future = future
+        self.func = func
+        self.args = args
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.finished = False
 
 
 class WorkerPool:
@@ -33,7 +53,7 @@ class WorkerPool:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._busy = 0
-        self._finished: deque[tuple[asyncio.Future[Any], Any, BaseException | None]] = deque()
+        self._finished: deque[_Job] = deque()
         self._wakeup_pending = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
@@ -44,34 +64,29 @@ class WorkerPool:
         A cancelled caller does not stop the call: buffers it was given must stay valid until it
         ends.  Therefore the call is always waited for; cancellation takes effect afterwards.
         """
-        future = self.submit(func, *args, **kwargs)
+        job = self._submit(partial(func, **kwargs) if kwargs else func, args)
         try:
-            return await asyncio.shield(future)
+            result: T = await job.future
         except asyncio.CancelledError:
-            if not future.done():
-                await asyncio.wait([future])
-            if not future.cancelled():
-                future.exception()  # read it: the caller is going away
+            await _until_finished(job)
             raise
+        return result
 
     def submit(self, func: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
-        """Queue a call; the future is done when the thread has finished it."""
+        """Queue a call; the future is done when the thread has finished it.
+
+        Cancelling the future does not stop the call, and nobody learns of its end any more.
+        """
+        return self._submit(partial(func, **kwargs) if kwargs else func, args).future
+
+    def _submit(self, func: Callable[..., Any], args: tuple[Any, ...]) -> _Job:
         if self._closed:
             raise RuntimeError("worker pool is closed")
         loop = self._loop
         if loop is None:
             loop = self._loop = asyncio.get_running_loop()
-        future: asyncio.Future[T] = loop.create_future()
-        if kwargs:
-            inner = func
-            keywords = kwargs
-
-            def call(*positional: Any) -> T:
-                return inner(*positional, **keywords)
-
-            self._jobs.put((future, call, args))
-        else:
-            self._jobs.put((future, func, args))
+        job = _Job(loop.create_future(), func, args)
+        self._jobs.put(job)
         self._busy += 1
         if self._busy > len(self._threads) and len(self._threads) < self._max_threads:
             thread = threading.Thread(
@@ -79,20 +94,17 @@ class WorkerPool:
             )
             self._threads.append(thread)
             thread.start()
-        return future
+        return job
 
     def _work(self) -> None:
         jobs = self._jobs
         while (job := jobs.get()) is not None:
-            future, func, args = job
-            result: Any = None
-            error: BaseException | None = None
             try:
-                result = func(*args)
+                job.result = job.func(*job.args)
             except BaseException as exc:
-                error = exc
-            self._finished.append((future, result, error))
-            del job, future, func, args, result, error
+                job.error = exc
+            self._finished.append(job)
+            del job  # an idle thread must not keep buffers alive
             # Appending before looking at the flag, and clearing the flag before popping (below),
             # makes a lost wakeup impossible under the interpreter lock.
             if not self._wakeup_pending:
@@ -104,14 +116,16 @@ class WorkerPool:
         self._wakeup_pending = False
         finished = self._finished
         while finished:
-            future, result, error = finished.popleft()
+            job = finished.popleft()
             self._busy -= 1
+            job.finished = True
+            future = job.future
             if future.done():
                 continue
-            if error is not None:
-                future.set_exception(error)
+            if job.error is not None:
+                future.set_exception(job.error)
             else:
-                future.set_result(result)
+                future.set_result(job.result)
 
     async def close(self) -> None:
         """Finish what is queued, end all threads and wait for them.  Idempotent."""
@@ -125,3 +139,15 @@ class WorkerPool:
                 thread.join(0.001)
                 await asyncio.sleep(0)
         self._threads.clear()
+
+
+async def _until_finished(job: _Job) -> None:
+    """Wait for the end of a call whose caller was cancelled, however often."""
+    while not job.finished:
+        job.future = job.future.get_loop().create_future()
+        try:
+            await job.future
+        except asyncio.CancelledError:
+            continue
+        except BaseException:
+            return  # the call's own failure: its caller is going away

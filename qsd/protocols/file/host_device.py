@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from qsd.block.mapping import MAY_UNMAP, ST_ALLOCATED, ST_DATA, ST_OFFSET, Status
 from qsd.errors import QmpError, os_error
 from qsd.protocols.file.driver import FileDriver
+from qsd.util.ranges import align_down, align_up
 
 if TYPE_CHECKING:
     from qsd.protocols.file.image import OpenFile
@@ -75,11 +76,14 @@ class HostDeviceDriver(FileDriver):
     def _look_at_device(self, opened: OpenFile) -> None:
         if opened.flags & os.O_RDWR and _int_ioctl(opened.fd, _BLKROGET):
             raise QmpError("The device is not writable: Permission denied")
+        opened.block = _int_ioctl(opened.fd, _BLKSSZGET)
         if opened.flags & os.O_DIRECT:
-            try:
-                opened.align = _int_ioctl(opened.fd, _BLKSSZGET)
-            except OSError:
-                pass  # what reading has shown is good enough
+            opened.align = opened.block
+
+    def _use_file(self) -> None:
+        super()._use_file()
+        # Zeroing refuses parts of blocks, even where the page cache would take them.
+        self.limits.zero_alignment = self.file.block
 
     async def truncate(self, length: int, exact: bool, prealloc: str, flags: int) -> None:
         """Accept what changes nothing: devices have the size they have."""
@@ -115,7 +119,9 @@ class HostDeviceDriver(FileDriver):
         await super().zero(offset, length, flags & MAY_UNMAP)
 
     async def _discard_range(self, offset: int, length: int) -> bool:
-        return await self._try_ioctl(_BLKDISCARD, offset, length)
+        start = align_up(offset, self.file.block)
+        end = align_down(offset + length, self.file.block)
+        return start >= end or await self._try_ioctl(_BLKDISCARD, start, end - start)
 
     async def block_status(self, offset: int, length: int, want_zero: bool) -> Status:
         """All of a device is data."""

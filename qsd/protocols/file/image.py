@@ -37,9 +37,10 @@ class OpenFile:
         mode: The st_mode.
         size: Bytes.
         align: Bytes; what requests must be aligned to (1 without O_DIRECT).
+        block: Bytes; the block size of a block device, 1 for everything else.
     """
 
-    __slots__ = ("align", "fd", "flags", "mode", "size")
+    __slots__ = ("align", "block", "fd", "flags", "mode", "size")
 
     def __init__(self, fd: int, flags: int) -> None:
         self.fd = fd
@@ -47,6 +48,7 @@ class OpenFile:
         self.mode = 0
         self.size = 0
         self.align = 1
+        self.block = 1
 
     def take(self) -> int:
         """Give the descriptor away: closing is the caller's business from now on."""
