@@ -10,8 +10,8 @@ Vocabulary:
 * **hot** is the dict that fast paths look into: key -> packed array, nothing else.
 
 Recency costs nothing on a hit.  Tables live in two generations: `hot` holds those touched in the
-present one; a miss in `hot` that finds its slot promotes it.  When `hot` holds half of what the
-cache may hold, a new generation starts: what was touched in neither is evicted.
+present one; a miss in `hot` that finds its slot promotes it.  When the cache is full and `hot`
+holds half of what it may hold, a new generation starts: what was touched in neither is evicted.
 
 The bound is soft: dirty slots stay until somebody wrote them, which is the owner's duty (it looks
 at `needs_write_back` before it dirties more).
@@ -115,7 +115,7 @@ class TableCache:
         if key in self.never_hot:
             return slot
         self.hot[key] = table
-        if len(self.hot) * 2 > self.capacity:
+        if len(self._slots) > self.capacity and len(self.hot) * 2 > self.capacity:
             self._new_generation(key)
         return slot
 
@@ -126,11 +126,10 @@ class TableCache:
 
     def _new_generation(self, keep: int) -> None:
         """Evict what neither this generation nor the one before it touched."""
-        hot, cold = self.hot, self._cold
-        if len(self._slots) > self.capacity:
-            for key in cold:
-                if key not in hot:
-                    self._evict(key)
+        hot = self.hot
+        for key in self._cold:
+            if key not in hot:
+                self._evict(key)
         self._cold = {key for key in self._slots if key != keep}
         table = hot[keep]
         hot.clear()

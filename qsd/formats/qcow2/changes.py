@@ -30,6 +30,7 @@ from qsd.formats.qcow2.layout import (
     ALL_ZERO,
     COMPRESSED,
     COPIED,
+    INCOMPAT_DIRTY,
     OFFSET_MASK,
     SUBCLUSTERS,
     ZERO_FLAG,
@@ -209,6 +210,69 @@ class Changer:
         if token.fresh and old.count(0) != len(old):
             for entry in old[::words]:
                 self.free_entry(entry, FREE_OTHER)
+
+    def write_fresh_nowait(self, offset: int, view: memoryview) -> bool:
+        """Fast: allocate, write and commit in one go where nothing has to be waited for.
+
+        For clusters without any host cluster, if no old content goes along.  Nothing else runs
+        meanwhile, so no claim is needed: who looked up the range before found that nothing is
+        there, and no space is freed.
+
+        Random 4 KiB writes to an empty image take a third of the time of the plain way.
+
+        Returns:
+            False if the plain way (`allocate`, write, `commit`) has to be taken.
+        """
+        image = self._image
+        geometry = image.geometry
+        if geometry.extended or image.external_data or image.broken:
+            return False
+        if image.lazy and not image.header.incompatible_features & INCOMPAT_DIRTY:
+            return False
+        key = offset >> image.slice_bits
+        table = image.l2.hot.get(key)
+        if table is None or not image.l1[offset >> geometry.l2_span_bits] & COPIED:
+            return False
+        bits = geometry.cluster_bits
+        length = len(view)
+        within = offset & (geometry.cluster_size - 1)
+        first = (offset >> bits) & (image.slice_entries - 1)
+        end = first + ((within + length - 1) >> bits) + 1
+        if end > image.slice_entries:
+            return False
+        zero_flag = ZERO_FLAG if self._v3 else 0
+        for entry in table[first:end]:
+            if entry & ~zero_flag:
+                return False
+        whole = not within and not length & (geometry.cluster_size - 1)
+        if not whole and not (self._reads_zero(table[first]) and self._reads_zero(table[end - 1])):
+            return False
+        run = image.refcounts.take_nowait(end - first)
+        if run is None:
+            return False
+        host = run[0] << bits
+        done = False
+        try:
+            if (
+                run[1] == end - first
+                and (whole or host >= image.high_water)
+                and image.overlaps.find(host, run[1] << bits) is None
+            ):
+                done = image.data_edge.node.write_nowait(host + within, view)
+        finally:
+            if not done:
+                image.refcounts.release_nowait(*run)
+        if done:
+            image.used(host + (run[1] << bits))
+            size = geometry.cluster_size
+            host |= COPIED
+            if end - first == 1:
+                table[first] = host
+            else:
+                table[first:end] = array("Q", range(host, host + run[1] * size, size))
+            image.l2.mark(key, first, end)
+            image.needs_barrier = True
+        return done
 
     def _commit_bitmaps(
         self, table: array[int], allocation: Allocation, entries: array[int]

@@ -151,7 +151,8 @@ class Qcow2Driver(MappedDriver):
     async def close(self) -> None:
         """Write everything back; the image is left as if nobody had used it.
 
-        If that fails, the image is left as a crash would leave it: sound, with all that was flushed.
+        If that fails, the image is left as a crash would leave it: sound, with all that was
+        flushed.
         """
         await self._stop_cleaner()
         await self.image.join_writer()

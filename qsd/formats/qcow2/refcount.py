@@ -205,9 +205,10 @@ class Refcounts:
         finally:
             # Runs that were too short are free again; they were never referred to.
             for run in tried:
-                self._release_nowait(*run)
+                self.release_nowait(*run)
 
-    def _release_nowait(self, first: int, count: int) -> None:
+    def release_nowait(self, first: int, count: int) -> None:
+        """Give clusters of one run back that were never referred to."""
         bits = self._image.geometry.block_bits
         counts = self.cache.get(first >> bits)
         if counts is None:

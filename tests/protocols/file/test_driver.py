@@ -261,10 +261,11 @@ def test_cached_data_needs_no_suspension(image: Path) -> None:
         assert node.read_nowait(0, view)
         assert bytes(view) == b"a" * 4096
         assert node.wr_highest_offset == 4096
-        # Beyond the end the plain way decides.
-        assert not node.write_nowait(LENGTH, view)
         assert driver.locate_nowait(4096, 512) == (driver.io.fd, 4096)
         assert driver.locate_nowait(LENGTH, 512) is None
+        # Formats grow their file by writing behind its end.
+        assert node.write_nowait(LENGTH, view)
+        assert node.length() == LENGTH + 4096
 
     with_file(body, image)
 
