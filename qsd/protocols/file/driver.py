@@ -366,7 +366,7 @@ class FileDriver(Driver):
             self._grow(offset + length)
         finally:
             self._written += 1
-            self._data.clear()
+            self._data.forget(offset, offset + length)
 
     async def _zero_in_place(self, offset: int, length: int) -> None:
         """Zero a range so that its space stays reserved."""
@@ -393,7 +393,7 @@ class FileDriver(Driver):
             raise
         finally:
             self._written += 1
-            self._data.clear()
+            self._data.forget(offset, offset + length)
         self._discards += 1
         self._discard_bytes += length
 
