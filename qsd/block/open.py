@@ -297,13 +297,15 @@ async def _open_backing(graph: Graph, node: Node, opener: ChildOpener) -> None:
 
 
 def _check_backing_options(ref: BlockdevOptions, request: _Backing) -> None:
-    """Refuse drivers without a file name where the image records one.
+    """Refuse drivers that cannot do with the file name where the image records one.
 
-    The C daemon hands the recorded name to the driver that the options choose, and null-co and
-    null-aio take no other than their own.
+    The C daemon hands the recorded name to the driver that the options choose.  null-co and
+    null-aio take no other than their own, and drivers of files got one by their options already.
     """
     if request.filename and ref.driver in ("null-co", "null-aio"):
         raise QmpError(f"The only allowed filename for this driver is '{ref.driver}://'")
+    if request.filename and getattr(ref.branch, "filename", None) is not None:
+        raise QmpError("Can't specify 'file' and 'filename' options at the same time")
 
 
 def backing_options(graph: Graph, node: Node, request: _Backing) -> BlockdevOptions:

@@ -16,6 +16,7 @@ from qsd.block.naming import (
     full_options,
     is_backing_overridden,
 )
+from qsd.errors import QmpError
 from tests.support.memory import MemoryDriver
 from tests.support.named import disk, named_rig
 
@@ -103,7 +104,12 @@ OVER_F_NAME = '"driver": "qcow2", "file": {"driver": "file", "filename": "over-f
     [
         # What the image records anyway, opened by hand: the plain name is still good.
         ({"driver": "raw", "file": disk("f")}, "over-f", False),
-        (disk("g"), 'json:{"backing": {"driver": "file", "filename": "g"}, ' + OVER_F_NAME, True),
+        (
+            {"driver": "raw", "file": disk("g")},
+            'json:{"backing": {"driver": "raw", "file": {"driver": "file", "filename": "g"}}, '
+            + OVER_F_NAME,
+            True,
+        ),
         (None, 'json:{"backing": null, ' + OVER_F_NAME, True),
     ],
     ids=["recorded", "other", "none"],
@@ -117,6 +123,19 @@ def test_names_with_a_recorded_backing_file(
             assert filename(node) == name
             assert is_backing_overridden(node) is overridden
             assert full_backing_filename(node) == "f"
+
+    run(main())
+
+
+def test_a_recorded_backing_file_cannot_be_replaced_by_a_bare_file() -> None:
+    async def main() -> None:
+        async with named_rig() as rig:
+            with pytest.raises(QmpError) as caught:
+                await rig.add(node_name="n", **OVER_F, backing=disk("g"))
+            assert caught.value.desc == (
+                "Could not open backing file: "
+                "Can't specify 'file' and 'filename' options at the same time"
+            )
 
     run(main())
 
