@@ -182,6 +182,7 @@ class _Connection(NbdClient):
     __slots__ = (
         "_export",
         "_handshake",
+        "_in_tls",
         "_loop",
         "_outlet",
         "_raw",
@@ -205,6 +206,7 @@ class _Connection(NbdClient):
         self._outlet = Outlet(loop, sock, self._advance, self._lost)
         self._timer = loop.call_later(HANDSHAKE_LIMIT, self.kill)
         self._watching = False
+        self._in_tls = False
 
     # Handshake
 
@@ -269,7 +271,8 @@ class _Connection(NbdClient):
             if not self._outlet.pending:
                 self._close()
         elif phase == handshake.TLS:
-            if not self._outlet.pending:
+            if not (self._outlet.pending or self._in_tls):
+                self._in_tls = True
                 self._server.tasks.spawn(self._start_tls(), "NBD client's TLS handshake")
         elif phase == handshake.DONE and not self._outlet.pending:
             self._begin()
@@ -288,6 +291,7 @@ class _Connection(NbdClient):
         self._outlet.close()
         self._sock = sock
         self._outlet = Outlet(self._loop, sock, self._advance, self._lost)
+        self._in_tls = False
         self._handshake.tls_started()
         self._watch()
 
