@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 #: Bytes; the unit of what :class:`KnownData` remembers.  1 TiB takes 1 MiB.
 _REGION: Final = 1 << 20
+_DATA: Final = 1
+_MIXED: Final = 2
+_DATA_BYTE: Final = bytes([_DATA])
 #: Bytes; how far a look for holes goes beyond the request that asks, so that the next one knows.
 _LOOK_AHEAD: Final = 1 << 30
 #: Bytes; the piece in which a cache request reads.
@@ -54,15 +57,16 @@ class HoleLookupError(OSError):
 
 
 class KnownData:
-    """Where looks for holes found nothing but data; shared by the connections of an export.
+    """What looks for holes have found, by region; shared by the connections of an export.
 
-    One byte for each region of the image.  It only saves lookups: an OFFSET_DATA chunk full of
-    zeroes is always a valid reply, so it does not matter when holes come into being unnoticed.
+    It only saves lookups: an OFFSET_DATA chunk full of zeroes is always a valid reply, so it does
+    not matter when holes come into being unnoticed.
     """
 
     __slots__ = ("_regions",)
 
     def __init__(self, size: int) -> None:
+        # One byte for each region: UNKNOWN, DATA (no hole in it) or MIXED.
         self._regions = bytearray((size + _REGION - 1) // _REGION)
 
     def covers(self, offset: int, length: int) -> bool:
@@ -70,15 +74,22 @@ class KnownData:
         regions = self._regions
         first, last = offset // _REGION, (offset + length - 1) // _REGION
         if first == last:
-            return bool(regions[first])
-        return regions.find(0, first, last + 1) < 0
+            return regions[first] == _DATA
+        return not regions[first : last + 1].strip(_DATA_BYTE)
+
+    def is_unknown(self, offset: int) -> bool:
+        """Tell whether nobody has looked for holes around an offset yet."""
+        return not self._regions[offset // _REGION]
 
     def add(self, offset: int, length: int) -> None:
-        """Take note that a range is data; only whole regions (or the last one) are remembered."""
-        first = -(-offset // _REGION)
-        last = (offset + length) // _REGION
+        """Take note that a range is data, as far as it fills regions; others it touches are mixed."""
+        regions = self._regions
+        end = offset + length
+        first, last = -(-offset // _REGION), end // _REGION
         if last > first:
-            self._regions[first:last] = b"\1" * (last - first)
+            regions[first:last] = _DATA_BYTE * (last - first)
+        for index in (offset // _REGION, (end - 1) // _REGION):
+            regions[index] = regions[index] or _MIXED
 
     def forget(self, offset: int, length: int) -> None:
         """Holes may have come into being in a range."""
@@ -267,6 +278,7 @@ class Requests:
         except OSError as exc:
             raise HoleLookupError(exc.errno, describe(exc)) from exc
         if status.flags & ST_ZERO:
+            self.known_data.add(offset, 1)
             return min(length, start + status.length - offset), True
         self.known_data.add(start, status.length)
         return min(length, start + status.length - offset), False

@@ -32,6 +32,7 @@ import socket
 from typing import TYPE_CHECKING, Any, Final
 
 from qsd.aio import eager
+from qsd.block.mapped import MappedDriver
 from qsd.errors import describe
 from qsd.exports.buffers import BATCH, CLASSES
 from qsd.exports.nbd_requests import Requests
@@ -465,7 +466,10 @@ class Transmission:
                 self._position += _HEADER_SIZE
                 self._cost += length + REQUEST_COST
                 return _NEXT
-            if length + _DATA_SIZE <= _CAPACITY:
+            looks = self._session.structured and not flags
+            if length + _DATA_SIZE <= _CAPACITY and not (
+                looks and self._requests.known_data.is_unknown(offset)
+            ):
                 return _COPY
         taken = self._serve_slowly(self._position, self._end, incoming)
         if not taken:
@@ -494,6 +498,14 @@ class Transmission:
             or (structured and not flags and not self._requests.known_data.covers(offset, length))
         ):
             return False
+        node = backend.node
+        while node.driver.family != "protocol":
+            # A format that moves data about may use a place again before the client has taken the
+            # pages, and it would see another part of the image.  Elsewhere a place is for good.
+            edge = node.children.get("file")
+            if edge is None or isinstance(node.driver, MappedDriver):
+                return False
+            node = edge.node
         found = backend.node.driver.locate_nowait(offset, length)
         if found is None:
             return False

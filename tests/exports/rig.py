@@ -98,9 +98,7 @@ class NbdRig(Rig):
 
 def go_data(name: str, *infos: int) -> bytes:
     data = name.encode()
-    return (
-        struct.pack(">I", len(data)) + data + struct.pack(f">H{len(infos)}H", len(infos), *infos)
-    )
+    return struct.pack(">I", len(data)) + data + struct.pack(f">H{len(infos)}H", len(infos), *infos)
 
 
 def meta_data(name: str, queries: Any) -> bytes:

@@ -114,10 +114,12 @@ def test_writethrough_flushes_every_write() -> None:
 def test_known_data() -> None:
     known = KnownData(3 * MIB + 5)
     assert not known.covers(0, 1)
-    known.add(100, 2 * MIB)
+    known.add(100, 2 * MIB - 100)
     assert not known.covers(0, MIB)
     assert known.covers(MIB, MIB)
     assert not known.covers(MIB, MIB + 1)
+    assert known.is_unknown(2 * MIB + 200)
+    assert not known.is_unknown(0)  # a part of it was looked at
     known.add(0, 3 * MIB)
     assert known.covers(5, 3 * MIB - 5)
     known.forget(MIB + 7, 1)

@@ -110,7 +110,9 @@ def test_failed_negotiation_is_reported() -> None:
         async with NbdRig() as rig:
             client = await rig.connect(0xFFFF)
             assert await client.at_end()
-            assert rig.reports == ["option negotiation failed: Unknown client flags 0xfffc received"]
+            assert rig.reports == [
+                "option negotiation failed: Unknown client flags 0xfffc received"
+            ]
             aborting = await rig.connect()
             assert await aborting.option(2) == [(1, b"")]
             assert await aborting.at_end()
@@ -217,9 +219,7 @@ def test_tcp() -> None:
     async def main() -> None:
         async with NbdRig() as rig:
             await stop_nbd_server(rig.registry)
-            address = from_json(
-                SocketAddress, {"type": "inet", "host": "127.0.0.1", "port": "0"}
-            )
+            address = from_json(SocketAddress, {"type": "inet", "host": "127.0.0.1", "port": "0"})
             await start_nbd_server(rig.registry, address)
             [listener] = rig.server._listening.sockets
             reader, writer = await asyncio.open_connection(*listener.getsockname())

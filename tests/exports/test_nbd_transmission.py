@@ -56,9 +56,7 @@ def test_structured_replies_have_holes() -> None:
                 ("data", 8192, b"y" * 4096),
                 ("hole", 12288, 4096),
             ]
-            assert await client.ask(READ, 4000, 200, DF) == [
-                ("data", 4000, b"x" * 96 + bytes(104))
-            ]
+            assert await client.ask(READ, 4000, 200, DF) == [("data", 4000, b"x" * 96 + bytes(104))]
             assert await client.ask(READ, 4000, 200) == [
                 ("data", 4000, b"x" * 96),
                 ("hole", 4096, 104),
@@ -399,7 +397,9 @@ def test_every_request_gets_one_reply(
             disk = await rig.memory("m")
             disk.fast = fast
             await rig.export("m", writable=True)
-            client = await rig.go("m", structured=structured, contexts=["base:allocation"] * structured)
+            client = await rig.go(
+                "m", structured=structured, contexts=["base:allocation"] * structured
+            )
             lengths = {}
             for command, flags, offset, length in requests:
                 if command == DISC:

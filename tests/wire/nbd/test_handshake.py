@@ -401,9 +401,7 @@ def test_byte_by_byte_is_the_same_as_at_once() -> None:
     st.binary(max_size=40),
     st.booleans(),
 )
-def test_any_bytes_are_survived(
-    options: list[tuple[int, bytes]], junk: bytes, tls: bool
-) -> None:
+def test_any_bytes_are_survived(options: list[tuple[int, bytes]], junk: bytes, tls: bool) -> None:
     peer = Peer(tls=tls)
     for option, data in options:
         peer.core.receive(b"IHAVEOPT" + struct.pack(">II", option, len(data)) + data)

@@ -40,9 +40,11 @@ def test_replies() -> None:
     assert nbd.error_reply(7, 5, "text", False).hex() == (
         "67446698" + "00000005" + "0000000000000007"
     )
-    assert nbd.error_reply(7, 5, "text", True).hex() == (
-        "668e33ef" + "0001" + "8001" + "0000000000000007" + "0000000a" + "00000005" + "0004"
-    ) + b"text".hex()
+    assert (
+        nbd.error_reply(7, 5, "text", True).hex()
+        == ("668e33ef" + "0001" + "8001" + "0000000000000007" + "0000000a" + "00000005" + "0004")
+        + b"text".hex()
+    )
     assert nbd.none_chunk(7).hex() == "668e33ef" + "0001" + "0000" + "0000000000000007" + "00000000"
     assert nbd.data_header(7, 9, 3, False).hex() == (
         "668e33ef" + "0000" + "0001" + "0000000000000007" + "0000000b" + "0000000000000009"
