@@ -15,7 +15,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--regenerate", action="store_true", help="write the transcripts of stories anew"
     )
     parser.addoption(
-        "--kill-rounds", type=int, default=8, help="rounds of the kill test (acceptance: 100)"
+        "--kill-rounds",
+        type=int,
+        default=15,
+        help="rounds of the kill test, shared out among its variants (acceptance: 100)",
     )
 
 

@@ -35,6 +35,11 @@ VARIANTS: dict[str, list[str]] = {
     "snapshot": [],
     "compressed": [],
     "prealloc": ["-o", "preallocation=metadata"],
+    "tiny-cache": ["-o", "cluster_size=1k"],
+}
+#: Options of the qcow2 node: metadata that is evicted all the time reaches the disk early.
+NODE_OPTIONS = {
+    "tiny-cache": ",l2-cache-size=2048,refcount-cache-size=4096",
 }
 
 
@@ -60,16 +65,17 @@ def make(folder: Path, variant: str) -> dict[int, bytes]:
     return before
 
 
-def serve(kind: str, folder: Path, fmt: str) -> Daemon:
+def serve(kind: str, folder: Path, variant: str) -> Daemon:
     """Start a daemon that exports the image as "x"."""
     (folder / "nbd.sock").unlink(missing_ok=True)
+    fmt = "raw" if variant == "raw" else "qcow2"
     return Daemon(
         kind,
         folder,
         "--blockdev",
         "file,node-name=file,filename=image,discard=unmap",
         "--blockdev",
-        f"{fmt},node-name=top,file=file,discard=unmap",
+        f"{fmt},node-name=top,file=file,discard=unmap" + NODE_OPTIONS.get(variant, ""),
         "--nbd-server",
         "addr.type=unix,addr.path=nbd.sock",
         "--export",
@@ -86,8 +92,8 @@ def test_kill(variant: str, tmp_path: Path, daemon_kind: str, kill_rounds: int) 
     before = make(tmp_path, variant)
     fmt = "raw" if variant == "raw" else "qcow2"
     source = random.Random(variant)
-    for number in range(max(1, kill_rounds // 4)):
-        with serve(daemon_kind, tmp_path, fmt) as daemon:
+    for number in range(-(-kill_rounds // len(VARIANTS))):
+        with serve(daemon_kind, tmp_path, variant) as daemon:
             load = Load(tmp_path / "nbd.sock", "x", source.randrange(1 << 30))
             # The moment of the kill is random in time, so it hits any step of any request.
             delay = source.uniform(0.02, 0.6)
@@ -115,7 +121,7 @@ def test_orderly_end_leaves_a_clean_image(variant: str, tmp_path: Path, daemon_k
     need("qemu-img", "qemu-io")
     before = make(tmp_path, variant)
     fmt = "raw" if variant == "raw" else "qcow2"
-    with serve(daemon_kind, tmp_path, fmt) as daemon:
+    with serve(daemon_kind, tmp_path, variant) as daemon:
         load = Load(tmp_path / "nbd.sock", "x", 5)
         load.run(400, before)
         load.client.close()

@@ -67,7 +67,7 @@ class Daemon:
             time.sleep(0.005)
         try:
             self.monitor = Monitor(path)
-        except OSError as exc:
+        except (OSError, EOFError) as exc:
             self.kill()
             raise RuntimeError(f"the daemon did not start: {self.log_text()}") from exc
 

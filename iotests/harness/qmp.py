@@ -41,8 +41,12 @@ class Monitor:
             self._socket.close()
             raise
         self._stream = self._socket.makefile("rb")
-        self.greeting = self._message()
-        self.call("qmp_capabilities")
+        try:
+            self.greeting = self._message()
+            self.call("qmp_capabilities")
+        except (OSError, EOFError):
+            self.close()
+            raise
 
     def _message(self) -> dict[str, Any]:
         line = self._stream.readline()
