@@ -23,11 +23,23 @@ if TYPE_CHECKING:
 
 #: Block drivers (QMP reference, "BlockdevDriver").
 DRIVERS: Final[Mapping[str, str]] = {
+    "blkdebug": "filters.blkdebug:BlkdebugDriver",
+    "blklogwrites": "filters.blklogwrites:BlklogwritesDriver",
+    "blkverify": "filters.blkverify:BlkverifyDriver",
+    "compress": "filters.compress:CompressDriver",
+    "copy-before-write": "filters.copy_before_write:CopyBeforeWriteDriver",
+    "copy-on-read": "filters.copy_on_read:CopyOnReadDriver",
     "file": "protocols.file.driver:FileDriver",
+    "host_cdrom": "protocols.file.host_device:HostCdromDriver",
+    "host_device": "protocols.file.host_device:HostDeviceDriver",
     "null-aio": "protocols.null:NullAioDriver",
     "null-co": "protocols.null:NullDriver",
+    "preallocate": "filters.preallocate:PreallocateDriver",
     "qcow2": "formats.qcow2.driver:Qcow2Driver",
+    "quorum": "filters.quorum:QuorumDriver",
     "raw": "formats.raw:RawDriver",
+    "snapshot-access": "filters.snapshot_access:SnapshotAccessDriver",
+    "throttle": "filters.throttle:ThrottleDriver",
 }
 
 #: What makes images, "module:function" by driver (QMP reference, "BlockdevCreateOptions").

@@ -43,6 +43,7 @@ class Drained:
         self._collect()
         for node in self._nodes:
             node.quiesced += 1
+            node.driver.drained_begin()
         for backend in self._backends:
             backend.drained_begin()
         try:

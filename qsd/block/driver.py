@@ -277,6 +277,25 @@ class Driver:
         """
         return False
 
+    # Bitmaps
+
+    async def check_storable_bitmap(self, name: str, granularity: int) -> None:
+        """Refuse to store a new bitmap in the image.
+
+        Raises:
+            QmpError: The image cannot take it.
+        """
+        raise QmpError(
+            f"Can't store persistent bitmaps to {self.node.name}: Operation not supported"
+        )
+
+    async def remove_stored_bitmap(self, name: str) -> None:
+        """Drop a bitmap from the image, if it is stored there.
+
+        Raises:
+            QmpError: The image cannot be changed.
+        """
+
     # Permissions
 
     def child_perms(self, edge: Edge, perm: int, shared: int) -> tuple[int, int]:

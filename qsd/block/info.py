@@ -16,7 +16,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from qsd.block import perms
 from qsd.block.naming import filename, full_backing_filename
-from qsd.qapi.schema.block_info import BlockdevCacheInfo, BlockDeviceInfo, ImageInfo
+from qsd.qapi.schema.block_info import (
+    BlockdevCacheInfo,
+    BlockDeviceInfo,
+    BlockDirtyInfo,
+    ImageInfo,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -120,6 +125,26 @@ def nested_image_info(node: Node) -> tuple[ImageInfo, int]:
     return info, len(chain) - 1
 
 
+def bitmaps_info(node: Node) -> list[BlockDirtyInfo] | None:
+    """Describe the dirty bitmaps of a node, the newest first; None if it has none."""
+    if not node.bitmaps:
+        return None
+    from qsd.block.dirty import bitmaps_of
+
+    return [
+        BlockDirtyInfo(
+            name=bitmap.name,
+            count=bitmap.bits.dirty_bytes(),
+            granularity=bitmap.granularity,
+            recording=bitmap.enabled,
+            busy=bitmap.busy,
+            persistent=bitmap.persistent,
+            inconsistent=bitmap.inconsistent or None,
+        )
+        for bitmap in bitmaps_of(node)
+    ]
+
+
 def node_info(node: Node, *, flat: bool) -> BlockDeviceInfo:
     """Describe a node.
 
@@ -147,6 +172,7 @@ def node_info(node: Node, *, flat: bool) -> BlockDeviceInfo:
         iops_rd=0,
         iops_wr=0,
         image=image,
+        dirty_bitmaps=bitmaps_info(node),
         cache=BlockdevCacheInfo(
             writeback=True, direct=node.cache_direct, no_flush=node.cache_no_flush
         ),

@@ -61,6 +61,9 @@ class WriteObserver(Protocol):
     def mark(self, offset: int, length: int) -> None:
         """The range changed."""
 
+    def resized(self, length: int) -> None:
+        """The node has another length now."""
+
 
 class Node:
     """An open image, protocol connection or filter.
@@ -160,13 +163,25 @@ class Node:
             plain = not (
                 self.read_only
                 or self.write_threshold
-                or self.bitmaps
                 or self.detect_zeroes != "off"
                 or driver.limits.write_alignment > 1
             )
-            self.write_nowait = driver.write_nowait if plain else _refuse_read
+            if not plain:
+                self.write_nowait = _refuse_read
+            elif self.bitmaps:
+                self.write_nowait = self._write_marking
+            else:
+                self.write_nowait = driver.write_nowait
         for edge in self.parents:
             edge.user.rebind()
+
+    def _write_marking(self, offset: int, view: memoryview) -> bool:
+        """Fast path of a node with bitmaps."""
+        if not self.driver.write_nowait(offset, view):
+            return False
+        for bitmap in self.bitmaps.values():
+            bitmap.mark(offset, len(view))
+        return True
 
     def length(self) -> int:
         """Return the length in bytes, a multiple of the sector size."""
@@ -179,6 +194,8 @@ class Node:
         """Forget the cached length and tell all users that it may have changed."""
         old, self._length = self._length, -1
         if old != self.length():
+            for bitmap in self.bitmaps.values():
+                bitmap.resized(self._length)
             for edge in list(self.parents):
                 edge.user.child_resized(edge)
 

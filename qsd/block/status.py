@@ -14,8 +14,10 @@ from qsd.block.mapping import (
     ST_ZERO,
     Status,
 )
+from qsd.block.perms import ROLE_FILTERED
 
 if TYPE_CHECKING:
+    from qsd.block.graph import Edge
     from qsd.block.node import Node
 
 
@@ -46,7 +48,17 @@ async def layer_status(node: Node, offset: int, length: int, want_zero: bool = T
 def backing_of(node: Node) -> Node | None:
     """Return the node that decides where `node` has nothing allocated."""
     edge = node.children.get("backing")
+    if edge is None and node.driver.family == "filter":
+        edge = filtered_edge(node)
     return edge.node if edge is not None else None
+
+
+def filtered_edge(node: Node) -> Edge | None:
+    """Return the edge to the child that a filter filters, None for any other node."""
+    for edge in node.children.values():
+        if edge.role & ROLE_FILTERED:
+            return edge
+    return None
 
 
 async def chain_status(node: Node, offset: int, length: int) -> Status:

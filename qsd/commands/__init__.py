@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 HANDLERS: Final[Mapping[str, str]] = {
+    "block-dirty-bitmap-add": "bitmap:block_dirty_bitmap_add",
+    "block-dirty-bitmap-clear": "bitmap:block_dirty_bitmap_clear",
+    "block-dirty-bitmap-disable": "bitmap:block_dirty_bitmap_disable",
+    "block-dirty-bitmap-enable": "bitmap:block_dirty_bitmap_enable",
+    "block-dirty-bitmap-merge": "bitmap:block_dirty_bitmap_merge",
+    "block-dirty-bitmap-remove": "bitmap:block_dirty_bitmap_remove",
     "block-export-add": "export:block_export_add",
     "block-export-del": "export:block_export_del",
     "block-job-cancel": "job:block_job_cancel",
@@ -68,6 +74,7 @@ HANDLERS: Final[Mapping[str, str]] = {
     "x-blockdev-amend": "block:x_blockdev_amend",
     "x-blockdev-change": "block:x_blockdev_change",
     "x-blockdev-set-iothread": "block:x_blockdev_set_iothread",
+    "x-debug-block-dirty-bitmap-sha256": "bitmap:x_debug_block_dirty_bitmap_sha256",
     "x-debug-query-block-graph": "block:x_debug_query_block_graph",
 }
 """From a command's name to "module:function" in this package; keep it sorted by name."""

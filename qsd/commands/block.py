@@ -154,10 +154,13 @@ async def x_blockdev_change(ctx: Context, args: XBlockdevChangeArguments) -> Non
     if args.child is not None:
         if args.child not in parent.children:
             raise QmpError(f"Node '{args.parent}' does not have child '{args.child}'")
-        raise QmpError(f"The node {args.parent} does not support removing a child")
-    if args.node not in ctx.graph.nodes:
+        await parent.driver.remove_child(parent.children[args.child])
+        return
+    assert args.node is not None  # exactly one of the two is given
+    child = ctx.graph.nodes.get(args.node)
+    if child is None:
         raise QmpError(f"Node '{args.node}' not found")
-    raise QmpError(f"The node {args.parent} does not support adding a child")
+    await parent.driver.add_child(child)
 
 
 def _is_iothread(ctx: Context, path: str) -> bool:

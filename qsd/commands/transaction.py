@@ -77,6 +77,12 @@ class Abort(Action):
 
 ACTIONS: Final[Mapping[str, str]] = {
     "abort": "transaction:Abort",
+    "block-dirty-bitmap-add": "bitmap:Add",
+    "block-dirty-bitmap-clear": "bitmap:Clear",
+    "block-dirty-bitmap-disable": "bitmap:Disable",
+    "block-dirty-bitmap-enable": "bitmap:Enable",
+    "block-dirty-bitmap-merge": "bitmap:Merge",
+    "block-dirty-bitmap-remove": "bitmap:Remove",
 }
 """From an action's kind to "module:class" in this package; keep it sorted by kind."""
 

@@ -8,10 +8,12 @@ at any time, and a property ``x-LIMIT`` for each, which may be set only while th
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from qsd.errors import QmpError
 from qsd.objects.base import Property, UserCreatable
+from qsd.objects.throttle_queue import ThrottleQueue
 from qsd.util.leaky_bucket import LIMIT_NAMES, Throttle, check_limits, default_limits
 
 if TYPE_CHECKING:
@@ -76,6 +78,7 @@ class ThrottleGroup(UserCreatable):
     Attributes:
         limits: All limits, by name.
         throttle: The buckets; replaced when the limits change.
+        queue: The requests that the limits hold up.
     """
 
     TYPE = "throttle-group"
@@ -91,6 +94,7 @@ class ThrottleGroup(UserCreatable):
         super().__init__(tree)
         self.limits = default_limits()
         self.throttle = Throttle(self.limits)
+        self.queue = ThrottleQueue(self)
         self._members: set[object] = set()
 
     def set_limits(self, given: ThrottleLimits) -> None:
@@ -138,4 +142,5 @@ class ThrottleGroup(UserCreatable):
 
     def _install(self, limits: dict[str, int]) -> None:
         self.limits = limits
-        self.throttle = Throttle(limits)
+        self.throttle = Throttle(limits, time.monotonic_ns())
+        self.queue.kick()

@@ -1,0 +1,271 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+r"""Dirty bitmaps: which parts of a node were written to (QEMU's manual, "Dirty Bitmaps and
+Incremental Backup").
+
+A bitmap hangs on a node, which tells it of every completed write.  States::
+
+    enabled ◀──▶ disabled         records writes, or not
+    busy                          an operation uses it; nobody else may change it
+    inconsistent                  was not stored properly; can only be removed
+
+An operation that reads a bitmap while the guest writes gives it a *successor*: the bitmap stands
+still, the successor records in its place.  In the end either the successor takes the bitmap's place
+(what was in it has been dealt with), or it is merged back (it has not)::
+
+                          .-- abdicate: content of the successor alone
+    bitmap -- freeze --> bitmap + successor
+                          '-- reclaim:  content of both
+
+A node without bitmaps pays nothing, one with bitmaps a little for each write.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Final
+
+from qsd.errors import QmpError
+from qsd.util.bitmap import LEAF_BITS, Bitmap
+from qsd.util.ranges import align_up
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from qsd.block.graph import Graph
+    from qsd.block.node import Node
+
+#: Bytes; what one bit stands for where nobody says and the image has no clusters.
+DEFAULT_GRANULARITY: Final = 65536
+#: Bytes; finer than that is never the default.
+MIN_DEFAULT_GRANULARITY: Final = 4096
+#: Bytes; a sector.
+MIN_GRANULARITY: Final = 512
+#: Bytes of a name; the limit of the qcow2 format.
+MAX_NAME: Final = 1023
+
+# What may keep an operation from using a bitmap.
+CHECK_BUSY: Final = 1
+CHECK_READ_ONLY: Final = 2
+CHECK_INCONSISTENT: Final = 4
+CHECK_ALL: Final = CHECK_BUSY | CHECK_READ_ONLY | CHECK_INCONSISTENT
+
+_WORD_BITS: Final = 64
+
+
+class DirtyBitmap:
+    """A named bitmap of a node, or an anonymous one of a job.
+
+    Attributes:
+        node: The node whose writes it records.
+        name: Its name, None for anonymous ones.
+        bits: What is dirty.
+        enabled: Whether writes are recorded.
+        busy: Whether an operation uses it.
+        persistent: Whether the image stores it.
+        inconsistent: Whether its content is worthless.
+        read_only: Whether it cannot change because the image that stores it cannot.
+        successor: What records in its place while it is frozen.
+        skip_store: Whether it is left out when bitmaps are stored.
+    """
+
+    __slots__ = (
+        "bits", "busy", "enabled", "inconsistent", "name", "node", "persistent", "read_only",
+        "skip_store", "successor",
+    )  # fmt: skip
+
+    def __init__(
+        self, node: Node, name: str | None, granularity: int, *, enabled: bool = True
+    ) -> None:
+        self.node = node
+        self.name = name
+        self.bits = Bitmap(node.length(), granularity)
+        self.enabled = enabled
+        self.busy = False
+        self.persistent = False
+        self.inconsistent = False
+        self.read_only = False
+        self.successor: Bitmap | None = None
+        self.skip_store = False
+
+    def __repr__(self) -> str:
+        return f"<DirtyBitmap {self.name or 'anonymous'} of {self.node.name}>"
+
+    # Attaching
+
+    @property
+    def _key(self) -> str:
+        # A user's names are never empty and have no such character.
+        return self.name if self.name is not None else f"\0{id(self)}"
+
+    def attach(self) -> None:
+        """Start to learn of the node's writes."""
+        self.node.bitmaps[self._key] = self
+        self.node.refresh_fast_paths()
+
+    def detach(self) -> None:
+        """Stop to learn of the node's writes.  Idempotent."""
+        if self.node.bitmaps.pop(self._key, None) is not None:
+            self.node.refresh_fast_paths()
+
+    # Recording
+
+    def mark(self, offset: int, length: int) -> None:
+        """Record a completed change, if that is wanted."""
+        if self.successor is not None:
+            self.successor.set(offset, length)
+        elif self.enabled:
+            self.bits.set(offset, length)
+
+    def resized(self, length: int) -> None:
+        """Follow the length of the node; what is added is clean."""
+        self.bits.resize(length)
+        if self.successor is not None:
+            self.successor.resize(length)
+
+    # Content
+
+    @property
+    def granularity(self) -> int:
+        """Bytes for each bit."""
+        return self.bits.granularity
+
+    def next_dirty_area(self, offset: int, end: int) -> tuple[int, int] | None:
+        """Return (offset, length) of the first dirty area in a range, clipped to it, or None."""
+        return self.bits.next_dirty_area(offset, end)
+
+    def sha256(self) -> str:
+        """Return the checksum of the content.
+
+        It is taken over the bits as little-endian words of 64 bits, the last one filled up with
+        zeroes, as the C daemon keeps them.
+        """
+        digest = hashlib.sha256()
+        bits = self.bits
+        word = bits.granularity * _WORD_BITS
+        total = align_up(bits.length, word) // word * (_WORD_BITS // 8)
+        done = 0
+        for bit, data in bits.leaf_bytes():
+            at = bit // 8
+            _hash_zeroes(digest, at - done)
+            digest.update(data[: total - at])
+            done = min(at + LEAF_BITS // 8, total)
+        _hash_zeroes(digest, total - done)
+        return digest.hexdigest()
+
+    # Successors
+
+    def freeze(self) -> None:
+        """Stand still; a successor records from now on what this one would have recorded."""
+        self.busy = True
+        if self.enabled:
+            self.successor = Bitmap(self.bits.length, self.granularity)
+
+    def abdicate(self) -> None:
+        """Let the successor take over: what was recorded before the freeze is forgotten."""
+        if self.successor is not None:
+            self.bits = self.successor
+            self.successor = None
+        else:
+            self.bits.clear_all()
+        self.busy = False
+
+    def reclaim(self) -> None:
+        """Take over what the successor recorded."""
+        if self.successor is not None:
+            self.bits.merge(self.successor)
+            self.successor = None
+        self.busy = False
+
+    # Checks
+
+    def check(self, what: int = CHECK_ALL) -> None:
+        """Refuse a bitmap that an operation cannot use.
+
+        Raises:
+            QmpError: It is busy, read-only or inconsistent, as far as `what` asks for that.
+        """
+        if what & CHECK_BUSY and (self.busy or self.successor is not None):
+            raise QmpError(
+                f"Bitmap '{self.name}' is currently in use by another operation and cannot be used"
+            )
+        if what & CHECK_READ_ONLY and self.read_only:
+            raise QmpError(f"Bitmap '{self.name}' is readonly and cannot be modified")
+        if what & CHECK_INCONSISTENT and self.inconsistent:
+            raise QmpError(
+                f"Bitmap '{self.name}' is inconsistent and cannot be used",
+                hint="Try block-dirty-bitmap-remove to delete this bitmap from disk\n",
+            )
+
+    def check_mergeable(self, target: DirtyBitmap) -> None:
+        """Refuse to be merged into a bitmap of another size.
+
+        Raises:
+            QmpError: The sizes differ.
+        """
+        if self.bits.length != target.bits.length:
+            raise QmpError(
+                "Bitmaps are of different sizes (destination size is "
+                f"{target.bits.length}, source size is {self.bits.length}) and can't be merged"
+            )
+
+
+_ZEROES: Final = bytes(1 << 16)
+
+
+def _hash_zeroes(digest: hashlib._Hash, count: int) -> None:
+    while count > 0:
+        digest.update(_ZEROES[:count])
+        count -= len(_ZEROES)
+
+
+def default_granularity(node: Node) -> int:
+    """Return what one bit stands for on a node where nobody says, bytes."""
+    from qsd.block.info import driver_info
+
+    cluster = driver_info(node).get("cluster-size")
+    return max(MIN_DEFAULT_GRANULARITY, int(cluster)) if cluster else DEFAULT_GRANULARITY
+
+
+def check_granularity(granularity: int) -> None:
+    """Refuse a granularity that is impossible.
+
+    Raises:
+        QmpError: It is.
+    """
+    if granularity < MIN_GRANULARITY or granularity & granularity - 1:
+        raise QmpError(f"Granularity must be power of 2 and at least {MIN_GRANULARITY}")
+
+
+def check_new(node: Node, name: str) -> None:
+    """Refuse a name for a new bitmap.
+
+    Raises:
+        QmpError: It is impossible or taken.
+    """
+    if name in node.bitmaps:
+        raise QmpError(f"Bitmap already exists: {name}")
+    if len(name.encode()) > MAX_NAME:
+        raise QmpError(f"Bitmap name too long: {name}")
+
+
+def bitmaps_of(node: Node) -> Iterator[DirtyBitmap]:
+    """Iterate over the bitmaps of a node, the newest first."""
+    for bitmap in reversed(node.bitmaps.values()):
+        if isinstance(bitmap, DirtyBitmap):
+            yield bitmap
+
+
+def find_bitmap(graph: Graph, node_name: str, name: str) -> DirtyBitmap:
+    """Return a bitmap by node and name.
+
+    Raises:
+        QmpError: There is no such node, or it has no such bitmap.
+    """
+    node = graph.nodes.get(node_name)
+    if node is None:
+        raise QmpError(f"Node '{node_name}' not found")
+    bitmap = node.bitmaps.get(name)
+    if not isinstance(bitmap, DirtyBitmap):
+        raise QmpError(f"Dirty bitmap '{name}' not found")
+    return bitmap

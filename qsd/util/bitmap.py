@@ -1,0 +1,258 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+r"""Sparse bitmaps over byte ranges: one bit for each granule of an image.
+
+Bits are kept in leaves of fixed size, and only leaves that have something set exist.  A leaf is a
+Python integer, so that setting, clearing, merging and counting thousands of bits are single
+operations::
+
+    leaves    { 0: 0b...0110,  7: ALL,  4096: 0b1 }     leaf number -> integer of LEAF_BITS bits
+                                 \
+                                  +-- the full leaf is one shared integer, however often it occurs
+
+Memory follows what is dirty: an image of 16 TiB with one bit set costs one leaf, at any
+granularity.  A completely dirty image costs one dictionary entry for each leaf's worth of granules;
+long runs of full leaves share the integer.
+
+All offsets and lengths are in bytes.  Setting covers every granule that the range touches; so does
+clearing, whose callers align (or mean it).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: Bits of a leaf: small enough that a copy of it costs next to nothing.
+LEAF_SHIFT: Final = 11
+LEAF_BITS: Final = 1 << LEAF_SHIFT
+_LOW: Final = LEAF_BITS - 1
+_FULL: Final = (1 << LEAF_BITS) - 1
+
+
+def _mask(first: int, last: int) -> int:
+    """Return an integer with the bits `first` to `last` set, both included."""
+    return (1 << last + 1) - (1 << first)
+
+
+class Bitmap:
+    """A set of granules.
+
+    Attributes:
+        length: Bytes that the bitmap is about.
+        granularity: Bytes for each bit, a power of two.
+    """
+
+    __slots__ = ("_leaves", "_order", "_shift", "granularity", "length")
+
+    def __init__(self, length: int, granularity: int) -> None:
+        self.length = length
+        self.granularity = granularity
+        self._shift = granularity.bit_length() - 1
+        self._leaves: dict[int, int] = {}
+        # The leaf numbers in order, or None if it has to be made again.
+        self._order: list[int] | None = []
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Bitmap):
+            return NotImplemented
+        return (
+            self.granularity == other.granularity
+            and self.length == other.length
+            and self._leaves == other._leaves
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # mutable
+
+    def copy(self) -> Bitmap:
+        """Return an independent bitmap with the same content."""
+        other = Bitmap(self.length, self.granularity)
+        other._leaves = dict(self._leaves)
+        other._order = None
+        return other
+
+    # Changing
+
+    def set(self, offset: int, length: int) -> None:
+        """Set the bits of all granules that a range touches."""
+        if length <= 0:
+            return
+        shift = self._shift
+        first = offset >> shift
+        last = (offset + length - 1) >> shift
+        number = first >> LEAF_SHIFT
+        leaves = self._leaves
+        if number == last >> LEAF_SHIFT:
+            mask = (1 << (last & _LOW) + 1) - (1 << (first & _LOW))
+            old = leaves.get(number, 0)
+            if old & mask != mask:
+                if not old:
+                    self._order = None
+                leaves[number] = old | mask
+            return
+        self._set_many(first, last)
+
+    def _set_many(self, first: int, last: int) -> None:
+        leaves = self._leaves
+        self._order = None
+        low, high = first >> LEAF_SHIFT, last >> LEAF_SHIFT
+        leaves[low] = leaves.get(low, 0) | _mask(first & _LOW, _LOW)
+        for number in range(low + 1, high):
+            leaves[number] = _FULL
+        leaves[high] = leaves.get(high, 0) | _mask(0, last & _LOW)
+
+    def clear(self, offset: int, length: int) -> None:
+        """Clear the bits of all granules that a range touches."""
+        if length <= 0 or not self._leaves:
+            return
+        first = offset >> self._shift
+        last = (offset + length - 1) >> self._shift
+        low, high = first >> LEAF_SHIFT, last >> LEAF_SHIFT
+        for number in self._numbers(low, high + 1):
+            start = first & _LOW if number == low else 0
+            end = last & _LOW if number == high else _LOW
+            rest = self._leaves[number] & ~_mask(start, end)
+            if rest:
+                self._leaves[number] = rest
+            else:
+                del self._leaves[number]
+                self._order = None
+
+    def clear_all(self) -> None:
+        """Clear all bits."""
+        self._leaves.clear()
+        self._order = []
+
+    def merge(self, other: Bitmap) -> None:
+        """Set all bits whose granules touch something that is set in `other`."""
+        if other.granularity == self.granularity:
+            for number, bits in other._leaves.items():
+                self._leaves[number] = self._leaves.get(number, 0) | bits
+            self._order = None
+            self._cut()
+            return
+        for offset, length in other.areas():
+            self.set(offset, min(length, self.length - offset))
+
+    def resize(self, length: int) -> None:
+        """Change the length; what is added is clear."""
+        self.length = length
+        self._cut()
+
+    def _cut(self) -> None:
+        """Drop the bits behind the end."""
+        bits = -(-self.length >> self._shift)
+        limit = bits >> LEAF_SHIFT
+        for number in [number for number in self._leaves if number >= limit]:
+            keep = self._leaves[number] & ((1 << (bits & _LOW)) - 1) if number == limit else 0
+            if keep:
+                self._leaves[number] = keep
+            else:
+                del self._leaves[number]
+                self._order = None
+
+    # Asking
+
+    def __bool__(self) -> bool:
+        return bool(self._leaves)
+
+    def count(self) -> int:
+        """Return the number of bits that are set."""
+        return sum(map(int.bit_count, self._leaves.values()))
+
+    def dirty_bytes(self) -> int:
+        """Return the bytes that the set bits stand for; the last granule counts in full."""
+        return self.count() << self._shift
+
+    def get(self, offset: int) -> bool:
+        """Tell whether the granule at an offset is set."""
+        bit = offset >> self._shift
+        return bool(self._leaves.get(bit >> LEAF_SHIFT, 0) >> (bit & _LOW) & 1)
+
+    def next_dirty(self, offset: int, end: int) -> int | None:
+        """Return the first dirty byte in ``[offset, end)``, or None."""
+        if not self._leaves or offset >= end:
+            return None
+        first, last = offset >> self._shift, (end - 1) >> self._shift
+        for number in self._numbers(first >> LEAF_SHIFT, (last >> LEAF_SHIFT) + 1):
+            base = number << LEAF_SHIFT
+            skip = max(first - base, 0)
+            bits = self._leaves[number] >> skip
+            if bits:
+                bit = base + skip + (bits & -bits).bit_length() - 1
+                return max(bit << self._shift, offset) if bit <= last else None
+        return None
+
+    def next_clean(self, offset: int, end: int) -> int | None:
+        """Return the first clean byte in ``[offset, end)``, or None."""
+        bit = offset >> self._shift
+        while bit << self._shift < end:
+            leaf = self._leaves.get(bit >> LEAF_SHIFT, 0)
+            if leaf is _FULL:
+                bit = ((bit >> LEAF_SHIFT) + 1) << LEAF_SHIFT
+                continue
+            clean = ~(leaf >> (bit & _LOW))
+            step = (clean & -clean).bit_length() - 1
+            if (bit & _LOW) + step < LEAF_BITS:
+                found = max((bit + step) << self._shift, offset)
+                return found if found < end else None
+            bit = ((bit >> LEAF_SHIFT) + 1) << LEAF_SHIFT
+        return None
+
+    def next_dirty_area(self, offset: int, end: int) -> tuple[int, int] | None:
+        """Return (offset, length) of the first dirty area in a range, clipped to it, or None."""
+        end = min(end, self.length)
+        start = self.next_dirty(offset, end)
+        if start is None:
+            return None
+        stop = self.next_clean(start, end)
+        return start, (end if stop is None else stop) - start
+
+    def is_all_dirty(self, offset: int, length: int) -> bool:
+        """Tell whether a range is dirty without a gap."""
+        return self.next_clean(offset, offset + length) is None
+
+    def areas(self) -> Iterator[tuple[int, int]]:
+        """Iterate over (offset, length) of all dirty areas; nothing may change meanwhile."""
+        offset = 0
+        while (area := self.next_dirty_area(offset, self.length)) is not None:
+            yield area
+            offset = area[0] + area[1]
+
+    def leaf_bytes(self) -> Iterator[tuple[int, bytes]]:
+        """Iterate over (bit number, little-endian bytes) of all leaves that have a bit set."""
+        for number in self._ordered():
+            yield number << LEAF_SHIFT, self._leaves[number].to_bytes(LEAF_BITS // 8, "little")
+
+    def or_bytes(self, bit: int, data: bytes | memoryview) -> None:
+        """Set the bits that `data` has set, from a bit number on that is a multiple of eight."""
+        value = int.from_bytes(data, "little")
+        while value:
+            number, start = bit >> LEAF_SHIFT, bit & _LOW
+            room = LEAF_BITS - start
+            part = value & ((1 << room) - 1)
+            if part:
+                self._leaves[number] = self._leaves.get(number, 0) | part << start
+                self._order = None
+            value >>= room
+            bit += room
+        self._cut()
+
+    # Leaves in order
+
+    def _ordered(self) -> list[int]:
+        order = self._order
+        if order is None:
+            order = self._order = sorted(self._leaves)
+        return order
+
+    def _numbers(self, low: int, high: int) -> Iterator[int]:
+        """Iterate over the numbers of existing leaves in ``[low, high)``, in order."""
+        if high - low <= 8:
+            return iter([number for number in range(low, high) if number in self._leaves])
+        from bisect import bisect_left
+
+        order = self._ordered()
+        return iter(order[bisect_left(order, low) : bisect_left(order, high)])
