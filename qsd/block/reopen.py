@@ -63,11 +63,16 @@ def reject_changes(old: Struct, new: Struct, allowed: Iterable[str] = ()) -> Non
         allowed: Attribute names that may differ, children among them.
 
     Raises:
-        QmpError: An option that cannot be changed differs.
+        QmpError: An option that cannot be changed differs, or was given once and is missing now.
     """
     from qsd.qapi.model import members
 
     free = set(allowed)
+    for item in members(type(new)):
+        attribute = item.attr
+        if attribute not in free and getattr(new, attribute) is None:
+            if getattr(old, attribute) is not None:
+                raise QmpError(f"Option '{item.name}' cannot be reset to its default value")
     for item in members(type(new)):
         attribute = item.attr
         if attribute not in free and getattr(old, attribute) != getattr(new, attribute):

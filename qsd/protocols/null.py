@@ -35,7 +35,7 @@ class NullDriver(Driver):
     name: ClassVar[str] = "null-co"
     family: ClassVar[str] = "protocol"
 
-    __slots__ = ("_latency", "_options", "_read_zeroes", "_size")
+    __slots__ = ("_latency", "_options", "_read_zeroes", "_size", "_written")
 
     def __init__(self, node: Node) -> None:
         super().__init__(node)
@@ -43,6 +43,7 @@ class NullDriver(Driver):
         self._size = 0
         self._latency = 0.0
         self._read_zeroes = False
+        self._written = False
 
     async def open(self, options: BlockdevOptionsNull, opener: ChildOpener) -> None:
         """Take the options."""
@@ -97,16 +98,20 @@ class NullDriver(Driver):
     async def write(self, offset: int, view: memoryview, flags: int) -> None:
         """Wait, then drop the data."""
         await self._wait()
+        self._written = True
 
     async def zero(self, offset: int, length: int, flags: int) -> None:
         """Wait once rather than for each piece; a fast zero request wants more than that."""
         if flags & NO_FALLBACK:
             raise os_error(errno.ENOTSUP)
         await self._wait()
+        self._written = True
 
     async def flush(self) -> None:
-        """Wait."""
-        await self._wait()
+        """Wait, if anything was written since the last time."""
+        if self._written:
+            self._written = False
+            await self._wait()
 
     async def block_status(self, offset: int, length: int, want_zero: bool) -> Status:
         """Zeroes if reads give zeroes, else allocated without any claim about the content."""

@@ -111,6 +111,7 @@ def test_latency() -> None:
             requests: list[Callable[[], Coroutine[Any, Any, None]]] = [
                 lambda: backend.read(0, memoryview(bytearray(1))),
                 lambda: backend.write(0, memoryview(bytearray(1))),
+                backend.flush,
                 lambda: backend.zero(0, 4096),
                 backend.flush,
             ]
@@ -119,6 +120,14 @@ def test_latency() -> None:
                 await request()
                 assert monotonic() - before > 0.009
             await backend.detach()
+
+    run(main())
+
+
+def test_closing_does_not_wait() -> None:
+    async def main() -> None:
+        async with new_rig() as rig:
+            await node_of(rig, latency_ns=(1 << 63) - 1)
 
     run(main())
 
@@ -151,5 +160,8 @@ def test_reopen() -> None:
             assert node.read_only
             with pytest.raises(QmpError, match=r"^Cannot change the option 'size'$"):
                 await modify(size=8192)
+            text = r"^Option 'size' cannot be reset to its default value$"
+            with pytest.raises(QmpError, match=text):
+                await modify()
 
     run(main())

@@ -139,7 +139,7 @@ class FileDriver(Driver):
             raise QmpError(f"The '{self.name}' block driver requires a file name")
         self.options = options
         self._check_pr_manager()
-        self.file = await self._open_in_thread(self._wanted_flags(0))
+        self.file = await self._open_in_thread(self._wanted_flags(0), self._check_first)
         fd = self.file.take()
         self.io = FileIO(fd, self.node.graph.pool)
         self.size = self.file.size
@@ -158,18 +158,19 @@ class FileDriver(Driver):
 
     def _check_mode(self, mode: int) -> None:
         """Refuse files that this driver cannot serve, given their st_mode."""
-        self._check_aio()
         if not stat.S_ISREG(mode):
             raise QmpError(
                 f"'{self.name}' driver requires '{self.options.filename}' to be a regular file"
             )
 
-    def _check_aio(self) -> None:
+    def _check_first(self, mode: int) -> None:
+        """Check what only matters when the node is made, then the type."""
         if self.options.aio == "native" and not self.node.cache_direct:
             raise QmpError(
                 "aio=native was specified, but it requires cache.direct=on, which was not "
                 "specified."
             )
+        self._check_mode(mode)
 
     def _find_size(self, fd: int, mode: int) -> int:
         return seek_size(fd, mode)
@@ -181,13 +182,13 @@ class FileDriver(Driver):
         flags = os.O_RDWR if writable else os.O_RDONLY
         return flags | os.O_DIRECT if node.cache_direct else flags
 
-    def _open_now(self, flags: int) -> OpenFile:
-        return open_file(self.options.filename, flags, self._check_mode, self._find_size)
+    def _open_now(self, flags: int, check: Callable[[int], None]) -> OpenFile:
+        return open_file(self.options.filename, flags, check, self._find_size)
 
-    async def _open_in_thread(self, flags: int) -> OpenFile:
+    async def _open_in_thread(self, flags: int, check: Callable[[int], None]) -> OpenFile:
         opened: list[OpenFile] = []
         try:
-            await self.node.graph.pool.run(lambda: opened.append(self._open_now(flags)))
+            await self.node.graph.pool.run(lambda: opened.append(self._open_now(flags, check)))
         except BaseException:
             for file in opened:  # cancelled while the thread was opening it
                 file.close()
@@ -218,11 +219,12 @@ class FileDriver(Driver):
         """Open the file in the new mode if that is another one."""
         from qsd.block.reopen import reject_changes
 
+        if options.drop_cache is None and self.options.drop_cache is not None:
+            raise QmpError("Option 'drop-cache' cannot be reset to its default value")
         reject_changes(self.options, options, ("drop_cache", "x_check_cache_dropped"))
-        self._check_aio()
         flags = self._wanted_flags(self._perm)
         if flags != self.file.flags:
-            self._staged = await self._open_in_thread(flags)
+            self._staged = await self._open_in_thread(flags, self._check_mode)
         return self._staged
 
     async def commit_reopen(self, token: OpenFile | None) -> None:
@@ -248,7 +250,7 @@ class FileDriver(Driver):
         if self._staged is not None and self._staged.flags == flags:
             new = self._staged
         elif flags != self.file.flags:
-            new = self._open_now(flags)
+            new = self._open_now(flags, self._check_mode)
         self._next = new
         try:
             if self._lock is not None and not self.node.force_share:
@@ -324,6 +326,8 @@ class FileDriver(Driver):
         io = self.io
         end = offset + len(view)
         if len(view) > MAX_INLINE_WRITE or io.bounce is not None:
+            return False
+        if end > self.size and not self.grows:
             return False
         before = monotonic()
         if before < io.slow_until:

@@ -22,6 +22,8 @@ from qsd.protocols.file.driver import FileDriver
 from qsd.util.ranges import align_down, align_up
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qsd.protocols.file.image import OpenFile
 
 #: ioctl numbers of linux/fs.h and linux/cdrom.h.
@@ -56,15 +58,14 @@ class HostDeviceDriver(FileDriver):
     __slots__ = ()
 
     def _check_mode(self, mode: int) -> None:
-        self._check_aio()
         if not (stat.S_ISBLK(mode) or stat.S_ISCHR(mode)):
             raise QmpError(
                 f"'{self.name}' driver requires '{self.options.filename}' to be either a "
                 "character or block device"
             )
 
-    def _open_now(self, flags: int) -> OpenFile:
-        opened = super()._open_now(flags)
+    def _open_now(self, flags: int, check: Callable[[int], None]) -> OpenFile:
+        opened = super()._open_now(flags, check)
         if stat.S_ISBLK(opened.mode):
             try:
                 self._look_at_device(opened)
@@ -147,6 +148,14 @@ class HostCdromDriver(HostDeviceDriver):
         """
         await self.io.call(_check_disc)
         await super().read(offset, view)
+
+    async def truncate(self, length: int, exact: bool, prealloc: str, flags: int) -> None:
+        """Accept what changes nothing, if there is a disc."""
+        try:
+            await self.io.call(_check_disc)
+        except OSError as exc:
+            raise QmpError("No medium inserted") from exc
+        await super().truncate(length, exact, prealloc, flags)
 
     def locate_nowait(self, offset: int, length: int) -> tuple[int, int] | None:
         """Never: the drive must be asked first."""

@@ -202,9 +202,9 @@ def test_cancelled_open_leaves_nothing(image: Path, monkeypatch: pytest.MonkeyPa
     async def main() -> None:
         loop = asyncio.get_running_loop()
 
-        def slow(self: FileDriver, flags: int) -> Any:
+        def slow(self: FileDriver, flags: int, check: Any) -> Any:
             loop.call_soon_threadsafe(started.set)
-            return real(self, flags)
+            return real(self, flags, check)
 
         monkeypatch.setattr(FileDriver, "_open_now", slow)
         async with new_rig() as rig:
@@ -678,7 +678,7 @@ def test_reopen_switches_modes(image: Path) -> None:
 
 def test_reopen_refuses_what_cannot_change(image: Path) -> None:
     async def body(rig: Rig, driver: FileDriver) -> None:
-        base = {"driver": "file", "node-name": "f", "filename": str(image)}
+        base: dict[str, Any] = {"driver": "file", "node-name": "f", "filename": str(image)}
         for change in (
             {"filename": f"{image.parent}/./f"},
             {"locking": "on"},
@@ -691,6 +691,10 @@ def test_reopen_refuses_what_cannot_change(image: Path) -> None:
             assert info.value.desc == f"Cannot change the option '{next(iter(change))}'"
         await modify(rig, **base, **{"drop-cache": False, "x-check-cache-dropped": True})
         await modify(rig, **base, **{"drop-cache": True})
+        with pytest.raises(QmpError) as info:
+            await modify(rig, **base)
+        assert info.value.desc == "Option 'drop-cache' cannot be reset to its default value"
+        base["drop-cache"] = True
         writer = user(rig, driver.node, perms.WRITE)
         with pytest.raises(QmpError):
             await modify(rig, **base, read_only=True)

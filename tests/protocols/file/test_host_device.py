@@ -92,6 +92,8 @@ def test_cdrom_tells_less() -> None:
         assert info.value.errno == errno.ENOMEDIUM
         assert node.driver.locate_nowait(0, 0) is None
         assert not node.read_nowait(0, memoryview(bytearray(0)))
+        with pytest.raises(QmpError, match=r"^No medium inserted$"):
+            await node.truncate(0)
 
     with_node(body, "/dev/null", driver="host_cdrom")
 
