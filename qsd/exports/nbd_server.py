@@ -45,6 +45,8 @@ HANDSHAKE_LIMIT: Final = 10.0
 _HANDSHAKE_RECEIVE: Final = 16 << 10
 #: Connections taken from one listening socket in a turn of the loop.
 _ACCEPTS: Final = 16
+#: Bytes that the kernel takes of replies before it says that the socket is full; a wish.
+_SEND_BUFFER: Final = 1 << 20
 _SERVER: Final = NbdExport.TYPE
 #: Connections that the kernel keeps until they are accepted.
 BACKLOG: Final = 128
@@ -146,6 +148,9 @@ class NbdServer(NbdDirectory):
             sock.setblocking(False)
             if sock.family in (socket.AF_INET, socket.AF_INET6):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            elif sock.family == socket.AF_UNIX:
+                # The default holds three replies of 64 KiB; TCP adapts its buffer by itself.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER)
             client = _Connection(self, self._loop, sock)
             self._clients.add(client)
             self._update_accepting()
