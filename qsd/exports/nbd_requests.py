@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: MIT
 """NBD requests that need more than one function call: the plain path of the server.
 
-Every request that :mod:`qsd.exports.nbd_transmission` cannot answer at once runs here as a coroutine.
-It is started eagerly, so it still costs no task if nothing suspends it.  Each one puts its reply into
-the outlet; replies leave in the order in which requests finish (NBD specification, "Ordering of
-messages and writes").
+Every request that :mod:`qsd.exports.nbd_transmission` cannot answer at once runs here as a
+coroutine.  It is started eagerly, so it still costs no task if nothing suspends it.  Each one puts
+its reply into the outlet; replies leave in the order in which requests finish (NBD specification,
+"Ordering of messages and writes").
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class KnownData:
         return not self._regions[offset // _REGION]
 
     def add(self, offset: int, length: int) -> None:
-        """Take note that a range is data, as far as it fills regions; others it touches are mixed."""
+        """Take note that a range is data as far as it fills regions; its ends may be mixed."""
         regions = self._regions
         end = offset + length
         first, last = -(-offset // _REGION), end // _REGION
@@ -134,7 +134,11 @@ class Requests:
         """Carry out one request and put its reply into the outlet.
 
         Args:
-            flags, command, cookie, offset, length: From the request, checked.
+            flags: From the request, like the next four; checked.
+            command: A CMD_ value.
+            cookie: Whose reply it is.
+            offset: Bytes.
+            length: Bytes.
             payload: What to write; the caller keeps it alive until this returns.
         """
         try:

@@ -139,8 +139,8 @@ class Outlet:
         """Send the first `length` bytes of a buffer now, behind what waits already.
 
         Returns:
-            Whether they are gone, so that the caller can use the buffer again.  Otherwise the caller
-            has lost it: the outlet drops it once it is sent.
+            Whether they are gone, so that the caller can use the buffer again.  Otherwise the
+            caller has lost it: the outlet drops it once it is sent.
         """
         view = buffer.view[:length]
         if not self._queue and not self.closed:

@@ -180,7 +180,9 @@ class Client:
                 chunks.append(("hole", *struct.unpack(">QI", data)))
             elif kind == 5:
                 words = struct.unpack(f">{size // 4}I", data)
-                chunks.append(("status", words[0], list(zip(words[1::2], words[2::2]))))
+                chunks.append(
+                    ("status", words[0], list(zip(words[1::2], words[2::2], strict=True)))
+                )
             elif kind == 0:
                 chunks.append(("none",))
             else:

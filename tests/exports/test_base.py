@@ -83,11 +83,11 @@ def test_delete() -> None:
         async with NbdRig() as rig:
             await rig.memory("m")
             await rig.export("m", id="e")
-            with pytest.raises(QmpError, match="^Export 'nope' is not found$"):
+            with pytest.raises(QmpError, match=r"^Export 'nope' is not found$"):
                 await rig.registry.delete("nope", None)
             client = await rig.go("m")
             for mode in (None, "safe"):
-                with pytest.raises(QmpError, match="^export 'e' still in use$"):
+                with pytest.raises(QmpError, match=r"^export 'e' still in use$"):
                     await rig.registry.delete("e", mode)
             await rig.registry.delete("e", "hard")
             assert rig.events.events == []
@@ -114,7 +114,7 @@ def test_shutting_down_takes_as_long_as_requests_do() -> None:
             await rig.registry.delete("e", "hard")
             assert await client.at_end()
             assert [info.shutting_down for info in rig.registry.query()] == [True]
-            with pytest.raises(QmpError, match="^Export 'e' is already shutting down$"):
+            with pytest.raises(QmpError, match=r"^Export 'e' is already shutting down$"):
                 await rig.registry.delete("e", "hard")
             # The name is free already, the id is not.
             await rig.export("m", id="f")

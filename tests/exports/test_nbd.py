@@ -22,11 +22,7 @@ MIB = 1 << 20
 
 def joined(chunks: list[Any]) -> bytes:
     return b"".join(
-        bytes(chunk[2])
-        if chunk[0] == "hole"
-        else chunk[2]
-        if isinstance(chunk, tuple)
-        else chunk
+        bytes(chunk[2]) if chunk[0] == "hole" else chunk[2] if isinstance(chunk, tuple) else chunk
         for chunk in chunks
     )
 
@@ -63,8 +59,9 @@ def test_long_reads_are_sent_from_the_page_cache(
             await rig.export("r")
             client = await rig.go("f", structured=structured)
             for offset, length in [(0, 65536), (65536, 32769), (MIB - 7, MIB), (0, 4 * MIB)]:
-                assert joined(await client.ask(READ, offset, length)) == (
-                    data[offset : offset + length]
+                assert (
+                    joined(await client.ask(READ, offset, length))
+                    == (data[offset : offset + length])
                 )
             # A structured read first looks for holes; the result is remembered.
             expected = [not structured, True, True, True]

@@ -23,6 +23,9 @@ class FakeBitmap:
     def mark(self, offset: int, length: int) -> None:
         """Nothing is recorded."""
 
+    def resized(self, *_: Any) -> None:
+        """It has the length of its node."""
+
     def next_dirty_area(self, offset: int, end: int) -> tuple[int, int] | None:
         for start, length in self.areas:
             first, last = max(start, offset), min(start + length, end)

@@ -22,11 +22,11 @@ from tests.exports.rig import READ, NbdRig, go_data
 def test_one_server_at_a_time() -> None:
     async def main() -> None:
         async with NbdRig() as rig:
-            with pytest.raises(QmpError, match="^NBD server already running$"):
+            with pytest.raises(QmpError, match=r"^NBD server already running$"):
                 await rig.start_server()
             await stop_nbd_server(rig.registry)
             assert not os.path.exists(rig.path)
-            with pytest.raises(QmpError, match="^NBD server not running$"):
+            with pytest.raises(QmpError, match=r"^NBD server not running$"):
                 await stop_nbd_server(rig.registry)
             await rig.start_server()
             await rig.memory("m")
@@ -57,7 +57,7 @@ def test_clients_beyond_the_limit_wait() -> None:
         async with NbdRig(max_connections=2) as rig:
             first, _ = await rig.connect(), await rig.connect()
             third = await rig.connect(None)
-            waiting = asyncio.ensure_future(third.get(18))  # noqa: RUF006, TID251
+            waiting = asyncio.ensure_future(third.get(18))  # noqa: TID251
             for _ in range(20):
                 await asyncio.sleep(0)
             assert not waiting.done()
