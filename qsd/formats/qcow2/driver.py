@@ -515,6 +515,27 @@ class Qcow2Driver(MappedDriver):
         fmt = header.extension(layout.EXT_BACKING_FORMAT)
         return header.backing_file, fmt.decode(errors="replace") if fmt is not None else None
 
+    async def change_backing_file(self, filename: str | None, fmt: str | None) -> None:
+        """Record another backing file in the header, which is written at once and as a whole."""
+        await self._begin_change()
+        header = self.image.header
+        if filename and len(filename.encode(errors="surrogateescape")) > layout.MAX_BACKING_NAME:
+            raise os_error(errno.EINVAL)
+        before = header.backing_file, list(header.extensions)
+        kept = [item for item in header.extensions if item.kind != layout.EXT_BACKING_FORMAT]
+        if filename and fmt:
+            kept.insert(0, layout.Extension(layout.EXT_BACKING_FORMAT, fmt.encode()))
+        header.backing_file = filename or None
+        header.extensions[:] = kept
+        try:
+            # What the new chain relies on (data that was streamed in) must be there first.
+            await self.flush()
+            await header_io.write_whole(self.image.file, header)
+            await self.image.file.flush()
+        except BaseException:
+            header.backing_file, header.extensions[:] = before
+            raise
+
     def image_info(self) -> dict[str, Any]:
         """Return ImageInfo members."""
         image = self.image

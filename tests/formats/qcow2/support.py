@@ -17,6 +17,7 @@ from tests.support.memory import MemoryDriver, Rig
 #: Bytes; damaged images make the driver write anywhere.
 MAX_FILE = 256 << 20
 
+
 class RecordingFile(MemoryDriver):
     """A file in memory, loaded from a real one.
 
