@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import mmap
 from collections import deque
-from typing import Final
+from typing import Final, Self
 
 #: Bytes; the smallest buffer is one page.
 _SMALLEST: Final = mmap.PAGESIZE
@@ -22,6 +22,24 @@ _SMALLEST: Final = mmap.PAGESIZE
 _LARGEST_KEPT: Final = 4 << 20
 #: Bytes per size that are kept at most; 64 MiB in all for the eleven sizes there are at worst.
 _KEPT_PER_SIZE: Final = 6 << 20
+
+
+class AlignedBuffer(mmap.mmap):
+    """A buffer that starts at a page.
+
+    Attributes:
+        address: Where in memory.
+    """
+
+    address: int
+
+    def __new__(cls, size: int) -> Self:
+        """Map `size` bytes of fresh memory."""
+        import ctypes
+
+        self = super().__new__(cls, -1, size)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self))
+        return self
 
 
 class BouncePool:
@@ -33,17 +51,17 @@ class BouncePool:
     __slots__ = ("_free",)
 
     def __init__(self) -> None:
-        self._free: dict[int, deque[mmap.mmap]] = {}
+        self._free: dict[int, deque[AlignedBuffer]] = {}
 
-    def take(self, length: int) -> mmap.mmap:
+    def take(self, length: int) -> AlignedBuffer:
         """Return a buffer of at least `length` bytes with unknown content."""
         size = max(_SMALLEST, 1 << (length - 1).bit_length())
         try:
             return self._free[size].pop()
         except LookupError:
-            return mmap.mmap(-1, size)
+            return AlignedBuffer(size)
 
-    def give(self, buffer: mmap.mmap) -> None:
+    def give(self, buffer: AlignedBuffer) -> None:
         """Give a buffer back.  The caller must have released all views of it."""
         size = len(buffer)
         if size <= _LARGEST_KEPT:

@@ -2,15 +2,17 @@
 # SPDX-License-Identifier: MIT
 """Positioned I/O on a file descriptor that never blocks the loop.
 
-Calls fall into three classes:
+Calls fall into four classes:
 
 * Reads are tried inline with ``RWF_NOWAIT`` (Linux 4.14): data in the page cache arrives without a
-  thread; otherwise the kernel says EAGAIN and a worker thread reads.
+  thread; otherwise the kernel says EAGAIN.
 * Buffered writes and the search for holes are memory operations nearly always, and no flag keeps
   them from waiting.  They run inline until one took suspiciously long (the kernel throttles writers
   when too many pages are dirty; a map of extents must be read from disk); then calls of that kind
   go to threads for a while.
-* Everything else (fsync, fallocate, truncate, all I/O with O_DIRECT) always runs in a thread.
+* Reads that must wait and all I/O with O_DIRECT go through io_uring, where the kernel has it
+  (:mod:`qsd.aio.uring`), else through a thread.
+* Everything else (fsync, fallocate, truncate) always runs in a thread.
 
 Offsets and lengths are bytes.  Buffers are contiguous memoryviews of the caller, who keeps them
 alive and unchanged until the call returns.
@@ -29,6 +31,7 @@ from qsd.util.zeroes import fill_zero
 
 if TYPE_CHECKING:
     from qsd.aio.bounce import BouncePool
+    from qsd.aio.uring import Ring
     from qsd.aio.workers import WorkerPool
 
 #: fallocate(2) modes, from linux/falloc.h.
@@ -251,12 +254,52 @@ class FileIO:
 
     async def read(self, offset: int, view: memoryview) -> None:
         """Fill `view`; bytes beyond the end of the file are zero."""
-        if self.bounce is not None:
+        if self.bounce is None and self.read_nowait(offset, view):
+            return
+        ring = self.pool.ring()
+        if ring is not None:
+            await self._read_ring(ring, view, offset)
+        elif self.bounce is not None:
             await self.pool.run(
                 read_direct, self.fd, view, offset, self.align, self.memory_align, self.bounce
             )
-        elif not self.read_nowait(offset, view):
+        else:
             await self.pool.run(read_full, self.fd, view, offset)
+
+    def _needs_bounce(self, view: memoryview) -> bool:
+        """Tell whether O_DIRECT needs an aligned buffer in the place of this one."""
+        return self.bounce is not None and (
+            len(view) < _MIN_ADDRESS_CHECK
+            or view.readonly
+            or address_of(view) % self.memory_align != 0
+        )
+
+    async def _read_ring(self, ring: Ring, view: memoryview, offset: int) -> None:
+        """Read by io_uring; what lies beyond the end of the file reads as zeroes."""
+        if not self._needs_bounce(view):
+            done = await self._read_ring_at(ring, address_of(view), len(view), offset, view)
+            fill_zero(view[done:])
+            return
+        assert self.bounce is not None
+        buffer = self.bounce.take(len(view))
+        done = await self._read_ring_at(ring, buffer.address, len(view), offset, buffer)
+        # The kernel reads to aligned memory only; this copy brings the bytes to the caller's.
+        with memoryview(buffer) as bounce:
+            view[:done] = bounce[:done]
+        fill_zero(view[done:])
+        self.bounce.give(buffer)
+
+    async def _read_ring_at(
+        self, ring: Ring, address: int, length: int, offset: int, keep: object
+    ) -> int:
+        """Return how many bytes there were before the end of the file."""
+        done = 0
+        while done < length:
+            count = await ring.read(self.fd, address + done, length - done, offset + done, keep)
+            done += count
+            if count == 0 or done % self.align:
+                break
+        return done
 
     # Writing
 
@@ -283,18 +326,44 @@ class FileIO:
     async def write(self, offset: int, view: memoryview) -> None:
         """Write all of `view`."""
         if self.bounce is not None:
-            await self.pool.run(
-                write_direct, self.fd, (view,), offset, self.memory_align, self.bounce
-            )
+            await self._write_direct((view,), offset, self.bounce)
         elif not self.write_nowait(offset, view):
             await self.pool.run(write_full, self.fd, (view,), offset)
+
+    async def _write_direct(
+        self, views: Sequence[memoryview], offset: int, pool: BouncePool
+    ) -> None:
+        """Write with O_DIRECT: by io_uring where there is one, else in a thread."""
+        ring = self.pool.ring()
+        if ring is None:
+            await self.pool.run(write_direct, self.fd, views, offset, self.memory_align, pool)
+            return
+        if len(views) == 1 and not self._needs_bounce(views[0]):
+            view = views[0]
+            await self._write_ring_at(ring, address_of(view), len(view), offset, view)
+            return
+        length = sum(map(len, views))
+        buffer = pool.take(length)
+        with memoryview(buffer) as bounce:
+            at = 0
+            for view in views:
+                # The kernel writes from aligned memory only.
+                bounce[at : at + len(view)] = view
+                at += len(view)
+        await self._write_ring_at(ring, buffer.address, length, offset, buffer)
+        pool.give(buffer)
+
+    async def _write_ring_at(
+        self, ring: Ring, address: int, length: int, offset: int, keep: object
+    ) -> None:
+        done = 0
+        while done < length:
+            done += await ring.write(self.fd, address + done, length - done, offset + done, keep)
 
     async def writev(self, offset: int, views: Sequence[memoryview]) -> None:
         """Write all views, one after the other."""
         if self.bounce is not None:
-            await self.pool.run(
-                write_direct, self.fd, views, offset, self.memory_align, self.bounce
-            )
+            await self._write_direct(views, offset, self.bounce)
             return
         total = sum(map(len, views))
         if total <= MAX_INLINE_WRITE and len(views) <= _IOV_MAX:

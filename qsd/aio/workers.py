@@ -15,7 +15,10 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    from qsd.aio.uring import Ring
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -57,6 +60,8 @@ class WorkerPool:
         self._wakeup_pending = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
+        self._ring: Ring | None = None
+        self._can_ring = True
 
     async def run(self, func: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call `func` in a worker thread and return what it returns or raises.
@@ -127,11 +132,24 @@ class WorkerPool:
             else:
                 future.set_result(job.result)
 
+    def ring(self) -> Ring | None:
+        """Return the io_uring of this pool's loop, or None where the kernel gives none."""
+        if self._ring is None and self._can_ring and not self._closed:
+            from qsd.aio.uring import Ring
+
+            try:
+                self._ring = Ring(asyncio.get_running_loop())
+            except OSError:
+                self._can_ring = False  # e.g. an old kernel, or a container that forbids it
+        return self._ring
+
     async def close(self) -> None:
         """Finish what is queued, end all threads and wait for them.  Idempotent."""
         if self._closed:
             return
         self._closed = True
+        if self._ring is not None:
+            await self._ring.close()
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:

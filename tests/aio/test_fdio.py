@@ -21,10 +21,15 @@ from qsd.aio.workers import WorkerPool
 
 
 def with_io(
-    path: Path, body: Callable[[FileIO], Coroutine[Any, Any, None]], flags: int = 0
+    path: Path,
+    body: Callable[[FileIO], Coroutine[Any, Any, None]],
+    flags: int = 0,
+    *,
+    ring: bool = True,
 ) -> None:
     async def main() -> None:
         pool = WorkerPool()
+        pool._can_ring = ring
         fd = os.open(path, os.O_RDWR | os.O_CREAT | flags)
         io = FileIO(fd, pool)
         if flags & os.O_DIRECT:
@@ -97,7 +102,7 @@ def test_kernel_without_nowait(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             assert bytes(view) == b"abcd"
         assert calls == [os.RWF_NOWAIT, 0, 0, 0]
 
-    with_io(path, body)
+    with_io(path, body, ring=False)
 
 
 def test_cold_data_is_read_in_a_thread(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,9 +261,13 @@ def test_direct_io_from_any_address(pieces: list[tuple[int, int, int, bool]], pa
         whole.release()
 
     with_io(path, body, os.O_DIRECT)
+    path.write_bytes(b"")
+    model[:] = bytes(len(model))
+    with_io(path, body, os.O_DIRECT, ring=False)
 
 
-def test_direct_io_at_the_end(path: Path) -> None:
+@pytest.mark.parametrize("ring", [True, False])
+def test_direct_io_at_the_end(path: Path, ring: bool) -> None:
     path.write_bytes(b"x" * 1000)
 
     async def body(io: FileIO) -> None:
@@ -266,7 +275,7 @@ def test_direct_io_at_the_end(path: Path) -> None:
         await io.read(512, view)
         assert bytes(view) == b"x" * 488 + bytes(1560)
 
-    with_io(path, body, os.O_DIRECT)
+    with_io(path, body, os.O_DIRECT, ring=ring)
 
 
 def test_addresses() -> None:

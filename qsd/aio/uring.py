@@ -1,0 +1,266 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""io_uring without compiled code: shared rings through mmap, system calls through ctypes.
+
+What it is for: reads and writes that really wait for a device (O_DIRECT, cold pages).  A worker
+thread costs two thread switches and a fight for the interpreter lock for each of them; the ring
+costs one system call for all requests of a loop turn, and one wakeup for all that completed.
+
+::
+
+    request ─▶ SQE in the ring ─┐                        all requests of one turn of the loop
+    request ─▶ SQE in the ring ─┼─▶ io_uring_enter       (a callback at the end of the turn)
+    request ─▶ SQE in the ring ─┘        │
+                                         ▼ kernel
+    futures ◀─ CQEs ◀─ add_reader(eventfd) ◀─ eventfd    all completions of one wakeup
+
+Layout and constants: io_uring_setup(2), io_uring_enter(2), io_uring_register(2), linux/io_uring.h.
+
+Memory order: the submission tail is published before the enter call, which is a barrier;
+completions are read after a read(2) of the eventfd, which is one too.  Completions that arrive
+meanwhile raise the eventfd again, so none is missed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+import struct
+from collections import deque
+from typing import Any, Final
+
+#: Submission entries; more requests wait in a queue of ours.
+ENTRIES: Final = 256
+
+_SETUP, _ENTER, _REGISTER = 425, 426, 427  # the same on all architectures since Linux 5.1
+_REGISTER_EVENTFD = 4
+_OP_READ, _OP_WRITE = 22, 23
+_OFF_CQ_RING, _OFF_SQES = 0x8000000, 0x10000000
+_FEAT_SINGLE_MMAP = 1
+
+#: struct io_uring_params: ten words, then ten for the submission and ten for the completion ring.
+_PARAMS = struct.Struct("=40s10I10I")
+#: struct io_uring_sqe up to user_data; the remaining 24 bytes stay zero.
+_SQE = struct.Struct("=BBHiQQIIQ")
+_SQE_SIZE = 64
+_CQE = struct.Struct("=QiI")
+
+
+class _Request:
+    """One operation in the kernel, or on its way there."""
+
+    __slots__ = ("address", "fd", "future", "keep", "length", "offset", "opcode")
+
+    def __init__(
+        self, opcode: int, fd: int, address: int, length: int, offset: int, keep: object
+    ) -> None:
+        self.opcode = opcode
+        self.fd = fd
+        self.address = address
+        self.length = length
+        self.offset = offset
+        self.keep = keep  # owner of the memory: alive until the kernel is done with it
+        self.future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+
+class Ring:
+    """One ring that belongs to one event loop.
+
+    Raises:
+        OSError: The kernel has no io_uring, or policy forbids it.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, entries: int = ENTRIES) -> None:
+        import ctypes
+
+        self._loop = loop
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._syscall = libc.syscall
+        self._syscall.restype = ctypes.c_long
+        self._get_errno = ctypes.get_errno
+        params = ctypes.create_string_buffer(_PARAMS.size)
+        self._fd = self._call(_SETUP, entries, params)
+        self._eventfd = -1
+        try:
+            head, *offsets = _PARAMS.unpack(params.raw)
+            self._map(head, offsets[:10], offsets[10:])
+            self._eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            number = ctypes.c_int(self._eventfd)
+            self._call(_REGISTER, self._fd, _REGISTER_EVENTFD, ctypes.byref(number), 1)
+        except BaseException:
+            os.close(self._fd)
+            if self._eventfd >= 0:
+                os.close(self._eventfd)
+            raise
+        self._requests: dict[int, _Request] = {}
+        self._waiting: deque[_Request] = deque()
+        self._number = 0
+        self._unsubmitted = 0
+        self._enter_scheduled = False
+        self._closed = False
+        loop.add_reader(self._eventfd, self._on_event)
+
+    def _call(self, *args: Any) -> int:
+        result: int = self._syscall(*args)
+        if result < 0:
+            code = self._get_errno()
+            raise OSError(code, os.strerror(code))
+        return result
+
+    def _map(self, head: bytes, sq: list[int], cq: list[int]) -> None:
+        """Map both rings; the offsets are struct io_sqring_offsets and io_cqring_offsets."""
+        sq_entries, cq_entries, _, _, _, features = struct.unpack_from("=6I", head)
+        sq_size = sq[6] + sq_entries * 4
+        cq_size = cq[5] + cq_entries * _CQE.size
+        if features & _FEAT_SINGLE_MMAP:
+            sq_size = cq_size = max(sq_size, cq_size)
+        self._sq_map = mmap.mmap(self._fd, sq_size)
+        self._cq_map = (
+            self._sq_map
+            if features & _FEAT_SINGLE_MMAP
+            else mmap.mmap(self._fd, cq_size, offset=_OFF_CQ_RING)
+        )
+        self._sqes = mmap.mmap(self._fd, sq_entries * _SQE_SIZE, offset=_OFF_SQES)
+        self._sq = memoryview(self._sq_map).cast("I")
+        self._cq = memoryview(self._cq_map).cast("I")
+        self._sq_tail, self._sq_mask = sq[1] // 4, self._sq[sq[2] // 4]
+        self._cq_head, self._cq_tail = cq[0] // 4, cq[1] // 4
+        self._cq_mask, self._cqes = self._cq[cq[2] // 4], cq[5]
+        self._room = min(sq_entries, cq_entries)
+        for index in range(sq_entries):  # the indirection array: entry n is SQE n, for good
+            self._sq[sq[6] // 4 + index] = index
+
+    # Requests
+
+    async def read(self, fd: int, address: int, length: int, offset: int, keep: object) -> int:
+        """Read into memory; return the number of bytes, which may be short.
+
+        Args:
+            fd: Descriptor.
+            address: Where to.
+            length: Bytes.
+            offset: In the file.
+            keep: Owner of the memory.
+
+        Raises:
+            OSError: The read failed.
+        """
+        return await self._run(_Request(_OP_READ, fd, address, length, offset, keep))
+
+    async def write(self, fd: int, address: int, length: int, offset: int, keep: object) -> int:
+        """Write from memory; return the number of bytes, which may be short.
+
+        Raises:
+            OSError: The write failed.
+        """
+        return await self._run(_Request(_OP_WRITE, fd, address, length, offset, keep))
+
+    async def _run(self, request: _Request) -> int:
+        if self._closed:
+            raise RuntimeError("ring is closed")
+        if len(self._requests) < self._room:
+            self._push(request)
+        else:
+            self._waiting.append(request)
+        try:
+            result = await request.future
+        except asyncio.CancelledError:
+            # The kernel still uses the memory: cancellation takes effect when it has finished.
+            await self._until_done(request)
+            raise
+        if result < 0:
+            raise OSError(-result, os.strerror(-result))
+        return result
+
+    async def _until_done(self, request: _Request) -> None:
+        if request in self._waiting:
+            self._waiting.remove(request)
+            return
+        request.future = self._loop.create_future()
+        while not request.future.done():
+            try:
+                await asyncio.shield(request.future)
+            except asyncio.CancelledError:
+                continue
+
+    def _push(self, request: _Request) -> None:
+        """Put a request into the ring; the kernel learns of it at the end of the loop's turn."""
+        self._number += 1
+        number = self._number
+        self._requests[number] = request
+        tail = self._sq[self._sq_tail]
+        _SQE.pack_into(
+            self._sqes,
+            (tail & self._sq_mask) * _SQE_SIZE,
+            request.opcode,
+            0,
+            0,
+            request.fd,
+            request.offset,
+            request.address,
+            request.length,
+            0,
+            number,
+        )
+        self._sq[self._sq_tail] = (tail + 1) & 0xFFFFFFFF
+        self._unsubmitted += 1
+        if not self._enter_scheduled:
+            self._enter_scheduled = True
+            self._loop.call_soon(self._enter)
+
+    def _enter(self) -> None:
+        self._enter_scheduled = False
+        if self._closed:
+            return
+        try:
+            self._unsubmitted -= self._call(_ENTER, self._fd, self._unsubmitted, 0, 0, None, 0)
+        except (BlockingIOError, InterruptedError):
+            pass  # out of memory for now, or a signal: again in the next turn
+        if self._unsubmitted:
+            self._enter_scheduled = True
+            self._loop.call_soon(self._enter)
+        self._reap()
+
+    # Completions
+
+    def _on_event(self) -> None:
+        try:
+            os.eventfd_read(self._eventfd)
+        except BlockingIOError:
+            pass
+        self._reap()
+
+    def _reap(self) -> None:
+        ring = self._cq
+        head, tail = ring[self._cq_head], ring[self._cq_tail]
+        if head == tail:
+            return
+        while head != tail:
+            number, result, _ = _CQE.unpack_from(
+                self._cq_map, self._cqes + (head & self._cq_mask) * _CQE.size
+            )
+            head = (head + 1) & 0xFFFFFFFF
+            request = self._requests.pop(number)
+            request.keep = None
+            if not request.future.done():
+                request.future.set_result(result)
+        ring[self._cq_head] = head
+        while self._waiting and len(self._requests) < self._room:
+            self._push(self._waiting.popleft())
+
+    async def close(self) -> None:
+        """Wait for what is in flight and give everything back.  Idempotent."""
+        if self._closed:
+            return
+        while self._requests:
+            await asyncio.wait([request.future for request in self._requests.values()])
+        self._closed = True
+        self._loop.remove_reader(self._eventfd)
+        self._sq.release()
+        self._cq.release()
+        self._sqes.close()
+        self._sq_map.close()
+        self._cq_map.close()
+        os.close(self._eventfd)
+        os.close(self._fd)
