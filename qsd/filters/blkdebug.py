@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from qsd.block import perms
-from qsd.block.mapping import Status
+from qsd.block.mapping import FUA, Status
 from qsd.errors import QmpError, os_error
 from qsd.filters.base import FilterDriver, filtered_filename
 from qsd.filters.blkdebug_config import (
@@ -176,7 +176,7 @@ class BlkdebugDriver(FilterDriver):
             if rule.once:
                 self._armed = [other for other in self._armed if other is not rule]
                 self._error_rules = [other for other in self._error_rules if other is not rule]
-            if rule.errno:
+            if rule.errno > 0:
                 raise os_error(rule.errno)
             return
 
@@ -202,15 +202,24 @@ class BlkdebugDriver(FilterDriver):
         """Write, or fail."""
         self.debug_event("pwritev")
         self._check("write", offset, len(view))
-        await self.edge.node.write(offset, view, flags)
-        self._dirty = True
-        self.debug_event("pwritev_done")
+        await self.edge.node.write(offset, view, flags & ~FUA)
+        await self._finish(flags)
 
     async def zero(self, offset: int, length: int, flags: int) -> None:
         """Zero, or fail."""
         self.debug_event("pwritev_zero")
         self._check("write-zeroes", offset, length)
-        await self.edge.node.zero(offset, length, flags)
+        await self.edge.node.zero(offset, length, flags & ~FUA)
+        await self._finish(flags)
+
+    async def _finish(self, flags: int) -> None:
+        """Flush after a write that has to be durable.
+
+        In the C daemon the write itself does not count yet: such a flush meets the rules only if
+        there was another write before.
+        """
+        if flags & FUA:
+            await self.flush()
         self._dirty = True
         self.debug_event("pwritev_done")
 

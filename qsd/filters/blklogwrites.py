@@ -27,7 +27,6 @@ from qsd.filters.log_layout import (
     ENTRY_SIZE,
     FLAG_DISCARD,
     FLAG_FLUSH,
-    FLAG_FUA,
     SUPER_SIZE,
     LogEntry,
     LogSuper,
@@ -60,7 +59,6 @@ class BlklogwritesDriver(FilterDriver):
     """Logs changes."""
 
     name: ClassVar[str] = "blklogwrites"
-    native_fua: ClassVar[bool] = False
 
     __slots__ = ("_dirty", "_entries", "_interval", "_log", "_next_sector", "_sector")
 
@@ -135,7 +133,6 @@ class BlklogwritesDriver(FilterDriver):
         elif data is not None:
             await log.write(place + self._sector, data)
         await log.write(place, head)
-        self._dirty = True
         if flags & FLAG_FLUSH or entries % self._interval == 0:
             await self._write_super()
 
@@ -153,20 +150,33 @@ class BlklogwritesDriver(FilterDriver):
 
     async def write(self, offset: int, view: memoryview, flags: int) -> None:
         """Write, then log."""
-        await self.edge.node.write(offset, view, flags)
+        await self.edge.node.write(offset, view, flags & ~FUA)
         place = self._take_place(len(view) // self._sector)
-        await self._append(place, offset, len(view), _log_flags(flags), view)
+        await self._append(place, offset, len(view), 0, view)
+        await self._finish(flags)
 
     async def zero(self, offset: int, length: int, flags: int) -> None:
         """Zero, then log zeroes as data: the format knows nothing shorter."""
-        await self.edge.node.zero(offset, length, flags)
+        await self.edge.node.zero(offset, length, flags & ~FUA)
         place = self._take_place(length // self._sector)
-        await self._append(place, offset, length, _log_flags(flags), None)
+        await self._append(place, offset, length, 0, None)
+        await self._finish(flags)
+
+    async def _finish(self, flags: int) -> None:
+        """Flush after a write that has to be durable.
+
+        As in the C daemon the log gets a flush entry only if there was another write before.  The
+        log then shows less than what is durable, never more.
+        """
+        if flags & FUA:
+            await self.flush()
+        self._dirty = True
 
     async def discard(self, offset: int, length: int) -> None:
         """Discard, then log."""
         await self.edge.node.discard(offset, length)
         await self._append(self._take_place(0), offset, length, FLAG_DISCARD, None)
+        self._dirty = True
 
     async def flush(self) -> None:
         """Flush, then log that; a flush with nothing to be made durable leaves no trace."""
@@ -177,8 +187,3 @@ class BlklogwritesDriver(FilterDriver):
         place = self._take_place(0)
         await self.edge.node.flush()
         await self._append(place, 0, 0, FLAG_FLUSH, None)
-        self._dirty = False
-
-
-def _log_flags(flags: int) -> int:
-    return FLAG_FUA if flags & FUA else 0
