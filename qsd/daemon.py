@@ -16,8 +16,9 @@ Any number of daemons live in one process, even on one loop: nothing is shared b
 **End.**  :meth:`StorageDaemon.close` stops commands first.  Then it goes from the outside in, so
 that whoever is closed still finds what it uses: exports (no more clients), jobs (cancelled), nodes
 (flushed and closed, users before what they use), monitors, character devices, objects, threads.
-Events of these steps still reach the monitors' clients.  Afterwards no descriptor, task, thread,
-file lock or socket file of the daemon is left.
+Events of these steps still reach the monitors' clients, and the reply to ``quit`` follows them, as
+in the original.  Afterwards no descriptor, task, thread, file lock or socket file of the daemon is
+left.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import asyncio
 import sys
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Self, TextIO
+from typing import TYPE_CHECKING, Any, Final, Self, TextIO
 
 from qsd.aio.tasks import TaskOwner
 from qsd.aio.workers import WorkerPool
@@ -54,6 +55,9 @@ if TYPE_CHECKING:
     from qsd.qapi.schema.control import MonitorOptions
     from qsd.qapi.schema.qom import ObjectOptions
     from qsd.util.trace import Tracer
+
+#: Seconds that the end of the daemon waits for a command that is being executed.
+MAX_COMMAND_WAIT: Final = 5
 
 
 class StorageDaemon:
@@ -277,11 +281,13 @@ class StorageDaemon:
             return
         self._closed = True
         self.request_shutdown()
+        await self._finish_command()
         await self._exports.close()
         await self._jobs.close()
         for node in reversed(list(self._graph.nodes.values())):
             if node.monitor_owned:
                 await self._graph.release(node)
+        await self._dispatcher.release_replies()
         for monitor in self._monitors:
             monitor.close()
         self._events.close()
@@ -291,6 +297,14 @@ class StorageDaemon:
         await self._workers.close()
         if self._trace_file is not None:
             self._trace_file.close()
+
+    async def _finish_command(self) -> None:
+        """Wait for the command that is being executed, but not for ever."""
+        try:
+            async with asyncio.timeout(MAX_COMMAND_WAIT), self._dispatcher.turn:
+                pass
+        except TimeoutError:
+            pass  # it is cancelled with all other tasks
 
     def _task_failed(self, name: str, exc: BaseException) -> None:
         self._internal_error(f"task '{name}'", exc)

@@ -287,7 +287,8 @@ class TestEnd:
                 client.send("query-version")
                 await daemon.wait_shutdown()
                 await daemon.close()
-                reply, event = await client.rest()
+                # In this order, and nothing is executed after "quit".
+                event, reply = await client.rest()
                 assert reply == {"return": {}}
                 assert (event["event"], event["data"]) == ("BLOCK_EXPORT_DELETED", {"id": "e"})
 

@@ -30,12 +30,16 @@ Handler: TypeAlias = "Callable[[Any], Awaitable[object]]"
 class Dispatcher:
     """Executes requests.
 
+    At shutdown nothing more is begun.  The reply to the command that was being executed then,
+    normally ``quit``, is held back until :meth:`release_replies`: it follows the events of the
+    shutdown, as in the original.
+
     Attributes:
         stopped: Set at shutdown: what was not begun is not executed any more.
         turn: Held while a command runs; whoever holds it keeps all commands waiting.
     """
 
-    __slots__ = ("_find_handler", "_on_error", "stopped", "turn")
+    __slots__ = ("_find_handler", "_held", "_on_error", "_release", "stopped", "turn")
 
     def __init__(
         self,
@@ -50,6 +54,8 @@ class Dispatcher:
         """
         self._find_handler = find_handler
         self._on_error = on_error
+        self._held = 0
+        self._release = asyncio.Event()
         self.turn = asyncio.Lock()
         self.stopped = False
 
@@ -58,21 +64,41 @@ class Dispatcher:
         async with self.turn:
             if self.stopped:
                 return None
-            try:
-                request = session.check(item)
-            except Refused as exc:
-                return session.failure(exc.error, exc.id)
-            try:
-                value = await self._execute(session, request)
-                # Formatting is part of it: an unprintable result is the command's fault.
-                return session.success(value, request.id)
-            except QmpError as exc:
-                return session.failure(exc, request.id)
-            except OSError as exc:
-                return session.failure(QmpError(describe(exc)), request.id)
-            except Exception as exc:
-                self._on_error(f"command '{request.command}'", exc)
-                return session.failure(QmpError(f"Internal error: {exc}"), request.id)
+            reply = await self._answer(session, item)
+        await self._hold_back()
+        return reply
+
+    async def _hold_back(self) -> None:
+        if not self.stopped:
+            return
+        self._held += 1
+        try:
+            await self._release.wait()
+        finally:
+            self._held -= 1
+
+    async def release_replies(self) -> None:
+        """Let the replies go that were held back since the shutdown began."""
+        self._release.set()
+        while self._held:  # noqa: ASYNC110 - they go in the loop's next turn
+            await asyncio.sleep(0)
+
+    async def _answer(self, session: Session, item: JsonValue | JsonError) -> bytes:
+        try:
+            request = session.check(item)
+        except Refused as exc:
+            return session.failure(exc.error, exc.id)
+        try:
+            value = await self._execute(session, request)
+            # Formatting is part of it: an unprintable result is the command's fault.
+            return session.success(value, request.id)
+        except QmpError as exc:
+            return session.failure(exc, request.id)
+        except OSError as exc:
+            return session.failure(QmpError(describe(exc)), request.id)
+        except Exception as exc:
+            self._on_error(f"command '{request.command}'", exc)
+            return session.failure(QmpError(f"Internal error: {exc}"), request.id)
 
     async def call(self, command: str, arguments: Mapping[str, JsonValue]) -> JsonValue:
         """Execute a command for the program that embeds the daemon.
