@@ -84,7 +84,7 @@ class Changer:
         if not fresh:
             host = table[index * words] & OFFSET_MASK
             count = self._count_reserved(table, index, wanted)
-            await self._check_reserved(table, index, count, within)
+            await self._check_reserved(host, within, min(length, count * size - within))
         else:
             count = 1
             while count < wanted and not self._is_reserved(table[(index + count) * words]):
@@ -94,9 +94,9 @@ class Changer:
             else:
                 run = image.refcounts.take_nowait(count)
                 if run is None:
-                    run = await image.refcounts.take(count)
-                else:
-                    await image.check_new(*run)
+                    run = await image.refcounts.take(count, check=False)
+                size_there = min(length, (run[1] << geometry.cluster_bits) - within)
+                await image.check_new(*run, (run[0] << geometry.cluster_bits) + within, size_there)
                 host, count = run[0] << geometry.cluster_bits, run[1]
         length = min(length, count * size - within)
         zeroed = fresh and not image.external_data and host >= image.high_water
@@ -131,23 +131,19 @@ class Changer:
             count += 1
         return count
 
-    async def _check_reserved(self, table: array[int], index: int, count: int, within: int) -> None:
-        """Refuse to write where the engine was told not to: on metadata, or at no offset at all."""
+    async def _check_reserved(self, host: int, within: int, length: int) -> None:
+        """Refuse to write where the engine was told not to: on metadata, or between clusters."""
         image = self._image
-        geometry = image.geometry
-        host = table[index * geometry.entry_words] & OFFSET_MASK
-        if host & (geometry.cluster_size - 1):
-            raise await image.corrupt(
-                f"Cluster allocation offset {host:#x} unaligned (guest offset: {within:#x})"
-            )
+        if host & (image.geometry.cluster_size - 1):
+            raise await image.corrupt(f"Cluster allocation offset {host:#x} unaligned")
         if image.external_data:
             return
-        found = image.overlaps.find(host, count * geometry.cluster_size)
+        found = image.overlaps.find(host + within, length)
         if found is not None:
             raise await image.corrupt(
                 f"Preventing invalid write on metadata (overlaps with {found})",
-                host,
-                count * geometry.cluster_size,
+                host + within,
+                length,
             )
 
     def _reads_zero(self, entry: int) -> bool:

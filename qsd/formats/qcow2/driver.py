@@ -539,6 +539,9 @@ class Qcow2Driver(MappedDriver):
     def image_info(self) -> dict[str, Any]:
         """Return ImageInfo members."""
         image = self.image
+        if image.broken:
+            # The C daemon drops the medium from under the node; whole queries fail then.
+            raise QmpError(f"Block device {self.node.name} is ejected")
         header = image.header
         v3 = header.version >= 3
         data: dict[str, Any] = {

@@ -44,6 +44,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import sys
 from array import array
 from typing import TYPE_CHECKING
 
@@ -51,7 +52,7 @@ from qsd.errors import os_error
 from qsd.formats.qcow2 import header as header_io
 from qsd.formats.qcow2 import layout
 from qsd.formats.qcow2.cache import TableCache
-from qsd.formats.qcow2.layout import COPIED, OFFSET_MASK, Geometry, Header
+from qsd.formats.qcow2.layout import COPIED, OFFSET_MASK, Geometry, Header, c_hex
 from qsd.formats.qcow2.overlap import ACTIVE_L2, REFCOUNT_BLOCK, REFCOUNT_TABLE, Overlaps
 from qsd.formats.qcow2.refcount import FREE_OTHER, FREE_SILENT, Free, Refcounts
 
@@ -199,7 +200,7 @@ class Image:
         if self.l1[key >> span] & OFFSET_MASK != table:
             raise await self.corrupt(
                 f"L2 table offset {self.l1[key >> span] & OFFSET_MASK:#x} unaligned "
-                f"(L1 index: {key >> span:#x})"
+                f"(L1 index: {c_hex(key >> span)})"
             )
         raw = bytearray(self.options.l2_entry_size)
         await self.file.read_or_zero(offset, memoryview(raw))
@@ -246,7 +247,9 @@ class Image:
         size = self.geometry.cluster_size
         old = self.l1[index] & OFFSET_MASK
         if old % size:
-            raise await self.corrupt(f"L2 table offset {old:#x} unaligned (L1 index: {index:#x})")
+            raise await self.corrupt(
+                f"L2 table offset {old:#x} unaligned (L1 index: {c_hex(index)})"
+            )
         if self.l2.needs_write_back:
             await self.write_back()
         first, count = await self.refcounts.take(1)
@@ -339,24 +342,28 @@ class Image:
 
     # What lies where (see overlap.py)
 
-    async def check_new(self, first: int, count: int) -> None:
+    async def check_new(self, first: int, count: int, offset: int = -1, size: int = -1) -> None:
         """Refuse newly taken clusters that hold metadata: their counts are wrong.
+
+        Args:
+            first: First cluster.
+            count: Number of clusters.
+            offset: Host offset of what is to be written there, for the report.
+            size: Its length.
 
         Raises:
             OSError: EIO; the image was marked corrupt.
         """
-        if first and not self.overlaps.checks:
-            return
         bits = self.geometry.cluster_bits
         found = self.overlaps.find(first << bits, count << bits)
-        if not first:
-            raise await self.corrupt("Preventing invalid allocation of data cluster at offset 0")
         if found is not None:
             raise await self.corrupt(
                 f"Preventing invalid write on metadata (overlaps with {found})",
-                first << bits,
-                count << bits,
+                offset if offset >= 0 else first << bits,
+                size if size >= 0 else count << bits,
             )
+        if not first:
+            raise await self.corrupt("Preventing invalid allocation of data cluster at offset 0")
 
     def note_block(self, cluster: int) -> None:
         """A refcount block was made."""
@@ -385,6 +392,13 @@ class Image:
         fatal = fatal and not self.node.read_only
         if not self.broken and (fatal or not self.warned):
             self.warned = True
+            sys.stderr.write(
+                f"qcow2: Marking image as corrupt: {text}; further corruption events will be "
+                "suppressed\n"
+                if fatal
+                else f"qcow2: Image is corrupt: {text}; further non-fatal corruption events will "
+                "be suppressed\n"
+            )
             self.node.graph.events.emit(
                 BlockImageCorrupted(
                     device="",

@@ -108,6 +108,11 @@ def table_to_bytes(table: array[int]) -> bytes:
     return table.tobytes()
 
 
+def c_hex(value: int) -> str:
+    """Return a number as C prints it with ``%#x``: zero has no prefix."""
+    return f"{value:#x}" if value else "0"
+
+
 class Extension(NamedTuple):
     """One header extension ("Header extensions")."""
 

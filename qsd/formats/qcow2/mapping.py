@@ -29,6 +29,7 @@ from qsd.formats.qcow2.layout import (
     OFFSET_MASK,
     SUBCLUSTERS,
     ZERO_FLAG,
+    c_hex,
 )
 
 if TYPE_CHECKING:
@@ -175,13 +176,11 @@ class Mapper:
         entry = table[index * geometry.entry_words]
         host = entry & OFFSET_MASK
         if geometry.extended and not host & (size - 1):
-            text = f"Invalid cluster entry found  (L2 offset: {l2:#x}, L2 index: {l2_index:#x})"
+            text = f"Invalid cluster entry found  (L2 offset: {l2:#x}, L2 index: {c_hex(l2_index)})"
         else:
-            what = "Cluster allocation"
-            if entry & self._zero_flag and not geometry.extended:
-                what = "Preallocated zero cluster"
             text = (
-                f"{what} offset {host:#x} unaligned (L2 offset: {l2:#x}, L2 index: {l2_index:#x})"
+                f"Cluster allocation offset {host:#x} unaligned (L2 offset: {l2:#x}, "
+                f"L2 index: {c_hex(l2_index)})"
             )
         return await image.corrupt(text)
 

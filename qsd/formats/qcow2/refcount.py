@@ -104,7 +104,7 @@ class Refcounts:
         offset = self.block_offset(block)
         if offset % image.geometry.cluster_size:
             raise await image.corrupt(
-                f"Refblock offset {offset:#x} unaligned (reftable index: {block:#x})"
+                f"Refblock offset {offset:#x} unaligned (reftable index: {layout.c_hex(block)})"
             )
         raw = bytearray(image.geometry.cluster_size)
         await image.file.read_or_zero(offset, memoryview(raw))
@@ -169,8 +169,12 @@ class Refcounts:
             self.free_hint = first + end - start
             return first, end - start
 
-    async def take(self, wanted: int) -> tuple[int, int]:
+    async def take(self, wanted: int, *, check: bool = True) -> tuple[int, int]:
         """Take up to `wanted` consecutive free clusters.
+
+        Args:
+            wanted: Number of clusters.
+            check: Whether to look if they hold metadata; else the caller does.
 
         Raises:
             OSError: EFBIG if the image cannot grow; errors of reading blocks.
@@ -185,7 +189,8 @@ class Refcounts:
         if (run[0] + run[1]) << self._image.geometry.cluster_bits > MAX_HOST_OFFSET:
             self._image.free(*run, FREE_SILENT)
             raise os_error(errno.EFBIG)
-        await self._image.check_new(*run)
+        if check:
+            await self._image.check_new(*run)
         return run
 
     async def take_exactly(self, count: int) -> int:

@@ -504,13 +504,15 @@ def patch(path: Path, offset: int, data: bytes) -> None:
     [
         (1 << 63 | 0x50200, "Cluster allocation offset 0x50200 unaligned (L2 offset: 0x40000, "
          "L2 index: 0)"),
-        (1 << 63 | 0x50201, "Preallocated zero cluster offset 0x50200 unaligned (L2 offset: "
+        (1 << 63 | 0x50201, "Cluster allocation offset 0x50200 unaligned (L2 offset: "
          "0x40000, L2 index: 0)"),
         (1 << 63 | 0x10000, "Preventing invalid write on metadata (overlaps with refcount table)"),
         (1 << 63 | 0x40000, "Preventing invalid write on metadata (overlaps with active L2 table)"),
     ],
 )  # fmt: skip
-def test_damage_is_reported_and_marks_the_image(tmp_path: Path, entry: int, message: str) -> None:
+def test_damage_is_reported_and_marks_the_image(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], entry: int, message: str
+) -> None:
     need("qemu-img", "qemu-io")
     path = make(tmp_path / "image", "1M")
     tool("qemu-io", "-f", "qcow2", "-c", "write 0 64k", path)
@@ -520,18 +522,26 @@ def test_damage_is_reported_and_marks_the_image(tmp_path: Path, entry: int, mess
         async with rig() as graph:
             node = await add_image(graph, path)
             with pytest.raises(OSError, match="Input/output error"):
-                await node.write(0, memoryview(b"a"))
+                await node.write(0, memoryview(b"a" * 512))
             (event,) = graph.events.events
             assert event.NAME == "BLOCK_IMAGE_CORRUPTED"
-            assert event.msg.replace("0x0)", "0)") == message
+            assert event.msg == message
             assert event.fatal
             assert event.node_name == "q"
+            if "Preventing" in message:
+                assert (event.offset, event.size) == (entry & ~(1 << 63), 512)
+            with pytest.raises(QmpError, match="Block device q is ejected"):
+                node.driver.image_info()
             with pytest.raises(OSError, match="No medium found"):
                 await node.read(0, memoryview(bytearray(10)))
             await node.flush()
 
     run(main())
     assert path.read_bytes()[79] & 2
+    assert capsys.readouterr().err == (
+        f"qcow2: Marking image as corrupt: {message}; further corruption events will be "
+        "suppressed\n"
+    )
 
 
 @pytest.mark.slow

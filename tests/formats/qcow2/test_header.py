@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ def u64(value: int) -> bytes:
     return struct.pack(">Q", value)
 
 
-def image_bytes(**options: object) -> bytearray:
+def image_bytes(**options: Any) -> bytearray:
     """An empty image, made without other tools."""
     header = make_header(BlockdevCreateOptionsQcow2(file="f", size=64 << 20, **options))
     header.extensions.append(layout.Extension(layout.EXT_FEATURES, layout.pack_features()))
@@ -41,7 +42,7 @@ def image_bytes(**options: object) -> bytearray:
     return data
 
 
-def open_error(path: Path, data: bytes, *, read_only: bool = False) -> str:
+def open_error(path: Path, data: bytearray, *, read_only: bool = False) -> str:
     path.write_bytes(data)
 
     async def main() -> str:

@@ -100,8 +100,8 @@ def test_header_round_trip(version: int) -> None:
         assert again.refcount_order == 4
     found = list(layout.parse_extensions(data, again.header_length, again.backing_file_offset))
     assert found == header.extensions
-    name = data[again.backing_file_offset :][: again.backing_file_size]
-    assert name == b"base"
+    backing = data[again.backing_file_offset :][: again.backing_file_size]
+    assert backing == b"base"
 
 
 def test_extensions_that_do_not_fit() -> None:

@@ -80,7 +80,7 @@ def test_growth_over_many_blocks(tmp_path: Path, bits: int) -> None:
             taken.append(run_taken)
             total += run_taken[1]
         await image.write_back()
-        seen = set()
+        seen: set[int] = set()
         for first, count in taken:
             clusters = set(range(first, first + count))
             assert not seen & clusters
