@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from qsd.block.mapping import FUA, MAY_UNMAP, NO_FALLBACK, ST_DATA, ST_ZERO
+from qsd.block.mapping import FUA, MAY_UNMAP, NO_FALLBACK, ST_DATA, ST_ZERO, Status
 from qsd.errors import describe
 from qsd.wire.nbd import messages as nbd
 from qsd.wire.nbd import metacontext
@@ -275,7 +275,11 @@ class Requests:
         start = offset // _REGION * _REGION
         end = min(max(offset + length, start + _LOOK_AHEAD), self._session.size)
         try:
-            status = await self._backend.block_status(start, end - start)
+            try:
+                status = await self._backend.block_status(start, end - start)
+            except OSError:
+                # What was looked at beyond the request need not be readable.
+                status = Status(0, 0)
             if start + status.length <= offset:
                 start = offset
                 status = await self._backend.block_status(offset, end - offset)

@@ -265,7 +265,9 @@ class CopyBeforeWriteDriver(FilterDriver):
         hold = await self._ranges.claim(offset, offset + length, False)
         try:
             piece, is_saved = self._run(offset, length)
-            self._check_readable(offset, piece)
+            self._check_readable(offset, min(piece, 1))
+            end = self._readable.next_clean(offset, offset + piece)
+            piece = piece if end is None else end - offset
             source = self._target if is_saved else self.edge
             status = await chain_status(source.node, offset, piece)
         finally:
