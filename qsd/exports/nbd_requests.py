@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from qsd.block.mapping import FUA, MAY_UNMAP, NO_FALLBACK, ST_DATA, ST_ZERO, Status
+from qsd.block.mapping import FUA, MAY_UNMAP, NO_FALLBACK, ST_DATA, ST_ZERO
 from qsd.errors import describe
 from qsd.wire.nbd import messages as nbd
 from qsd.wire.nbd import metacontext
@@ -274,17 +274,19 @@ class Requests:
             return length, False
         start = offset // _REGION * _REGION
         end = min(max(offset + length, start + _LOOK_AHEAD), self._session.size)
+        ask = self._backend.block_status
         try:
-            try:
-                status = await self._backend.block_status(start, end - start)
-            except OSError:
-                # What was looked at beyond the request need not be readable.
-                status = Status(0, 0)
+            status = await ask(start, end - start)
             if start + status.length <= offset:
                 start = offset
-                status = await self._backend.block_status(offset, end - offset)
-        except OSError as exc:
-            raise HoleLookupError(exc.errno, describe(exc)) from exc
+                status = await ask(offset, end - offset)
+        except OSError:
+            # What lies around the request need not be readable.
+            start = offset
+            try:
+                status = await ask(offset, length)
+            except OSError as exc:
+                raise HoleLookupError(exc.errno, describe(exc)) from exc
         if status.flags & ST_ZERO:
             self.known_data.add(offset, 1)
             return min(length, start + status.length - offset), True
