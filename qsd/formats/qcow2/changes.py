@@ -19,9 +19,10 @@ left.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from array import array
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from qsd.block.mapping import MAY_UNMAP, Allocation
 from qsd.errors import os_error
@@ -39,6 +40,10 @@ from qsd.formats.qcow2.refcount import FREE_OTHER, FREE_REQUEST, FREE_SILENT
 
 if TYPE_CHECKING:
     from qsd.formats.qcow2.image import Image
+
+
+#: Clusters; after so many changed entries a long request lets others have their turn.
+_TURN: Final = 8192
 
 
 class Token(NamedTuple):
@@ -327,7 +332,11 @@ class Changer:
         end = offset + length
         if end == image.header.size:
             end += -end % image.geometry.cluster_size
+        yielded = offset
         while offset < end:
+            if offset - yielded >= _TURN << image.geometry.cluster_bits:
+                yielded = offset
+                await asyncio.sleep(0)
             table = await image.writable_slice(offset)
             stop = min(end, ((offset >> image.slice_bits) + 1) << image.slice_bits)
             if image.geometry.extended:
@@ -399,7 +408,11 @@ class Changer:
         start = offset
         end = offset + length
         end += -end % image.geometry.cluster_size
+        yielded = offset
         while offset < end:
+            if offset - yielded >= _TURN << image.geometry.cluster_bits:
+                yielded = offset
+                await asyncio.sleep(0)
             stop = min(end, ((offset >> image.slice_bits) + 1) << image.slice_bits)
             if image.slice_offset(offset >> image.slice_bits) or (backing and not full):
                 table = await image.writable_slice(offset)

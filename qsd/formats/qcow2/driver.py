@@ -224,7 +224,10 @@ class Qcow2Driver(MappedDriver):
         new.snapshots = old.snapshots
         new.l1, new.refcounts.table = old.l1, old.refcounts.table
         new.high_water, new.broken = old.high_water, old.broken
-        new.overlaps.load(new.header, new.l1, new.refcounts.table, new.snapshots)
+        try:
+            await new.load_overlaps()
+        except OSError:
+            pass  # what could not be read is not guarded
         self.image = new
         self._bind(new)
         self._ready = False

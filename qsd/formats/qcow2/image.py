@@ -53,7 +53,14 @@ from qsd.formats.qcow2 import header as header_io
 from qsd.formats.qcow2 import layout
 from qsd.formats.qcow2.cache import TableCache
 from qsd.formats.qcow2.layout import COPIED, OFFSET_MASK, Geometry, Header, c_hex
-from qsd.formats.qcow2.overlap import ACTIVE_L2, REFCOUNT_BLOCK, REFCOUNT_TABLE, Overlaps
+from qsd.formats.qcow2.overlap import (
+    ACTIVE_L2,
+    BITMAP_DIRECTORY,
+    INACTIVE_L2,
+    REFCOUNT_BLOCK,
+    REFCOUNT_TABLE,
+    Overlaps,
+)
 from qsd.formats.qcow2.refcount import FREE_OTHER, FREE_SILENT, Free, Refcounts
 
 if TYPE_CHECKING:
@@ -171,7 +178,24 @@ class Image:
         self.l1 = await self.read_l1(self.header.l1_table_offset, self.header.l1_size)
         await self.refcounts.open()
         self.high_water = self.file.length()
-        self.overlaps.load(self.header, self.l1, self.refcounts.table, self.snapshots)
+        await self.load_overlaps()
+
+    async def load_overlaps(self) -> None:
+        """Note where metadata lies."""
+        header, overlaps = self.header, self.overlaps
+        overlaps.load(header, self.l1, self.refcounts.table, self.snapshots)
+        bitmaps = header.extension(layout.EXT_BITMAPS)
+        if bitmaps is not None and header.autoclear_features & layout.AUTOCLEAR_BITMAPS:
+            extension = layout.BitmapsExtension.parse(bitmaps)
+            overlaps.add(extension.directory_offset, extension.directory_size, BITMAP_DIRECTORY)
+        if overlaps.checks & INACTIVE_L2:
+            for snapshot in self.snapshots:
+                if snapshot.l1_size * 8 > layout.MAX_L1_BYTES:
+                    continue
+                for entry in await self.read_l1(snapshot.l1_table_offset, snapshot.l1_size):
+                    offset = entry & OFFSET_MASK
+                    if offset and overlaps.find(offset, 1) is None:
+                        overlaps.add(offset, 1, INACTIVE_L2)
 
     async def read_l1(self, offset: int, entries: int) -> array[int]:
         """Read an L1 table."""
@@ -305,12 +329,18 @@ class Image:
         """
         if first <= self.packing < first + count:
             self.packing = -1  # it may soon be somebody else's
-        self._pending.append(Free(first, count, reason))
         self._pending_clusters += count
         if self._pending_clusters > _MAX_PENDING_FREES and self._writer is None:
             self._writer = self.node.graph.tasks.spawn(
                 self._write_back_soon(), f"write back '{self.node.name}'"
             )
+        pending = self._pending
+        if pending:
+            last = pending[-1]
+            if last.first + last.clusters == first and last.reason == reason:
+                pending[-1] = Free(last.first, last.clusters + count, reason)
+                return
+        pending.append(Free(first, count, reason))
 
     async def _write_back_soon(self) -> None:
         try:

@@ -96,6 +96,9 @@ class Overlaps:
         for entry in reftable:
             if entry & REFTABLE_MASK:
                 self.add(entry & REFTABLE_MASK, 1, REFCOUNT_BLOCK)
+        if snapshots:
+            length = sum(snapshot.length for snapshot in snapshots)
+            self.add(header.snapshots_offset, length, SNAPSHOT_TABLE)
         for snapshot in snapshots:
             self.add(snapshot.l1_table_offset, snapshot.l1_size * 8, INACTIVE_L1)
 
