@@ -271,14 +271,17 @@ async def _clear_tail(image: Image, length: int) -> None:
 
 
 async def _cut_file(image: Image) -> None:
-    """Shorten the file to what is in use; failure only costs space."""
+    """Let the file end with the last cluster in use, whole; failure only costs space.
+
+    A new image ends inside its last cluster.  After shrinking, the C daemon's file ends behind it.
+    """
     if image.lazy:
         return  # counts on disk are stale: the place of the last cluster is not to be trusted
     try:
         await image.write_back(durable=True)
         last = await image.refcounts.last_used()
         end = (last + 1) << image.geometry.cluster_bits
-        if end < image.file.length():
+        if end != image.file.length():
             await image.file.truncate(end)
             image.high_water = end
     except (OSError, QmpError):

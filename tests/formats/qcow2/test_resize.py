@@ -54,6 +54,14 @@ def test_a_shrunken_image_gives_its_space_back(tmp_path: Path) -> None:
     assert path.stat().st_size == 1376256
 
 
+def test_a_shrunken_image_ends_with_a_whole_cluster(tmp_path: Path) -> None:
+    need("qemu-img")
+    path = make(tmp_path / "image", "1M")
+    assert path.stat().st_size % K64
+    resize(path, 0)
+    assert path.stat().st_size == 4 * K64
+
+
 @pytest.mark.parametrize("prealloc", ["metadata", "falloc", "full"])
 @pytest.mark.parametrize("options", ["cluster_size=64k", "cluster_size=4k,extended_l2=off"])
 def test_preallocation_of_what_is_added(tmp_path: Path, prealloc: str, options: str) -> None:
