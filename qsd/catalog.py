@@ -50,6 +50,7 @@ CREATORS: Final[Mapping[str, str]] = {
 
 #: Block exports (QMP reference, "BlockExportType").
 EXPORTS: Final[Mapping[str, str]] = {
+    "fuse": "exports.fuse:FuseExport",
     "nbd": "exports.nbd:NbdExport",
 }
 

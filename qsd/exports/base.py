@@ -239,6 +239,10 @@ class ExportRegistry:
             raise QmpError(f"Export '{export_id}' is not found")
         return export
 
+    def of_type(self, export_type: str) -> list[Export]:
+        """Return the exports of one type, oldest first."""
+        return [export for export in self._exports.values() if export_type == export.TYPE]
+
     async def add(self, options: BlockExportOptions) -> Export:
         """Make an export, as block-export-add does.
 

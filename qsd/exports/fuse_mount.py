@@ -1,0 +1,119 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""Mounting and unmounting one file: mount(2) for root, fusermount3 for everybody else.
+
+Options as mount.fuse(8) names them.  All functions block and run in worker threads: an unmount
+waits for the kernel to write dirty pages back, through the very export that is being unmounted.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import socket
+import stat
+import subprocess
+
+from qsd.errors import QmpError
+
+_MS_NOSUID, _MS_NODEV = 2, 4
+_MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
+
+
+def check_mountpoint(path: str) -> None:
+    """Refuse what cannot carry a mount.
+
+    Raises:
+        QmpError: It is no regular file.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as exc:
+        raise QmpError(f"Failed to stat '{path}': {exc.strerror}") from exc
+    if not stat.S_ISREG(mode):
+        raise QmpError(f"'{path}' is not a regular file")
+
+
+def mount(path: str, *, allow_other: bool) -> int:
+    """Mount a new FUSE file on `path` and return the connection's descriptor, non-blocking.
+
+    Raises:
+        OSError: It failed; nothing is mounted.
+    """
+    if os.geteuid() == 0:
+        return _mount_directly(path, allow_other)
+    return _mount_by_helper(path, allow_other)
+
+
+def _mount_directly(path: str, allow_other: bool) -> int:
+    import ctypes
+
+    fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    options = (
+        f"fd={fd},rootmode={stat.S_IFREG:o},user_id={os.getuid()},group_id={os.getgid()},"
+        f"default_permissions,max_read={64 << 20}"
+    )
+    if allow_other:
+        options += ",allow_other"
+    libc = ctypes.CDLL(None, use_errno=True)
+    result = libc.mount(
+        b"/dev/fuse",
+        os.fsencode(path),
+        b"fuse",
+        ctypes.c_ulong(_MS_NOSUID | _MS_NODEV),
+        options.encode(),
+    )
+    if result < 0:
+        code = ctypes.get_errno()
+        os.close(fd)
+        raise OSError(code, os.strerror(code))
+    return fd
+
+
+def _mount_by_helper(path: str, allow_other: bool) -> int:
+    """Let the set-uid helper mount; it passes the descriptor over a socket (fusermount3(1))."""
+    helper = shutil.which("fusermount3") or shutil.which("fusermount")
+    if helper is None:
+        raise OSError(errno.EPERM, "fusermount3 is not installed")
+    options = f"default_permissions,max_read={64 << 20}"
+    if allow_other:
+        options += ",allow_other"
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            done = subprocess.run(  # noqa: S603 - a list of words, no shell
+                [helper, "-o", options, "--", path],
+                env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+        if done.returncode:
+            raise OSError(errno.EPERM, done.stderr.strip() or "fusermount3 failed")
+        _, fds, _, _ = socket.recv_fds(ours, 1, 1)
+    if not fds:
+        raise OSError(errno.EPROTO, "fusermount3 passed no descriptor")
+    os.set_blocking(fds[0], False)
+    return fds[0]
+
+
+def unmount(path: str) -> None:
+    """Take the mount away; files that are still open keep it alive, unseen, until the fd closes."""
+    if os.geteuid() == 0:
+        import ctypes
+
+        ctypes.CDLL(None, use_errno=True).umount2(os.fsencode(path), _MNT_DETACH | _UMOUNT_NOFOLLOW)
+        return
+    helper = shutil.which("fusermount3") or shutil.which("fusermount")
+    if helper is not None:
+        subprocess.run(  # noqa: S603 - a list of words, no shell
+            [helper, "-u", "-z", "-q", "--", path],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
