@@ -100,6 +100,8 @@ class Driver:
     native_fua: ClassVar[bool] = False
     #: Writes with the COMPRESSED flag are understood.
     supports_compressed: ClassVar[bool] = False
+    #: Images can hold snapshots of themselves.
+    supports_snapshots: ClassVar[bool] = False
 
     __slots__ = ("limits", "node")
 
@@ -136,6 +138,12 @@ class Driver:
             f"Block format '{self.name}' used by node '{self.node.name}' does not support "
             "reopening files"
         )
+
+    async def prepare_read_only(self) -> None:
+        """Store what only lives in memory, since a reopening is about to make the node read-only.
+
+        The reopening may still fail.
+        """
 
     async def commit_reopen(self, token: Any) -> None:
         """Make the prepared change.  Must not fail."""
@@ -229,6 +237,19 @@ class Driver:
         For sendfile and copy_file_range; the answer holds until the caller awaits.
         """
         return None
+
+    async def change_backing_file(self, filename: str | None, fmt: str | None) -> None:
+        """Record another backing file in the image; the graph stays as it is.
+
+        Args:
+            filename: What to record; None or an empty name for an image without backing file.
+            fmt: Its format, None if that is not to be recorded.
+
+        Raises:
+            OSError: It could not be recorded; the old record stands.  ENOTSUP where images have
+                none.
+        """
+        raise os_error(errno.ENOTSUP)
 
     # Cooperation
 
@@ -340,4 +361,27 @@ class Driver:
         """Return (file name, format or None) of the backing file as the image records it."""
         return None
 
-    # Snapshots, bitmaps, measuring: later capabilities hook in here with defaults that refuse.
+    # Internal snapshots
+
+    def snapshots(self) -> list[dict[str, Any]] | None:
+        """Return the internal snapshots (SnapshotInfo as plain JSON), None if there can be none."""
+        return None
+
+    async def create_snapshot(self, name: str) -> str:
+        """Take an internal snapshot; the node is drained.
+
+        Returns:
+            Its identifier.
+
+        Raises:
+            OSError: It could not be taken.
+        """
+        raise os_error(errno.ENOTSUP)
+
+    async def delete_snapshot(self, snapshot_id: str) -> None:
+        """Delete an internal snapshot; the node is drained.
+
+        Raises:
+            OSError: ENOENT if there is none, or it could not be deleted.
+        """
+        raise os_error(errno.ENOTSUP)

@@ -297,6 +297,17 @@ def _has_backend(node: Node) -> bool:
     return any(isinstance(edge.user, Backend) and edge.name == "root" for edge in node.parents)
 
 
+def check_not_blocked(ctx: Context, node: Node) -> None:
+    """Refuse to change a node that must stay as it is.
+
+    Raises:
+        QmpError: It must.
+    """
+    blocker = _blocker(ctx, node)
+    if blocker is not None:
+        raise QmpError(f"Node '{node.name}' is busy: {blocker}")
+
+
 def _blocker(ctx: Context, node: Node) -> str | None:
     """Say why a node must stay as it is, or return None."""
     for edge in node.parents:

@@ -83,6 +83,9 @@ ACTIONS: Final[Mapping[str, str]] = {
     "block-dirty-bitmap-enable": "bitmap:Enable",
     "block-dirty-bitmap-merge": "bitmap:Merge",
     "block-dirty-bitmap-remove": "bitmap:Remove",
+    "blockdev-snapshot": "actions_snapshot:ExternalSnapshot",
+    "blockdev-snapshot-internal-sync": "actions_snapshot:InternalSnapshot",
+    "blockdev-snapshot-sync": "actions_snapshot:SyncSnapshot",
 }
 """From an action's kind to "module:class" in this package; keep it sorted by kind."""
 
@@ -102,6 +105,17 @@ def find_action(kind: str) -> type[Action]:
     module, _, name = place.partition(":")
     found: type[Action] = getattr(import_module(f"qsd.commands.{module}"), name)
     return found
+
+
+async def run_alone(action: Action) -> None:
+    """Carry out one action, for a command that does the same.
+
+    Raises:
+        QmpError: It failed.
+    """
+    await action.prepare()
+    await action.commit()
+    await action.clean()
 
 
 async def transaction(ctx: Context, args: TransactionArguments) -> None:

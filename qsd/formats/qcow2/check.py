@@ -203,6 +203,12 @@ async def repair_refcounts(image: Image, bitmaps: Sequence[BitmapEntry]) -> None
         raise QmpError("Could not repair dirty image: Input/output error")
     await image.refcounts.rebuild(found.counts)
     await image.write_back_refcounts()
+    if not image.external_data:
+        from qsd.formats.qcow2.snapshot_changes import refresh_flags
+
+        # What is shared now may not be known as such: a snapshot was being taken or deleted.
+        await refresh_flags(image)
+        await image.write_back(durable=True, with_refcounts=True)
     await image.file.flush()
     image.high_water = max(image.high_water, image.file.length())
     await image.set_clean()

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from qsd.block import perms
 from qsd.block.mapped import MappedDriver
 from qsd.block.mapping import HOLE, NO_FALLBACK, ST_OFFSET, ZERO, Status
-from qsd.errors import QmpError, os_error
-from qsd.formats.qcow2 import bitmaps, layout
+from qsd.errors import QmpError, describe, os_error
+from qsd.formats.qcow2 import bitmap_store, bitmaps, layout
 from qsd.formats.qcow2 import header as header_io
 from qsd.formats.qcow2.changes import Changer
 from qsd.formats.qcow2.compress import Compressor
@@ -51,6 +51,7 @@ class Qcow2Driver(MappedDriver):
     name: ClassVar[str] = "qcow2"
     supports_backing: ClassVar[bool] = True
     supports_compressed: ClassVar[bool] = True
+    supports_snapshots: ClassVar[bool] = True
 
     __slots__ = (
         "_bits",
@@ -103,6 +104,10 @@ class Qcow2Driver(MappedDriver):
         self.bitmaps = await bitmaps.read_bitmaps(file_edge.node, header)
         if not node.read_only:
             await self._start_writing()
+        if self.bitmaps:
+            await bitmap_store.load(image, self.bitmaps)
+            if not node.read_only:
+                await self._prepare_changes()
         self._start_cleaner()
         backing_format = header.extension(layout.EXT_BACKING_FORMAT)
         await opener.backing(
@@ -156,11 +161,38 @@ class Qcow2Driver(MappedDriver):
         """
         await self._stop_cleaner()
         await self.image.join_writer()
-        if not self.node.read_only and not self.image.broken:
+        if self.node.read_only or self.image.broken:
+            if bitmap_store.lost_if_read_only(self.image):
+                bitmap_store.warn_lost(self.image, "No write access")
+        else:
+            await self._store_bitmaps()
             try:
                 await self._settle()
             except OSError:
                 pass  # there is nobody left to tell; a flush would have told
+
+    async def _store_bitmaps(self) -> None:
+        """Store the persistent bitmaps; if that fails, the image says that they are in use."""
+        try:
+            self.bitmaps = await bitmap_store.store(self.image, self.bitmaps)
+        except (OSError, QmpError) as exc:
+            bitmap_store.warn_lost(self.image, describe(exc))
+
+    async def check_storable_bitmap(self, name: str, granularity: int) -> None:
+        """Refuse a persistent bitmap that the image has no room for."""
+        bitmap_store.check_storable(self.image, self.bitmaps, name, granularity)
+
+    async def remove_stored_bitmap(self, name: str) -> None:
+        """Remove a bitmap from the directory."""
+        if all(entry.name != name for entry in self.bitmaps):
+            return
+        try:
+            self.bitmaps = await bitmap_store.remove(self.image, self.bitmaps, name)
+        except OSError as exc:
+            raise QmpError(
+                f"Failed to remove persistent bitmap '{name}' from node '{self.node.name}': "
+                f"{describe(exc)}"
+            ) from exc
 
     async def _settle(self) -> None:
         """Write all metadata, lazy or not, and leave the image clean."""
@@ -216,6 +248,13 @@ class Qcow2Driver(MappedDriver):
             await self._settle()
         return checked
 
+    async def prepare_read_only(self) -> None:
+        """Store the bitmaps; should the node stay writable, the next change marks them again."""
+        if not self.image.broken:
+            await self._store_bitmaps()
+            await self._settle()
+            self._ready = False
+
     async def commit_reopen(self, token: Any) -> None:
         """Switch to the new options with empty caches."""
         old = self.image
@@ -231,7 +270,22 @@ class Qcow2Driver(MappedDriver):
         self.image = new
         self._bind(new)
         self._ready = False
+        bitmap_store.set_read_only(new, self.node.read_only)
+        if self.bitmaps and not self.node.read_only:
+            try:
+                await self._prepare_changes()
+            except OSError:
+                pass  # the first change tries again, and fails if it must
         self._start_cleaner()
+
+    async def abort_reopen(self, token: Any) -> None:
+        """Go on as before; bitmaps that were stored are in use again."""
+        self._ready = False
+        if self.bitmaps and not self.node.read_only:
+            try:
+                await self._prepare_changes()
+            except OSError:
+                pass  # the first change tries again, and fails if it must
 
     # Geometry
 
@@ -507,6 +561,32 @@ class Qcow2Driver(MappedDriver):
         if self.image.broken:
             return
         await self.image.write_back(durable=True)
+
+    # Internal snapshots
+
+    def snapshots(self) -> list[dict[str, Any]] | None:
+        """List the internal snapshots; with an external data file there can be none."""
+        if self.image.external_data:
+            return None
+        return [snapshot.info() for snapshot in self.image.snapshots]
+
+    async def create_snapshot(self, name: str) -> str:
+        """Take a snapshot of the present content."""
+        from qsd.formats.qcow2.snapshot_changes import take
+
+        await self._begin_change()
+        return (await take(self.image, name)).id_str
+
+    async def delete_snapshot(self, snapshot_id: str) -> None:
+        """Delete the snapshot with this identifier."""
+        from qsd.formats.qcow2.snapshot_changes import delete
+
+        await self._begin_change()
+        for snapshot in self.image.snapshots:
+            if snapshot.id_str == snapshot_id:
+                await delete(self.image, snapshot)
+                return
+        raise os_error(errno.ENOENT)
 
     # Description
 

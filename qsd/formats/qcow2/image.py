@@ -304,6 +304,12 @@ class Image:
             self._l1_dirty_from = min(self._l1_dirty_from, start)
             self._l1_dirty_to = max(self._l1_dirty_to, end)
 
+    def set_l1_entry(self, index: int, entry: int) -> None:
+        """Change an L1 entry; it is written with the next write-back."""
+        if self.l1[index] != entry:
+            self.l1[index] = entry
+            self._mark_l1(index, index + 1)
+
     def clear_l1_entry(self, index: int) -> None:
         """Drop the L2 table of an L1 entry that is not shared: nothing it maps exists any more."""
         offset = self.l1[index] & OFFSET_MASK
