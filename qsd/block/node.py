@@ -484,6 +484,7 @@ class Node:
         """Write everything back before the node becomes read-only; its state says so already."""
         read_only, self.read_only = self.read_only, False
         try:
+            await self.driver.prepare_read_only()
             await self.flush()
         finally:
             self.read_only = read_only

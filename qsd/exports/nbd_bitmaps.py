@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, cast
 
+from qsd.block.status import backing_of
 from qsd.errors import QmpError
 from qsd.wire.nbd import messages as nbd
 
@@ -24,11 +25,13 @@ class Bitmap(Protocol):
         name: Its name.
         enabled: Whether writes are recorded.
         busy: Whether an operation uses it, so that nobody else may change it.
+        inconsistent: Whether its content is worthless.
     """
 
     name: str
     enabled: bool
     busy: bool
+    inconsistent: bool
 
     def next_dirty_area(self, offset: int, end: int) -> tuple[int, int] | None:
         """Return (offset, length) of the first dirty area in a range, clipped to it, or None."""
@@ -75,10 +78,7 @@ def _find_below(node: Node, name: str) -> Bitmap | None:
     while layer is not None:
         if name in layer.bitmaps:
             return cast("Bitmap", layer.bitmaps[name])
-        edge = layer.children.get("backing")
-        if edge is None and layer.driver.family == "filter":
-            edge = layer.children.get("file")
-        layer = edge.node if edge is not None else None
+        layer = backing_of(layer)
     return None
 
 
@@ -112,6 +112,8 @@ def take_bitmaps(
                 f"Bitmap '{bitmap.name}' is currently in use by another operation and cannot be "
                 "used"
             )
+        if bitmap.inconsistent:
+            raise QmpError(f"Bitmap '{bitmap.name}' is inconsistent and cannot be used")
         if read_only and bitmap.enabled:
             # A read-only client may trust in what it reads once.
             raise QmpError(f"Enabled bitmap '{bitmap.name}' incompatible with readonly export")

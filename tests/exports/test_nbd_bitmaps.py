@@ -18,6 +18,7 @@ class FakeBitmap:
         self.name = name
         self.enabled = enabled
         self.busy = False
+        self.inconsistent = False
         self.areas = areas
 
     def mark(self, offset: int, length: int) -> None:

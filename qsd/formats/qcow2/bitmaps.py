@@ -16,6 +16,8 @@ from qsd.errors import QmpError
 from qsd.formats.qcow2 import layout
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from qsd.block.node import Node
     from qsd.formats.qcow2.layout import Header
 
@@ -98,6 +100,26 @@ def parse_directory(data: bytes, count: int) -> list[BitmapEntry]:
     if len(entries) != count:
         raise QmpError("Broken bitmap directory")
     return entries
+
+
+def pack_directory(entries: Iterable[BitmapEntry]) -> bytes:
+    """Return the directory with the given entries, and note their positions."""
+    data = bytearray()
+    for entry in entries:
+        entry.position = len(data)
+        name = entry.name.encode(errors="replace")
+        data += _ENTRY.pack(
+            entry.bitmap_table_offset,
+            entry.bitmap_table_size,
+            entry.flags,
+            entry.kind,
+            entry.granularity_bits,
+            len(name),
+            len(entry.extra_data),
+        )
+        data += entry.extra_data + name
+        data += bytes(-len(data) % 8)
+    return bytes(data)
 
 
 def active_extension(header: Header) -> layout.BitmapsExtension | None:
