@@ -279,14 +279,7 @@ class ExportRegistry:
         backend = Backend(self.graph, "", "an unnamed block device")
         backend.force_writethrough = writethrough
         perm = perms.CONSISTENT_READ | (perms.WRITE if writable else 0)
-        # Of two conflicts the one about writing is reported, as the C daemon does: so two steps.
         backend.attach(node, perm, perms.ALL)
-        try:
-            # Clients were told the length once: nobody else may change it.
-            backend.set_perms(perm, perms.ALL & ~perms.RESIZE)
-        except BaseException:
-            await backend.detach()
-            raise
         return backend
 
     async def delete(self, export_id: str, mode: str | None) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from qsd.block import perms
 from qsd.errors import QmpError
 from qsd.exports.base import Export, ExportServer
 from qsd.exports.nbd_requests import KnownData
@@ -120,6 +121,9 @@ class NbdExport(Export):
             raise QmpError(f"description '{settings.description}' too long")
         if name in directory.exports:
             raise QmpError(f"NBD server already has export named '{name}'")
+        # Clients are told the length once: nobody else may change it.
+        perm = perms.CONSISTENT_READ | (perms.WRITE if self.writable else 0)
+        self.backend.set_perms(perm, perms.ALL & ~perms.RESIZE)
         try:
             self.size = self.backend.length()
         except OSError as exc:
