@@ -272,3 +272,37 @@ def test_failing_writes_lose_nothing_that_was_flushed(tmp_path: Path, variant: s
     run(main())
     check(path, leaks=True)
     assert content(path, tmp_path) == bytes(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["plain", "tiny", "extended", "snapshot"])
+def test_power_failure_while_resizing(tmp_path: Path, variant: str) -> None:
+    """The size is the old or the new one at any instant, and what both hold is there."""
+    need("qemu-img", "qemu-io")
+    path, before = prepare(tmp_path, variant)
+    sizes = (SIZE, 8 << 20, 3 * SIZE, SIZE // 2)
+
+    async def main() -> RecordingFile:
+        async with rig() as graph:
+            node = await add_image(graph, path)
+            below = file_of(node)
+            await node.write(0, memoryview(b"k" * (SIZE // 2)))
+            await node.flush()
+            below.start_recording()
+            for size in sizes[1:]:
+                await node.truncate(size)
+                if size > SIZE:
+                    await node.write(size - 70000, memoryview(b"x" * 70000))
+        return below
+
+    below = run(main())
+    check(path)
+    pick = random.Random(1)
+    log = below.writes
+    broken = tmp_path / "broken"
+    for end in sorted({pick.randrange(len(log) + 1) for _ in range(16)}):
+        broken.write_bytes(crashed(below.before, log, end, pick))
+        found, result = run(look(broken))
+        assert not result.corruptions, end
+        assert len(found) in sizes
+        assert found[: SIZE // 2] == b"k" * (SIZE // 2)
