@@ -38,10 +38,7 @@ async def layer_status(node: Node, offset: int, length: int, want_zero: bool = T
         return status._replace(flags=status.flags | ST_ZERO)
     below = await layer_status(child, status.host_offset, min(status.length, available))
     if below.flags & ST_ZERO:
-        flags = status.flags | ST_ZERO
-        if not below.flags & ST_DATA:
-            flags &= ~ST_DATA
-        return status._replace(length=below.length, flags=flags)
+        return status._replace(length=below.length, flags=status.flags | ST_ZERO)
     return status._replace(length=min(status.length, below.length))
 
 
@@ -69,6 +66,7 @@ async def chain_status(node: Node, offset: int, length: int) -> Status:
     """
     depth_limit = length
     layer: Node | None = node
+    bottom = node
     while layer is not None:
         available = layer.length() - offset
         if available <= 0:
@@ -78,8 +76,10 @@ async def chain_status(node: Node, offset: int, length: int) -> Status:
         depth_limit = min(depth_limit, status.length)
         if status.flags & (ST_ALLOCATED | ST_DATA | ST_ZERO):
             return Status(depth_limit, status.flags & (ST_DATA | ST_ZERO | ST_ALLOCATED))
-        layer = backing_of(layer)
-    return Status(depth_limit, ST_ZERO)
+        bottom, layer = layer, backing_of(layer)
+    # What an image with room for a backing file does not have reads as zeroes; of anything else
+    # nothing is known.
+    return Status(depth_limit, ST_ZERO if bottom.driver.supports_backing else 0)
 
 
 async def allocation_depth(node: Node, offset: int, length: int) -> tuple[int, int]:
@@ -93,7 +93,7 @@ async def allocation_depth(node: Node, offset: int, length: int) -> tuple[int, i
             return length, depth
         status = await layer.block_status(offset, min(length, available), False)
         length = min(length, status.length)
-        if status.flags & (ST_ALLOCATED | ST_DATA | ST_ZERO):
+        if status.flags & ST_ALLOCATED:
             return length, depth
         layer = backing_of(layer)
     return length, 0

@@ -114,10 +114,8 @@ class NullDriver(Driver):
             await self._wait()
 
     async def block_status(self, offset: int, length: int, want_zero: bool) -> Status:
-        """Zeroes if reads give zeroes, else allocated without any claim about the content."""
-        flags = ST_OFFSET | ST_ALLOCATED
-        if self._read_zeroes:
-            flags |= ST_ZERO
+        """Zeroes if reads give zeroes, else no claim at all."""
+        flags = ST_OFFSET | ST_ALLOCATED | ST_ZERO if self._read_zeroes else ST_OFFSET
         return Status(length, flags, offset)
 
     def filename(self) -> str | None:

@@ -36,6 +36,6 @@ def test_allocated_data_in_a_hole_of_the_file_reads_as_zeroes() -> None:
             await top.write(0, memoryview(b"t" * CLUSTER))
             memory.data[:CLUSTER] = bytes(CLUSTER)
             status = await chain_status(top, 0, CLUSTER)
-            assert status.flags == ST_ZERO | ST_ALLOCATED
+            assert status.flags == ST_DATA | ST_ZERO | ST_ALLOCATED
 
     run(main())

@@ -23,6 +23,7 @@ class ToyFormat(MappedDriver):
     """Serves as "qcow2" in test graphs; the image is 64 clusters long."""
 
     name = "qcow2"
+    supports_backing = True
 
     def __init__(self, node: Node) -> None:
         super().__init__(node)
