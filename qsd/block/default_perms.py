@@ -46,7 +46,7 @@ def default_child_perms(node: Node, edge: Edge, perm: int, shared: int) -> tuple
             return perm & CONSISTENT_READ, ALL
         return perm & CONSISTENT_READ, CONSISTENT_READ | WRITE_UNCHANGED
     if role & ROLE_METADATA:
-        taken = CONSISTENT_READ
+        taken = perm | CONSISTENT_READ
         if not node.read_only:
             taken |= WRITE | RESIZE
         return taken, shared & CONSISTENT_READ | WRITE_UNCHANGED

@@ -22,7 +22,6 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from qsd.block import perms
-from qsd.block.backend import Backend
 from qsd.block.change import GraphChange
 from qsd.block.drain import Drained
 from qsd.block.node import Node
@@ -163,7 +162,8 @@ def _check_overlay(overlay: Node) -> None:
     Raises:
         QmpError: This one cannot.
     """
-    if any(isinstance(edge.user, Backend) for edge in overlay.parents):
+    # Only users that do not expect a valid image may see it become one (the target of a mirror).
+    if any(edge.perm & perms.CONSISTENT_READ for edge in overlay.parents):
         raise QmpError("The overlay is already in use")
     if overlay.driver.family == "filter":
         raise QmpError("Filters cannot be used as overlays")
@@ -210,8 +210,9 @@ class SyncSnapshot(ExternalSnapshot):
         data, node, graph = self.data, self._node, self.ctx.graph
         options = format_over(options_for_filename(data.snapshot_file, graph), fmt, graph)
         options.node_name = data.snapshot_node_name
-        if hasattr(options.branch, "backing"):
-            options.branch.backing = NULL
+        branch: Any = options.branch
+        if hasattr(branch, "backing"):
+            branch.backing = NULL
         inherited = Inherited(
             read_only=node.read_only,
             auto_read_only=node.auto_read_only,
@@ -220,9 +221,9 @@ class SyncSnapshot(ExternalSnapshot):
             discard_unmap=node.discard_unmap,
         )
         overlay = await open_node(graph, options, inherited)
-        if hasattr(options.branch, "backing"):
+        if hasattr(branch, "backing"):
             # The graph says what the backing file is; the option only kept it from being opened.
-            options.branch.backing = None
+            branch.backing = None
         return overlay
 
     async def drop_overlay(self) -> None:

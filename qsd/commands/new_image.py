@@ -64,7 +64,7 @@ async def make_image(
     is_raw = ctx.find_creator(fmt) is None
     await _make_file(ctx, filename, file_options, size if is_raw else 0)
     if not is_raw:
-        await _format(ctx, filename, fmt, file_options, size, backing)
+        await _format(ctx, fmt, file_options, size, backing)
 
 
 def check_makeable(
@@ -144,7 +144,6 @@ async def _check_existing(ctx: Context, options: BlockdevOptions, size: int) -> 
 
 async def _format(
     ctx: Context,
-    filename: str,
     fmt: str,
     file_options: BlockdevOptions,
     size: int,
@@ -155,7 +154,8 @@ async def _format(
 
     creator = ctx.find_creator(fmt)
     branch = branch_type(BlockdevCreateOptions, fmt)
-    assert creator is not None and branch is not None
+    assert creator is not None  # the caller looked
+    assert branch is not None
     given: dict[str, Any] = {"file": file_options, "size": size}
     if backing is not None:
         given["backing_file"] = backing.filename
