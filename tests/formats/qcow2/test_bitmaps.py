@@ -13,7 +13,7 @@ from qsd.aio.loop import run
 from qsd.errors import QmpError
 from qsd.formats.qcow2.bitmaps import FLAG_AUTO, FLAG_IN_USE, parse_directory
 from qsd.formats.qcow2.driver import Qcow2Driver
-from tests.formats.qcow2.support import add_image, make, rig
+from tests.formats.qcow2.support import RecordingFile, add_image, make, rig
 from tests.formats.qcow2.support import run as tool
 from tests.support.tools import need
 
@@ -61,8 +61,13 @@ def test_the_real_tool_sees_the_mark(tmp_path: Path) -> None:
             driver = node.driver
             assert isinstance(driver, Qcow2Driver)
             await node.zero(0, 65536)
+            await node.flush()
+            assert isinstance(driver.image.file.driver, RecordingFile)
+            crashed.write_bytes(driver.image.file.driver.data)
             return [entry.name for entry in driver.bitmaps]
 
+    crashed = tmp_path / "crashed"
     assert run(main()) == ["one", "two"]
-    assert tool("qemu-img", "info", path).count("in-use") == 2
-    tool("qemu-img", "check", path)
+    for image, count in ((crashed, 2), (path, 0)):
+        assert tool("qemu-img", "info", image).count("in-use") == count
+        tool("qemu-img", "check", image)

@@ -1,0 +1,169 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""Dirty bitmaps on nodes."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+
+import pytest
+
+from qsd.aio.loop import run
+from qsd.block import dirty
+from qsd.block.dirty import DirtyBitmap
+from qsd.errors import QmpError
+from tests.support.memory import Rig
+
+
+def areas(bitmap: DirtyBitmap) -> list[tuple[int, int]]:
+    return list(bitmap.bits.areas())
+
+
+def test_writes_of_all_kinds_are_recorded() -> None:
+    async def main() -> None:
+        async with Rig() as rig:
+            memory = await rig.memory("n", 1 << 20, discard="unmap")
+            node = memory.node
+            bitmap = DirtyBitmap(node, "b", 4096)
+            bitmap.attach()
+            assert node.write_nowait(5000, memoryview(b"x"))
+            memory.fast = False
+            assert not node.write_nowait(9000, memoryview(b"x"))
+            await node.write(16384, memoryview(b"x"))
+            await node.zero(65536, 1)
+            await node.discard(131072, 4096)
+            expected = [4096, 16384, 65536, 131072]
+            assert areas(bitmap) == [(offset, 4096) for offset in expected]
+            bitmap.enabled = False
+            await node.write(0, memoryview(b"x"))
+            bitmap.detach()
+            bitmap.detach()
+            bitmap.enabled = True
+            await node.write(0, memoryview(b"x"))
+            assert bitmap.bits.count() == len(expected)
+            assert not node.bitmaps
+
+    run(main())
+
+
+def test_without_bitmaps_the_fast_path_is_the_drivers_own() -> None:
+    async def main() -> None:
+        async with Rig() as rig:
+            memory = await rig.memory("n")
+            assert memory.node.write_nowait == memory.write_nowait
+            bitmap = DirtyBitmap(memory.node, None, 65536)
+            bitmap.attach()
+            assert memory.node.write_nowait != memory.write_nowait
+            bitmap.detach()
+            assert memory.node.write_nowait == memory.write_nowait
+
+    run(main())
+
+
+def test_resizing() -> None:
+    async def main() -> None:
+        async with Rig() as rig:
+            node = (await rig.memory("n", 1 << 20)).node
+            bitmap = DirtyBitmap(node, "b", 65536)
+            bitmap.attach()
+            await node.write(0, memoryview(bytes(1 << 20)))
+            bitmap.freeze()
+            await node.write(900_000, memoryview(b"x"))
+            await node.truncate(100_000)
+            await node.truncate(1 << 20)
+            bitmap.reclaim()
+            assert areas(bitmap) == [(0, 131072)]
+
+    run(main())
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("way", ["abdicate", "reclaim"])
+def test_successors(enabled: bool, way: str) -> None:
+    async def main() -> None:
+        async with Rig() as rig:
+            node = (await rig.memory("n", 1 << 20)).node
+            bitmap = DirtyBitmap(node, "b", 65536)
+            bitmap.attach()
+            await node.write(0, memoryview(b"x"))
+            bitmap.enabled = enabled
+            bitmap.freeze()
+            await node.write(65536, memoryview(b"x"))
+            assert areas(bitmap) == [(0, 65536)]
+            with pytest.raises(QmpError, match="currently in use"):
+                bitmap.check()
+            getattr(bitmap, way)()
+            old = 65536 if way == "reclaim" else 0
+            new = 65536 if enabled else 0
+            assert bitmap.bits.dirty_bytes() == old + new
+            bitmap.check()
+            assert bitmap.enabled == enabled
+
+    run(main())
+
+
+def test_checks() -> None:
+    async def main() -> None:
+        async with Rig() as rig:
+            node = (await rig.memory("n")).node
+            bitmap = DirtyBitmap(node, "b", 65536)
+            bitmap.read_only = True
+            with pytest.raises(QmpError, match="Bitmap 'b' is readonly and cannot be modified"):
+                bitmap.check()
+            bitmap.check(dirty.CHECK_BUSY | dirty.CHECK_INCONSISTENT)
+            bitmap.inconsistent = True
+            with pytest.raises(QmpError, match="Bitmap 'b' is inconsistent") as info:
+                bitmap.check(dirty.CHECK_INCONSISTENT)
+            assert info.value.hint is not None
+            bitmap.check(dirty.CHECK_BUSY)
+
+    run(main())
+
+
+@pytest.mark.parametrize("size", [512, 1 << 20, (1 << 20) + 512, (1 << 26) + 65536])
+def test_checksum(size: int) -> None:
+    """Compared with what the C daemon says: bits in words of 64, the last one filled up."""
+
+    async def main() -> None:
+        async with Rig() as rig:
+            node = (await rig.memory("n", size)).node
+            bitmap = DirtyBitmap(node, "b", 512)
+            count = -(-size // 512)
+            plain = bytearray(-(-count // 64) * 8)
+            assert bitmap.sha256() == hashlib.sha256(plain).hexdigest()
+            source = random.Random(size)  # fixed seed
+            for bit in (0, count - 1, *(source.randrange(count) for _ in range(20))):
+                bitmap.bits.set(bit * 512, 1)
+                plain[bit // 8] |= 1 << bit % 8
+            assert bitmap.sha256() == hashlib.sha256(plain).hexdigest()
+
+    run(main())
+
+
+def test_names_and_granularities() -> None:
+    async def main() -> None:
+        async with Rig() as rig:
+            node = (await rig.memory("n")).node
+            assert dirty.default_granularity(node) == 65536
+            for wrong in (0, 256, 1000):
+                with pytest.raises(QmpError, match="must be power of 2 and at least 512"):
+                    dirty.check_granularity(wrong)
+            dirty.check_granularity(512)
+            dirty.check_new(node, "b" * 1023)
+            with pytest.raises(QmpError, match="Bitmap name too long"):
+                dirty.check_new(node, "b" * 1024)
+            first = DirtyBitmap(node, "b", 512)
+            first.attach()
+            with pytest.raises(QmpError, match="Bitmap already exists: b"):
+                dirty.check_new(node, "b")
+            second = DirtyBitmap(node, None, 512)
+            second.attach()
+            assert list(dirty.bitmaps_of(node)) == [second, first]
+            assert dirty.find_bitmap(rig.graph, "n", "b") is first
+            with pytest.raises(QmpError, match="Dirty bitmap 'x' not found"):
+                dirty.find_bitmap(rig.graph, "n", "x")
+            with pytest.raises(QmpError, match="Node 'm' not found"):
+                dirty.find_bitmap(rig.graph, "m", "b")
+
+    run(main())
