@@ -279,7 +279,7 @@ def test_failing_writes_lose_nothing_that_was_flushed(tmp_path: Path, variant: s
 def test_power_failure_while_resizing(tmp_path: Path, variant: str) -> None:
     """The size is the old or the new one at any instant, and what both hold is there."""
     need("qemu-img", "qemu-io")
-    path, before = prepare(tmp_path, variant)
+    path, _ = prepare(tmp_path, variant)
     sizes = (SIZE, 8 << 20, 3 * SIZE, SIZE // 2)
 
     async def main() -> RecordingFile:
