@@ -379,8 +379,9 @@ def main(words: Sequence[str] | None = None) -> int:
     import signal
 
     gc.disable()  # nothing that is made during the start is garbage; serve() turns it on again
-    # A worker thread that comes back from a device waits for the interpreter at most this long while
-    # the loop is busy; with the default of 5 ms, queued O_DIRECT requests were 3 times slower.
+    # A worker thread that comes back from a device waits for the interpreter at most this long
+    # while the loop is busy; with the default of 5 ms, queued O_DIRECT requests were 3 times
+    # slower.
     sys.setswitchinterval(_SWITCH_INTERVAL)
     # Until our own handlers are there, Ctrl-C ends the program without a traceback.
     interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)
