@@ -87,115 +87,50 @@ async def begin_all(*backends: Backend) -> None:
         backend.begin_nowait()
 
 
-class RangeCopier:
-    """Copies ranges between the nodes of two backends, at equal offsets.
+class NodeCopier:
+    """Copies ranges between nodes, at equal offsets; whoever calls counts that as a request.
 
     Any number of copies may run at the same time.
 
     Attributes:
-        source, target: The users of the nodes; permissions are their owner's business.
         unmap: Whether zeroes may deallocate.
         compress: Whether data is to be stored compressed; ranges must then suit the target's
             clusters.
         use_descriptors: Whether to try copying from descriptor to descriptor.
     """
 
-    __slots__ = ("_buffers", "compress", "source", "target", "unmap", "use_descriptors")
+    __slots__ = ("_buffers", "compress", "unmap", "use_descriptors")
 
     def __init__(
         self,
-        source: Backend,
-        target: Backend,
         *,
         unmap: bool = True,
         compress: bool = False,
         use_descriptors: bool = True,
         unit: int = COPY_UNIT,
     ) -> None:
-        self.source = source
-        self.target = target
         self.unmap = unmap
         self.compress = compress
         self.use_descriptors = use_descriptors and not compress
         self._buffers = BufferPool(unit)
 
-    async def status(self, offset: int, length: int) -> Status:
-        """Describe the start of a range as the source's user sees it.
-
-        Raises:
-            CopyError: The source cannot tell.
-        """
-        await begin_all(self.source)
-        try:
-            return await self._status(self.source.node, offset, length)
-        finally:
-            self.source.end()
-
-    async def _status(self, node: Node, offset: int, length: int) -> Status:
-        try:
-            return await chain_status(node, offset, length)
-        except OSError as exc:
-            raise CopyError(True, offset, exc) from exc
-
-    async def copy(self, offset: int, length: int) -> int:
-        """Make a range of the target equal to the source's.
-
-        Returns:
-            How many bytes were data; the rest were zeroes.
-
-        Raises:
-            CopyError: One side failed; the range of the target is partly new.
-        """
-        await begin_all(self.source, self.target)
-        try:
-            source, target = self.source.node, self.target.node
-            end = offset + length
-            moved = 0
-            while offset < end:
-                status = await self._status(source, offset, end - offset)
-                if status.flags & ST_ZERO or not status.flags & ST_DATA:
-                    await self._zero(target, offset, status.length)
-                else:
-                    await self._move(source, target, offset, status.length)
-                    moved += status.length
-                offset += status.length
-            return moved
-        finally:
-            self.source.end()
-            self.target.end()
-
-    async def copy_data(self, offset: int, length: int) -> None:
-        """Copy a range without asking what is in it.
-
-        Raises:
-            CopyError: One side failed; the range of the target is partly new.
-        """
-        await begin_all(self.source, self.target)
-        try:
-            await self._move(self.source.node, self.target.node, offset, length)
-        finally:
-            self.source.end()
-            self.target.end()
-
-    async def zero(self, offset: int, length: int) -> None:
+    async def zero_node(self, target: Node, offset: int, length: int) -> None:
         """Make a range of the target read as zeroes.
 
         Raises:
             CopyError: The target failed.
         """
-        await begin_all(self.target)
-        try:
-            await self._zero(self.target.node, offset, length)
-        finally:
-            self.target.end()
-
-    async def _zero(self, target: Node, offset: int, length: int) -> None:
         try:
             await target.zero(offset, length, MAY_UNMAP if self.unmap else 0)
         except OSError as exc:
             raise CopyError(False, offset, exc) from exc
 
-    async def _move(self, source: Node, target: Node, offset: int, length: int) -> None:
+    async def move(self, source: Node, target: Node, offset: int, length: int) -> None:
+        """Copy a range without asking what is in it.
+
+        Raises:
+            CopyError: One side failed; the range of the target is partly new.
+        """
         if self.use_descriptors and await copy_descriptors(source, target, offset, length):
             return
         buffer = self._buffers.take()
@@ -216,6 +151,108 @@ class RangeCopier:
             self._buffers.give(buffer)
 
 
+class RangeCopier(NodeCopier):
+    """Copies ranges between the nodes of two backends.
+
+    Attributes:
+        source, target: The users of the nodes; permissions are their owner's business.
+    """
+
+    __slots__ = ("source", "target")
+
+    def __init__(
+        self,
+        source: Backend,
+        target: Backend,
+        *,
+        unmap: bool = True,
+        compress: bool = False,
+        use_descriptors: bool = True,
+        unit: int = COPY_UNIT,
+    ) -> None:
+        super().__init__(
+            unmap=unmap, compress=compress, use_descriptors=use_descriptors, unit=unit
+        )
+        self.source = source
+        self.target = target
+
+    async def status(self, offset: int, length: int) -> Status:
+        """Describe the start of a range as the source's user sees it.
+
+        Raises:
+            CopyError: The source cannot tell.
+        """
+        await begin_all(self.source)
+        try:
+            return await source_status(self.source.node, offset, length)
+        finally:
+            self.source.end()
+
+    async def copy(self, offset: int, length: int) -> int:
+        """Make a range of the target equal to the source's.
+
+        Returns:
+            How many bytes were data; the rest were zeroes.
+
+        Raises:
+            CopyError: One side failed; the range of the target is partly new.
+        """
+        await begin_all(self.source, self.target)
+        try:
+            source, target = self.source.node, self.target.node
+            end = offset + length
+            moved = 0
+            while offset < end:
+                status = await source_status(source, offset, end - offset)
+                if status.flags & ST_ZERO or not status.flags & ST_DATA:
+                    await self.zero_node(target, offset, status.length)
+                else:
+                    await self.move(source, target, offset, status.length)
+                    moved += status.length
+                offset += status.length
+            return moved
+        finally:
+            self.source.end()
+            self.target.end()
+
+    async def copy_data(self, offset: int, length: int) -> None:
+        """Copy a range without asking what is in it.
+
+        Raises:
+            CopyError: One side failed; the range of the target is partly new.
+        """
+        await begin_all(self.source, self.target)
+        try:
+            await self.move(self.source.node, self.target.node, offset, length)
+        finally:
+            self.source.end()
+            self.target.end()
+
+    async def zero(self, offset: int, length: int) -> None:
+        """Make a range of the target read as zeroes.
+
+        Raises:
+            CopyError: The target failed.
+        """
+        await begin_all(self.target)
+        try:
+            await self.zero_node(self.target.node, offset, length)
+        finally:
+            self.target.end()
+
+
+async def source_status(source: Node, offset: int, length: int) -> Status:
+    """Describe the start of a range as a user of the source sees it.
+
+    Raises:
+        CopyError: The source cannot tell.
+    """
+    try:
+        return await chain_status(source, offset, length)
+    except OSError as exc:
+        raise CopyError(True, offset, exc) from exc
+
+
 async def copy_descriptors(source: Node, target: Node, offset: int, length: int) -> bool:
     """Fast: copy a range in the kernel; False if it must be done otherwise (nothing is decided)."""
     holds: list[Callable[[], None]] = []
@@ -232,4 +269,7 @@ async def copy_descriptors(source: Node, target: Node, offset: int, length: int)
             release()
 
 
-__all__ = ["RangeCopier", "CopyError", "BufferPool", "begin_all", "copy_descriptors", "COPY_UNIT"]
+__all__ = [
+    "RangeCopier", "NodeCopier", "CopyError", "BufferPool", "begin_all", "copy_descriptors",
+    "source_status", "COPY_UNIT",
+]  # fmt: skip
