@@ -28,7 +28,10 @@ import mmap
 import os
 import struct
 from collections import deque
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 #: Submission entries; more requests wait in a queue of ours.
 ENTRIES: Final = 256
@@ -50,10 +53,17 @@ _CQE = struct.Struct("=QiI")
 class _Request:
     """One operation in the kernel, or on its way there."""
 
-    __slots__ = ("address", "fd", "future", "keep", "length", "offset", "opcode")
+    __slots__ = ("address", "done", "fd", "keep", "length", "offset", "opcode")
 
     def __init__(
-        self, opcode: int, fd: int, address: int, length: int, offset: int, keep: object
+        self,
+        opcode: int,
+        fd: int,
+        address: int,
+        length: int,
+        offset: int,
+        keep: object,
+        done: Callable[[int], None],
     ) -> None:
         self.opcode = opcode
         self.fd = fd
@@ -61,7 +71,7 @@ class _Request:
         self.length = length
         self.offset = offset
         self.keep = keep  # owner of the memory: alive until the kernel is done with it
-        self.future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.done = done  # called from the loop with the result or a negative errno
 
 
 class Ring:
@@ -99,6 +109,7 @@ class Ring:
         self._unsubmitted = 0
         self._enter_scheduled = False
         self._closed = False
+        self._idle: asyncio.Future[None] | None = None
         loop.add_reader(self._eventfd, self._on_event)
 
     def _call(self, *args: Any) -> int:
@@ -146,7 +157,7 @@ class Ring:
         Raises:
             OSError: The read failed.
         """
-        return await self._run(_Request(_OP_READ, fd, address, length, offset, keep))
+        return await self._run(_OP_READ, fd, address, length, offset, keep)
 
     async def write(self, fd: int, address: int, length: int, offset: int, keep: object) -> int:
         """Write from memory; return the number of bytes, which may be short.
@@ -154,17 +165,41 @@ class Ring:
         Raises:
             OSError: The write failed.
         """
-        return await self._run(_Request(_OP_WRITE, fd, address, length, offset, keep))
+        return await self._run(_OP_WRITE, fd, address, length, offset, keep)
 
-    async def _run(self, request: _Request) -> int:
+    def read_later(
+        self,
+        fd: int,
+        address: int,
+        length: int,
+        offset: int,
+        keep: object,
+        done: Callable[[int], None],
+    ) -> None:
+        """Like :meth:`read`, but call `done` with the count or a negative errno: no coroutine."""
+        self._submit(_Request(_OP_READ, fd, address, length, offset, keep, done))
+
+    def _submit(self, request: _Request) -> None:
         if self._closed:
             raise RuntimeError("ring is closed")
         if len(self._requests) < self._room:
             self._push(request)
         else:
             self._waiting.append(request)
+
+    async def _run(
+        self, opcode: int, fd: int, address: int, length: int, offset: int, keep: object
+    ) -> int:
+        future: asyncio.Future[int] = self._loop.create_future()
+
+        def done(result: int) -> None:
+            if not future.done():
+                future.set_result(result)
+
+        request = _Request(opcode, fd, address, length, offset, keep, done)
+        self._submit(request)
         try:
-            result = await request.future
+            result = await future
         except asyncio.CancelledError:
             # The kernel still uses the memory: cancellation takes effect when it has finished.
             await self._until_done(request)
@@ -177,10 +212,13 @@ class Ring:
         if request in self._waiting:
             self._waiting.remove(request)
             return
-        request.future = self._loop.create_future()
-        while not request.future.done():
+        if request.keep is None:
+            return  # finished in the same turn as the cancellation came
+        future: asyncio.Future[None] = self._loop.create_future()
+        request.done = lambda result: future.set_result(None)
+        while not future.done():
             try:
-                await asyncio.shield(request.future)
+                await asyncio.shield(future)
             except asyncio.CancelledError:
                 continue
 
@@ -236,6 +274,7 @@ class Ring:
         head, tail = ring[self._cq_head], ring[self._cq_tail]
         if head == tail:
             return
+        finished: list[tuple[Callable[[int], None], int]] = []
         while head != tail:
             number, result, _ = _CQE.unpack_from(
                 self._cq_map, self._cqes + (head & self._cq_mask) * _CQE.size
@@ -243,9 +282,13 @@ class Ring:
             head = (head + 1) & 0xFFFFFFFF
             request = self._requests.pop(number)
             request.keep = None
-            if not request.future.done():
-                request.future.set_result(result)
+            finished.append((request.done, result))
+        # The entries are the kernel's again before anybody reacts with new requests.
         ring[self._cq_head] = head
+        for done, result in finished:
+            done(result)
+        if not self._requests and self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
         while self._waiting and len(self._requests) < self._room:
             self._push(self._waiting.popleft())
 
@@ -254,7 +297,8 @@ class Ring:
         if self._closed:
             return
         while self._requests:
-            await asyncio.wait([request.future for request in self._requests.values()])
+            self._idle = self._loop.create_future()
+            await self._idle
         self._closed = True
         self._loop.remove_reader(self._eventfd)
         self._sq.release()

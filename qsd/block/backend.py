@@ -208,6 +208,24 @@ class Backend:
         """Return the length of the node in bytes."""
         return self.node.length()
 
+    def read_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
+        """Begin a read that ends without a coroutine; see :meth:`Node.read_later`."""
+        edge = self.edge
+        if edge is None or self.quiesced:
+            return False
+
+        def finished(full: bool) -> None:
+            # The owner goes first: what it starts in turn keeps this backend busy.
+            try:
+                done(full)
+            finally:
+                self._leave()
+
+        if not edge.node.read_later(offset, view, finished):
+            return False
+        self.in_flight += 1
+        return True
+
     async def read(self, offset: int, view: memoryview) -> None:
         """Fill `view`."""
         node = await self._enter()

@@ -185,6 +185,14 @@ class Driver:
         """Fill `view`."""
         raise os_error(errno.ENOTSUP)
 
+    def read_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
+        """Begin a read that ends without a coroutine; False if that is not possible.
+
+        `done` is called from the loop, never before this returns: True if `view` is full, False if
+        the caller has to call `read` (which then meets whatever went wrong).
+        """
+        return False
+
     def write_nowait(self, offset: int, view: memoryview) -> bool:
         """Write all of `view` if that is possible at once, without any flag; else False."""
         return False

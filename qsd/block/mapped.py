@@ -163,6 +163,27 @@ class MappedDriver(Driver):
             return False
         return self.data_edge().node.read_nowait(host, view)
 
+    def read_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
+        """Fast path: one extent of plain data whose mapping is cached, but not its content."""
+        length = len(view)
+        host = self.locate_data_nowait(offset, length)
+        if host < 0:
+            return False
+        ranges = self.ranges
+        # The mapping is used until the device has answered: it must not change meanwhile.
+        hold = ranges.claim_nowait(offset, offset + length, False)
+        if hold is None:
+            return False
+
+        def finished(full: bool) -> None:
+            ranges.release(hold)
+            done(full)
+
+        if self.data_edge().node.read_later(host, view, finished):
+            return True
+        ranges.release(hold)
+        return False
+
     def locate_nowait(self, offset: int, length: int) -> tuple[int, int] | None:
         """Resolve through the data child down to a descriptor."""
         host = self.locate_data_nowait(offset, length)

@@ -175,6 +175,30 @@ class Node:
         for edge in self.parents:
             edge.user.rebind()
 
+    def read_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
+        """Begin a read that ends without a coroutine, for data that is not in memory.
+
+        The fast path of reads that wait for a device.  The caller has checked the range and counts
+        the request (:class:`~qsd.block.backend.Backend` does).
+
+        Args:
+            offset: Where.
+            view: Where to.
+            done: Called from the loop, never before this returns: True if `view` is full, False if
+                :meth:`read` has to be called.
+
+        Returns:
+            Whether the read was begun.
+        """
+        limits = self.driver.limits
+        length = len(view)
+        align = limits.request_alignment
+        if self.closed or offset % align or length % align:
+            return False
+        if limits.max_transfer and length > limits.max_transfer:
+            return False
+        return self.driver.read_later(offset, view, done)
+
     def _write_marking(self, offset: int, view: memoryview) -> bool:
         """Fast path of a node with bitmaps."""
         if not self.driver.write_nowait(offset, view):
@@ -442,9 +466,7 @@ class Node:
         if not self.discard_unmap or not length:
             return
         limits = self.driver.limits
-        align = max(
-            limits.discard_alignment, limits.request_alignment, limits.write_alignment
-        )
+        align = max(limits.discard_alignment, limits.request_alignment, limits.write_alignment)
         self.in_flight += 1
         try:
             self.before_write(offset, length)

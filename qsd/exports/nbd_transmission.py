@@ -557,16 +557,41 @@ class Transmission:
             weight = length if command == nbd.CMD_READ else 0
         self.in_flight += 1
         self._in_flight_bytes += weight
-        self._start(
-            self._guard(
-                self._requests.run(flags, command, cookie, offset, length, payload),
-                cookie,
-                weight,
-                held,
-            ),
-            nbd.command_name(command),
-        )
+        if command != nbd.CMD_READ or not self._read_later(flags, cookie, offset, length):
+            self._start(
+                self._guard(
+                    self._requests.run(flags, command, cookie, offset, length, payload),
+                    cookie,
+                    weight,
+                    held,
+                ),
+                nbd.command_name(command),
+            )
         return taken
+
+    def _read_later(self, flags: int, cookie: int, offset: int, length: int) -> bool:
+        """Fast path: begin a read that waits for a device; it is accounted for already.
+
+        A coroutine and its task cost more than the rest of such a request (measured: 4 KiB with
+        O_DIRECT, queue depth 32).
+        """
+
+        def done(full: bool) -> None:
+            if full:
+                self._ended(length)
+                return
+            # The plain way finds out what is wrong, and tells the client.
+            self._start(
+                self._guard(
+                    self._requests.run(flags, nbd.CMD_READ, cookie, offset, length, None),
+                    cookie,
+                    length,
+                    None,
+                ),
+                nbd.command_name(nbd.CMD_READ),
+            )
+
+        return self._requests.read_later(flags, cookie, offset, length, done)
 
     def _start(self, coro: Coroutine[Any, Any, None], name: str) -> None:
         eager.start(coro, self._tasks, name)
@@ -584,10 +609,14 @@ class Transmission:
         finally:
             if held is not None:
                 held.drop()
-            self.in_flight -= 1
-            self._in_flight_bytes -= weight
-            if not self._processing:
-                self._resume()
+            self._ended(weight)
+
+    def _ended(self, weight: int) -> None:
+        """Account for the end of a request."""
+        self.in_flight -= 1
+        self._in_flight_bytes -= weight
+        if not self._processing:
+            self._resume()
 
     def _yield(self) -> None:
         """Let others run before the next request is handled."""

@@ -134,6 +134,12 @@ class RawDriver(Driver):
             return False
         return self._edge.node.read_nowait(offset + self.offset, view)
 
+    def read_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
+        """Ask the child."""
+        if not 0 <= offset <= self.node._length - len(view):
+            return False
+        return self._edge.node.read_later(offset + self.offset, view, done)
+
     async def read(self, offset: int, view: memoryview) -> None:
         """Read; a last sector that the child does not have in full ends with zeroes."""
         await self._edge.node.read_or_zero(offset + self.offset, view)

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: MIT
 from __future__ import annotations
 
+import asyncio
 import errno
 import mmap
 import os
@@ -282,3 +283,24 @@ def test_addresses() -> None:
     assert fdio.address_of(memoryview(b"abc")) == 0
     buffer = memoryview(bytearray(10))
     assert fdio.address_of(buffer[3:]) == fdio.address_of(buffer) + 3
+
+
+@pytest.mark.parametrize("flags", [0, os.O_DIRECT])
+def test_reads_that_end_without_a_coroutine(path: Path, flags: int) -> None:
+    content = os.urandom(300 << 10)
+    path.write_bytes(content)
+
+    async def body(io: FileIO) -> None:
+        if io.pool.ring() is None:
+            pytest.skip("the kernel gives no io_uring here")
+        for offset, length in ((0, 512), (4096, 4096), (0, 256 << 10)):
+            view = memoryview(bytearray(length + 3))[3:]
+            arrived: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+            assert io.read_later(offset, view, arrived.set_result)
+            assert await arrived
+            assert view == content[offset : offset + length]
+        arrived = asyncio.get_running_loop().create_future()
+        assert io.read_later(300 << 10, memoryview(bytearray(512)), arrived.set_result)
+        assert not await arrived  # the end of the file is for the plain way
+
+    with_io(path, body, flags)

@@ -10,6 +10,8 @@ import pytest
 from qsd.aio.loop import run
 from qsd.block import perms
 from qsd.block.backend import Backend, BackendListener
+from qsd.block.drain import Drained
+from qsd.block.node import Node
 from tests.support.memory import Rig
 
 
@@ -95,5 +97,53 @@ def test_changing_instrumentation_rebinds_the_fast_paths() -> None:
             memory.node.refresh_fast_paths()
             assert not user.write_nowait(0, memoryview(b"x"))
             await user.detach()
+
+    run(main())
+
+
+def test_reads_without_a_coroutine_are_counted_and_drained() -> None:
+    async def main() -> None:
+        async with Rig() as rig:
+            memory = await rig.memory("n")
+            memory.data[:4] = b"data"
+            user = Backend(rig.graph, "u", "user")
+            user.attach(memory.node, perms.CONSISTENT_READ, perms.ALL)
+            view = memoryview(bytearray(4))
+            results: list[bool] = []
+            assert not user.read_later(0, view, results.append)
+            memory.later = []
+            assert user.read_later(0, view, results.append)
+            assert user.read_later(0, view, results.append)
+            assert user.in_flight == 2
+            drain = rig.tasks.spawn(_drain(memory.node), "drain")
+            await asyncio.sleep(0)
+            assert not drain.done()
+            assert not user.read_later(0, view, results.append)
+            memory.later[0](True)
+            memory.later[1](False)
+            await drain
+            assert results == [True, False]
+            assert bytes(view) == b"data"
+            await user.detach()
+
+    run(main())
+
+
+async def _drain(node: Node) -> None:
+    async with Drained([node]):
+        pass
+
+
+def test_unaligned_reads_are_not_begun_without_a_coroutine() -> None:
+    async def main() -> None:
+        async with Rig() as rig:
+            memory = await rig.memory("n")
+            memory.limits.request_alignment = 512
+            memory.limits.max_transfer = 4096
+            memory.later = []
+            for offset, length in ((1, 512), (0, 511), (0, 8192)):
+                view = memoryview(bytearray(length))
+                assert not memory.node.read_later(offset, view, lambda full: None)
+            assert memory.node.read_later(512, memoryview(bytearray(512)), lambda full: None)
 
     run(main())

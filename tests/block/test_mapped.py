@@ -195,3 +195,26 @@ def test_in_place_writes_wait_for_exclusive_claims_on_their_range() -> None:
             assert (await content(node))[:2] == b"yx"
 
     run(main())
+
+
+def test_reads_without_a_coroutine_hold_their_mapping() -> None:
+    async def main() -> None:
+        async with rig() as r:
+            node, toy, memory = await make(r)
+            await node.write(0, memoryview(b"x" * CLUSTER))
+            memory.later = []
+            view = memoryview(bytearray(8))
+            results: list[bool] = []
+            assert not node.read_later(2 * CLUSTER, view, results.append)  # a hole
+            assert node.read_later(8, view, results.append)
+            task = r.tasks.spawn(node.discard(0, CLUSTER), "discard")
+            await asyncio.sleep(0)
+            assert not task.done()  # the cluster must not be given away under the read
+            assert not node.read_later(8, view, results.append)
+            memory.later.pop()(True)
+            await task
+            assert results == [True]
+            assert bytes(view) == b"x" * 8
+            assert not len(toy.ranges)
+
+    run(main())

@@ -34,6 +34,7 @@ class MemoryDriver(Driver):
         gate: While set, requests wait for the event; fast paths say False.
         fail: Given (operation, offset), returns an errno to fail with, or 0.
         fast: Whether the plain-function paths are served.
+        later: Unless None, reads can be begun without a coroutine; the test ends them.
     """
 
     name = "null-co"
@@ -47,6 +48,7 @@ class MemoryDriver(Driver):
         self.fail: Callable[[str, int], int] = lambda operation, offset: 0
         self.fast = True
         self.can_zero = True
+        self.later: list[Callable[[bool], None]] | None = None
         self.open_error: Exception | None = None
         self.closed = False
 
@@ -77,6 +79,18 @@ class MemoryDriver(Driver):
         if self.fail("read", offset):
             return False
         view[:] = self.data[offset : offset + len(view)]
+        return True
+
+    def read_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
+        if self.later is None:
+            return False
+
+        def finish(full: bool) -> None:
+            if full:
+                view[:] = self.data[offset : offset + len(view)]
+            done(full)
+
+        self.later.append(finish)
         return True
 
     async def read(self, offset: int, view: memoryview) -> None:

@@ -314,6 +314,12 @@ class FileDriver(Driver):
         """Read from the page cache."""
         return self.io.read_nowait(offset, view)
 
+    def read_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
+        """Read what is not in the page cache, or around it, by io_uring."""
+        if offset + len(view) > self.size:
+            return False
+        return self.io.read_later(offset, view, done)
+
     async def read(self, offset: int, view: memoryview) -> None:
         """Read."""
         await self.io.read(offset, view)
