@@ -48,6 +48,11 @@ class FilterDriver(Driver):
 
     # Geometry
 
+    @property
+    def grows(self) -> bool:  # type: ignore[override]  # follows the child, not the class
+        """Whether a write behind the end makes the child longer."""
+        return self.edge.node.driver.grows
+
     def length(self) -> int:
         """Return the child's length."""
         return self.edge.node.length()

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from qsd.aio.rangelock import RangeLock
 from qsd.block import perms
+from qsd.block.copy import COPY_UNIT, CopyError, NodeCopier, source_status
 from qsd.block.info import driver_info
 from qsd.block.mapping import ST_DATA, ST_ZERO, Status
 from qsd.block.status import chain_status
@@ -37,6 +38,8 @@ from qsd.util.bitmap import Bitmap
 from qsd.util.ranges import align_down, align_up
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qsd.block.dirty import DirtyBitmap
     from qsd.block.graph import Edge
     from qsd.block.node import Node
@@ -71,13 +74,16 @@ class CopyBeforeWriteDriver(FilterDriver):
 
     Attributes:
         cluster_size: The unit of copying, bytes.
+        pending: Clusters whose old data is to be saved before they change.
+        copier: What copies.
+        on_saved: Called with the number of bytes, in whole clusters, that were saved.
     """
 
     name: ClassVar[str] = "copy-before-write"
 
     __slots__ = (
-        "_break_snapshot", "_done", "_error", "_pending", "_ranges", "_readable", "_target",
-        "_timeout", "cluster_size",
+        "_break_snapshot", "_done", "_error", "_ranges", "_readable", "_target", "_timeout",
+        "cluster_size", "copier", "on_saved", "pending",
     )  # fmt: skip
 
     def __init__(self, node: Node) -> None:
@@ -88,7 +94,9 @@ class CopyBeforeWriteDriver(FilterDriver):
         self._break_snapshot = False
         self._timeout: int | None = None
         self._error = 0
-        self._pending: Bitmap
+        self.pending: Bitmap
+        self.copier: NodeCopier
+        self.on_saved: Callable[[int], None] | None = None
         self._done: Bitmap
         self._readable: Bitmap
 
@@ -102,14 +110,15 @@ class CopyBeforeWriteDriver(FilterDriver):
         self._break_snapshot = options.on_cbw_error == "break-snapshot"
         self._timeout = options.cbw_timeout or None
         self.cluster_size = cluster_size_of(self._target.node)
+        self.copier = NodeCopier(unit=max(COPY_UNIT, self.cluster_size))
         length = self.length()
-        self._pending = Bitmap(length, self.cluster_size)
+        self.pending = Bitmap(length, self.cluster_size)
         self._done = Bitmap(length, self.cluster_size)
         if source is None:
-            self._pending.set(0, length)
+            self.pending.set(0, length)
         else:
-            self._pending.merge(source.bits)
-        self._readable = self._pending.copy()
+            self.pending.merge(source.bits)
+        self._readable = self.pending.copy()
 
     def child_perms(self, edge: Edge, perm: int, shared: int) -> tuple[int, int]:
         """Write to the target, and keep others from writing to the file past the filter."""
@@ -140,48 +149,78 @@ class CopyBeforeWriteDriver(FilterDriver):
         Raises:
             OSError: It could not be saved, and the options say that the write must fail.
         """
-        if self._error or self._pending.next_dirty(offset, offset + length) is None:
+        if self._error or self.pending.next_dirty(offset, offset + length) is None:
             return
         try:
-            await asyncio.wait_for(self._copy(offset, length), self._timeout)
-        except (OSError, TimeoutError) as exc:
-            code = getattr(exc, "errno", None) or errno.ETIMEDOUT
-            if not self._break_snapshot:
-                raise os_error(code) from exc
-            self._error = code
+            await asyncio.wait_for(self.save(offset, length), self._timeout)
+        except CopyError as exc:
+            self._fail(exc.cause.errno or errno.EIO, exc)
+        except TimeoutError as exc:
+            self._fail(errno.ETIMEDOUT, exc)
 
-    async def _copy(self, offset: int, length: int) -> None:
+    def _fail(self, code: int, exc: Exception) -> None:
+        """Give up the snapshot, or fail the guest's request."""
+        if not self._break_snapshot:
+            raise os_error(code) from exc
+        self._error = code
+
+    async def save(self, offset: int, length: int) -> None:
+        """Save what is pending in the clusters of a range.
+
+        Raises:
+            CopyError: One side failed; what could not be saved is pending still.
+        """
         size = self.cluster_size
         start = align_down(offset, size)
         end = min(align_up(offset + length, size), self.length())
         hold = await self._ranges.claim(start, end, True)
         try:
-            while (area := self._pending.next_dirty_area(start, end)) is not None:
+            while (area := self.pending.next_dirty_area(start, end)) is not None:
                 at, extent = area
-                extent = min(extent, max(size, _MAX_COPY))
-                await self._copy_piece(at, extent)
-                self._pending.clear(at, extent)
+                extent = await self._copy_piece(at, extent)
+                # A reader may have given the clusters up meanwhile, but not while we hold them.
+                self.pending.clear(at, extent)
                 self._done.set(at, extent)
+                if self.on_saved is not None:
+                    self.on_saved(align_up(extent, size))
                 start = at + extent
         finally:
             self._ranges.release(hold)
 
-    async def _copy_piece(self, offset: int, length: int) -> None:
-        """Copy one piece, leaving zeroes to the target."""
+    async def _copy_piece(self, offset: int, length: int) -> int:
+        """Copy the start of a range of whole clusters; return how much.
+
+        A cluster is data if any of it is; zeroes are left to the target.
+        """
+        size = self.cluster_size
         source, target = self.edge.node, self._target.node
-        status = await chain_status(source, offset, length)
-        if status.length >= length and status.flags & ST_ZERO:
-            await target.zero(offset, length)
-            return
-        buffer = memoryview(bytearray(length))
-        await source.read(offset, buffer)
-        await target.write(offset, buffer)
+        count, is_zero = await self.look(offset, length)
+        if is_zero:
+            await self.copier.zero_node(target, offset, count)
+            return count
+        count = min(count, max(size, _MAX_COPY))
+        await self.copier.move(source, target, offset, count)
+        return count
+
+    async def look(self, offset: int, length: int) -> tuple[int, bool]:
+        """Tell for how many whole clusters from `offset` on all is zero, or not.
+
+        Raises:
+            CopyError: The source cannot tell.
+        """
+        size = self.cluster_size
+        status = await source_status(self.edge.node, offset, length)
+        is_zero = bool(status.flags & ST_ZERO) or not status.flags & ST_DATA
+        if status.length >= length:
+            return length, is_zero
+        count = align_down(status.length, size)
+        return (count, is_zero) if count else (min(size, length), False)
 
     # What the guest does
 
     def write_nowait(self, offset: int, view: memoryview) -> bool:
         """Write at once where there is nothing to be saved and nobody reads old data."""
-        if self._ranges or self._pending.next_dirty(offset, offset + len(view)) is not None:
+        if self._ranges or self.pending.next_dirty(offset, offset + len(view)) is not None:
             return False
         return super().write_nowait(offset, view)
 
@@ -286,7 +325,7 @@ class CopyBeforeWriteDriver(FilterDriver):
         hold = await self._ranges.claim(start, end, True)
         try:
             self._readable.clear(start, end - start)
-            self._pending.clear(start, end - start)
+            self.pending.clear(start, end - start)
             while (area := self._done.next_dirty_area(start, end)) is not None:
                 await self._target.node.discard(*area)
                 self._done.clear(*area)

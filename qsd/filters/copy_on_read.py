@@ -46,6 +46,10 @@ class CopyOnReadDriver(FilterDriver):
             raise QmpError(f"Bottom node '{options.bottom}' is a filter")
         self._bottom = bottom
 
+    def limit_to(self, bottom: Node) -> None:
+        """Set the lowest layer whose data is copied, for a filter that a job made."""
+        self._bottom = bottom
+
     def child_perms(self, edge: Edge, perm: int, shared: int) -> tuple[int, int]:
         """Write what is there already; the content does not change."""
         taken = perm & perms.ALL

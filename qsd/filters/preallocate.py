@@ -64,7 +64,6 @@ class PreallocateDriver(FilterDriver):
     """Makes the file below longer than it need be."""
 
     name: ClassVar[str] = "preallocate"
-    grows: ClassVar[bool] = True
 
     __slots__ = ("_data_end", "_growing", "_options", "_steps")
 

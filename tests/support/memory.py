@@ -74,7 +74,9 @@ class MemoryDriver(Driver):
             raise os_error(code)
 
     def read_nowait(self, offset: int, view: memoryview) -> bool:
-        if self.gate is not None or not self.fast or offset + len(view) > len(self.data):
+        if self.gate is not None or not self.fast:
+            return False
+        if offset < 0 or offset + len(view) > len(self.data):
             return False
         if self.fail("read", offset):
             return False
@@ -107,6 +109,8 @@ class MemoryDriver(Driver):
 
     def write_nowait(self, offset: int, view: memoryview) -> bool:
         if self.gate is not None or not self.fast or self.fail("write", offset):
+            return False
+        if offset < 0 or (offset + len(view) > len(self.data) and not self.grows):
             return False
         self._put(offset, view)
         self.node.wr_highest_offset = max(self.node.wr_highest_offset, offset + len(view))

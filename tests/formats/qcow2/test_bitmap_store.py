@@ -14,7 +14,7 @@ from qsd.aio.loop import run
 from qsd.block.dirty import DirtyBitmap, bitmaps_of
 from qsd.block.node import Node
 from qsd.errors import QmpError
-from qsd.formats.qcow2 import bitmap_store
+from qsd.formats.qcow2.bitmaps import FLAG_AUTO, FLAG_IN_USE
 from qsd.formats.qcow2.driver import Qcow2Driver
 from tests.formats.qcow2.support import RecordingFile, add_image, make, rig
 from tests.formats.qcow2.support import run as tool
@@ -75,10 +75,10 @@ def test_reopening_read_only_stores(tmp_path: Path) -> None:
             driver = node.driver
             assert isinstance(driver, Qcow2Driver)
             await driver.prepare_read_only()
-            assert [entry.flags for entry in driver.bitmaps] == [bitmap_store.FLAG_AUTO]
+            assert [entry.flags for entry in driver.bitmaps] == [FLAG_AUTO]
             # It stays writable after all: the next change marks the bitmap.
             await node.write(65536, memoryview(b"x"))
-            assert driver.bitmaps[0].flags & bitmap_store.FLAG_IN_USE
+            assert driver.bitmaps[0].flags & FLAG_IN_USE
             assert bitmap.bits.count() == 2
 
     run(main())
@@ -195,7 +195,9 @@ def test_bitmaps_that_a_read_only_image_cannot_take_are_lost_aloud(
 
     async def main() -> None:
         async with rig() as graph:
-            add(await add_image(graph, path, **{"read-only": True}), "b")
+            node = await add_image(graph, path)
+            node.read_only = True
+            add(node, "b")
 
     run(main())
     assert capsys.readouterr().err == (
