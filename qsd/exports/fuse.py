@@ -72,6 +72,7 @@ class FuseExport(Export):
         "_created_ns",
         "_fd",
         "_gid",
+        "_growth",
         "_handlers",
         "_idle",
         "_in_flight",
@@ -97,6 +98,9 @@ class FuseExport(Export):
         self._uid, self._gid = os.getuid(), os.getgid()
         self._created_ns = time.time_ns()
         self._pool = BufferPool()
+        #: Of two requests that lengthen the node, the second must see what the first did: else the
+        #: one that wants less would cut off what the other has just written.
+        self._growth = asyncio.Lock()
         self._buffer: Buffer | None = None
         self._loop: asyncio.AbstractEventLoop
         self._handlers: dict[int, Callable[[int, memoryview], Awaitable[None]]] = {
@@ -169,8 +173,7 @@ class FuseExport(Export):
         """
         if self._fd < 0:
             return
-        if self.mountpoint:
-            await self.backend.graph.pool.run(unmount, self.mountpoint)
+        await self.backend.graph.pool.run(unmount, self.mountpoint)
         if self._in_flight:
             self._idle = self._loop.create_future()
             await self._idle
@@ -218,18 +221,18 @@ class FuseExport(Export):
             self._loop.remove_reader(self._fd)
 
     def _unmounted(self) -> None:
-        """Somebody else unmounted the file; the export stays until it is deleted."""
-        self.mountpoint = ""
+        """Somebody else unmounted the file; the export, and its claim to the place, stays."""
         self._close()
 
     def _dispatch(self, buffer: Buffer, count: int) -> None:
         if count < fuse.IN_HEADER.size:
             return
         length, opcode, unique, nodeid, *_ = fuse.IN_HEADER.unpack_from(buffer.data)
-        if opcode == fuse.READ and self._read_at_once(buffer, unique):
-            return
-        if opcode == fuse.WRITE and self._write_at_once(buffer, count, unique):
-            return
+        if count >= fuse.WRITE_DATA:
+            if opcode == fuse.READ and self._read_at_once(buffer, unique):
+                return
+            if opcode == fuse.WRITE and self._write_at_once(buffer, count, unique):
+                return
         if opcode in fuse.SILENT:
             return
         handler = self._handlers.get(opcode)
@@ -283,7 +286,7 @@ class FuseExport(Export):
     def _read_at_once(self, buffer: Buffer, unique: int) -> bool:
         """Fast path: a read whose data is in memory goes from one reused buffer to the kernel."""
         _, offset, length, *_ = fuse.READ_IN.unpack_from(buffer.data, fuse.IN_HEADER.size)
-        if offset + length > self.backend.length():
+        if offset + length > self.backend.length() or length > fuse.MAX_PAYLOAD:
             return False
         head = fuse.OUT_HEADER.size
         reply = self._pool.take(head + length)
@@ -370,14 +373,20 @@ class FuseExport(Export):
             raise os_error(errno.EPERM)
 
     async def _resize(self, length: int) -> None:
-        if length != self.backend.length():
-            await self.backend.node.truncate(length, exact=True)
+        async with self._growth:
+            if length != self.backend.length():
+                await self.backend.node.truncate(length, exact=True)
+
+    async def _grow(self, length: int, prealloc: str = "off") -> None:
+        async with self._growth:
+            if length > self.backend.length():
+                await self.backend.node.truncate(length, exact=True, prealloc=prealloc)
 
     async def _open(self, unique: int, arguments: memoryview) -> None:
         self._send(fuse.reply(unique, fuse.open_reply()))
 
     async def _read(self, unique: int, arguments: memoryview) -> None:
-        _, offset, length, *_ = fuse.READ_IN.unpack_from(arguments)
+        offset, length = fuse.parse_io(arguments)
         length = min(length, fuse.MAX_PAYLOAD, max(self.backend.length() - offset, 0))
         buffer = self._pool.take(max(length, 1))
         try:
@@ -391,14 +400,14 @@ class FuseExport(Export):
     async def _write(self, unique: int, arguments: memoryview) -> None:
         if not self.writable:
             raise os_error(errno.EACCES)
-        _, offset, length, *_ = fuse.READ_IN.unpack_from(arguments)
+        offset, length = fuse.parse_io(arguments)
         data = arguments[fuse.READ_IN.size :]
         if length != len(data):
             raise fuse.ProtocolError("WRITE with another length than its data")
         end = offset + length
         if end > self.backend.length():
             if self.growable:
-                await self._resize(end)
+                await self._grow(end)
             elif offset >= self.backend.length():
                 raise os_error(errno.EIO)
             else:
@@ -414,7 +423,7 @@ class FuseExport(Export):
         self._send(fuse.reply(unique, fuse.statfs_reply(_BLOCK_SIZE)))
 
     async def _fallocate(self, unique: int, arguments: memoryview) -> None:
-        _, offset, length, mode, _ = fuse.FALLOCATE_IN.unpack_from(arguments)
+        offset, length, mode = fuse.parse_fallocate(arguments)
         if not self.writable:
             raise os_error(errno.EACCES)
         size = self.backend.length()
@@ -428,18 +437,18 @@ class FuseExport(Export):
                 await self.backend.discard(offset, end - offset)
         elif mode & FALLOC_ZERO_RANGE:
             if end > size:
-                await self._resize(end)
+                await self._grow(end)
             if offset < end:
                 await self.backend.zero(offset, end - offset, 0)
         elif mode or offset < size:
             # Space inside the file cannot be reserved.
             raise os_error(errno.EOPNOTSUPP)
         else:
-            await self.backend.node.truncate(end, exact=True, prealloc="falloc")
+            await self._grow(end, "falloc")
         self._send(fuse.reply(unique))
 
     async def _lseek(self, unique: int, arguments: memoryview) -> None:
-        _, offset, whence, _ = fuse.LSEEK_IN.unpack_from(arguments)
+        offset, whence = fuse.parse_lseek(arguments)
         if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
             raise os_error(errno.EINVAL)
         length = self.backend.length()

@@ -3,7 +3,7 @@
 """The kernel's FUSE protocol, as far as one regular file needs it: records and constants, no I/O.
 
 Source: linux/fuse.h (the kernel's user-space interface, protocol 7.31) and
-Documentation/filesystems/ fuse.  All numbers are in host byte order.  Every request is
+Documentation/filesystems/fuse.  All numbers are in host byte order.  Every request is
 ``fuse_in_header`` + arguments, read with one read(2) from /dev/fuse; every reply is
 ``fuse_out_header`` + result, written with one writev(2).
 """
@@ -58,8 +58,8 @@ _ATTR_OUT = struct.Struct("=QII")
 _OPEN_OUT = struct.Struct("=QII")
 READ_IN = struct.Struct("=QQIIQII")  #: fh, offset, size, flags, lock owner, open flags, padding
 _SETATTR_IN = struct.Struct("=IIQQQQQQIIIIIIII")
-FALLOCATE_IN = struct.Struct("=QQQII")  #: fh, offset, length, mode, padding
-LSEEK_IN = struct.Struct("=QQII")  #: fh, offset, whence, padding
+_FALLOCATE_IN = struct.Struct("=QQQII")  #: fh, offset, length, mode, padding
+_LSEEK_IN = struct.Struct("=QQII")  #: fh, offset, whence, padding
 _LSEEK_OUT = struct.Struct("=Q")
 _WRITE_OUT = struct.Struct("=II")
 _STATFS_OUT = struct.Struct("=QQQQQIIII6I")
@@ -155,6 +155,33 @@ def parse_setattr(arguments: memoryview) -> SetAttributes:
     except struct.error as exc:
         raise ProtocolError("short SETATTR") from exc
     return SetAttributes(fields[0], fields[3], fields[11], fields[13], fields[14])
+
+
+def parse_io(arguments: memoryview) -> tuple[int, int]:
+    """Return (offset, length) of READ and WRITE; what is written follows the arguments."""
+    try:
+        fields = READ_IN.unpack_from(arguments)
+    except struct.error as exc:
+        raise ProtocolError("short READ or WRITE") from exc
+    return fields[1], fields[2]
+
+
+def parse_fallocate(arguments: memoryview) -> tuple[int, int, int]:
+    """Return (offset, length, mode) of FALLOCATE."""
+    try:
+        _, offset, length, mode, _ = _FALLOCATE_IN.unpack_from(arguments)
+    except struct.error as exc:
+        raise ProtocolError("short FALLOCATE") from exc
+    return offset, length, mode
+
+
+def parse_lseek(arguments: memoryview) -> tuple[int, int]:
+    """Return (offset, whence) of LSEEK."""
+    try:
+        _, offset, whence, _ = _LSEEK_IN.unpack_from(arguments)
+    except struct.error as exc:
+        raise ProtocolError("short LSEEK") from exc
+    return offset, whence
 
 
 def open_reply() -> bytes:
