@@ -24,13 +24,10 @@ async def make(rig: Rig, backing: bool = False) -> tuple[Node, ToyFormat, Memory
     if backing:
         base = await rig.memory("base", SIZE // 2)
         base.data[:] = bytes(range(256)) * (SIZE // 2 // 256)
-    node = (
-        await rig.add(
-            driver="qcow2", node_name="q", file="data", backing="base" if backing else None
-        )
-        if backing
-        else await rig.add(driver="qcow2", node_name="q", file="data", discard="unmap")
-    )
+    if backing:
+        node = await rig.add(driver="qcow2", node_name="q", file="data", backing="base")
+    else:
+        node = await rig.add(driver="qcow2", node_name="q", file="data", discard="unmap")
     assert isinstance(node.driver, ToyFormat)
     return node, node.driver, memory
 
