@@ -14,6 +14,7 @@ import re
 import shutil
 import socket
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -202,6 +203,38 @@ def test_nbd(seed: int, tmp_path: Path, daemon_kind: str) -> None:
         good.send(READ, 2, 4096, 512)
         assert good.receive() == (2, 0, b"good" * 128)
         good.close()
+        assert daemon.quit() == 0
+
+
+def test_clients_that_leave_replies_unread(tmp_path: Path, daemon_kind: str) -> None:
+    """Closing a socket with unread data resets the connection, here in the middle of a message.
+
+    The daemon must notice: a monitor takes the next client, an export is no longer in use.
+    """
+    with Daemon(
+        daemon_kind,
+        tmp_path,
+        *("--blockdev", "null-co,node-name=disk,size=1048576"),
+        *("--nbd-server", "addr.type=unix,addr.path=nbd.sock"),
+        *("--export", "nbd,id=x,node-name=disk"),
+        *("--chardev", "socket,id=second,path=second.sock,server=on,wait=off"),
+        *("--monitor", "second"),
+    ) as daemon:
+        with connected(tmp_path / "second.sock") as client:
+            assert client.recv(1)
+            client.sendall(b'{"execute": "query-')
+        Monitor(tmp_path / "second.sock").close()
+
+        with connected(tmp_path / "nbd.sock") as client:
+            client.sendall(struct.pack(">I", 3) + GO + request(READ, 0, 4096))
+            while len(client.recv(1 << 14, socket.MSG_PEEK)) < 4096:
+                time.sleep(0.001)  # the reply is to be there, and to stay there
+            client.sendall(b"\x25\x60\x95")
+        for _ in range(200):
+            if "return" in daemon.qmp("block-export-del", id="x"):
+                break
+            time.sleep(0.01)
+        daemon.event("BLOCK_EXPORT_DELETED", id="x")
         assert daemon.quit() == 0
 
 

@@ -13,11 +13,14 @@ from typing import Any
 
 
 def _connect(client: socket.socket, path: Path) -> None:
-    """Connect to a socket that exists; between bind and listen it still refuses."""
-    for _ in range(200):
+    """Connect to a socket that exists.
+
+    Between bind and listen it still refuses; while others wait to be accepted it is not ready.
+    """
+    for _ in range(500):
         try:
             client.connect(str(path))
-        except ConnectionRefusedError:
+        except (ConnectionRefusedError, BlockingIOError):
             time.sleep(0.01)
         else:
             return

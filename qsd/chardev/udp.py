@@ -77,8 +77,13 @@ class UdpChardev(Chardev):
         assert self._sock is not None
         try:
             data = self._sock.recv(_READ_SIZE)
+        except BlockingIOError:
+            return
         except OSError:
-            return  # nobody was there for what we sent
+            # Nobody was there for what we sent.  After an error libuv no longer watches.
+            self.pause()
+            self.resume()
+            return
         if data:
             self._received(data)
 

@@ -240,7 +240,7 @@ class Transmission:
         )
 
     def _on_readable(self) -> None:
-        if self._resume_scheduled:
+        if self._resume_scheduled or not self._reading:
             return  # what was received already comes first
         buffer = self._in
         if buffer is None:
@@ -262,6 +262,10 @@ class Transmission:
         self._end = end + count
         if count >= missing:
             self._process()
+        else:
+            # Nothing will be sent, so only reading finds out that the client is gone; and when it
+            # reset the connection, libuv has said so once and watches no longer.
+            self._loop.call_soon(self._on_readable)
 
     def _take_input(self) -> Buffer:
         if self._in_class == BATCH:

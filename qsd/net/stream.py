@@ -96,12 +96,15 @@ class ByteStream:
         if self._read_mode == _WATCHED:
             assert self._read_fd is not None
             self._loop.remove_reader(self._read_fd)
-        elif self._handle is not None:
+        if self._handle is not None:
             self._handle.cancel()
             self._handle = None
         self._read_mode = _STOPPED
 
     def _readable(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
         assert self._read_fd is not None
         try:
             data = os.read(self._read_fd, READ_SIZE)
@@ -114,7 +117,10 @@ class ByteStream:
             self._on_eof()
             return
         self._on_data(data)
-        if self._read_mode == _POLLED:
+        if self._read_mode != _STOPPED and self._handle is None:
+            # Also where the descriptor is watched: when the other side resets the connection, libuv
+            # reports that once and watches no longer (uv__poll_io on POLLERR).  What is left must
+            # be read to its end, or the end would go unnoticed.
             self._handle = self._loop.call_soon(self._readable)
 
     # ---------------------------------------------------------------------------------- writing

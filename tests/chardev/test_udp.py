@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from typing import Any
 
@@ -27,6 +28,32 @@ def test_talk() -> None:
             device = desk.registry.attach("u", user)
             assert user.events == ["opened"]
             device.write(b"ping")
+            data, where = peer.recvfrom(100)
+            assert data == b"ping"
+            peer.sendto(b"pong", where)
+            await user.until_data(b"pong")
+
+    with_desk(main)
+
+
+def test_a_peer_that_comes_late() -> None:
+    """What is sent to nobody comes back as an error; the device still hears who comes later."""
+
+    async def main(desk: Desk) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        await desk.registry.add(
+            "u", backend("udp", remote=inet("127.0.0.1", str(port)), local=inet("127.0.0.1", "0"))
+        )
+        user = Recorder()
+        device = desk.registry.attach("u", user)
+        device.write(b"anybody?")
+        await asyncio.sleep(0.02)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+            peer.bind(("127.0.0.1", port))
+            device.write(b"ping")
+            peer.settimeout(5)
             data, where = peer.recvfrom(100)
             assert data == b"ping"
             peer.sendto(b"pong", where)

@@ -130,3 +130,24 @@ def test_regular_files_are_read_too(tmp_path: Path, size: int) -> None:
         os.close(fd)
 
     run(main())
+
+
+def test_a_reset_is_noticed_behind_the_last_data(pair: tuple[socket.socket, socket.socket]) -> None:
+    """A peer that leaves without reading everything resets the connection.
+
+    The event loop hears of that once, together with the data that came before.
+    """
+    ours, theirs = pair
+
+    async def main() -> None:
+        ends = Ends(ours.fileno(), ours.fileno())
+        ends.stream.write(b"never read")
+        theirs.send(b"last words")
+        theirs.close()
+        ends.stream.start()
+        async with asyncio.timeout(5):
+            await ends.ended.wait()
+        assert ends.data == b"last words"
+        ends.stream.close()
+
+    run(main())
