@@ -68,8 +68,8 @@ class FilterDriver(Driver):
         return self.edge.node.read_nowait(offset, view)
 
     async def read(self, offset: int, view: memoryview) -> None:
-        """Read from the child."""
-        await self.edge.node.read(offset, view)
+        """Read from the child; the rest of a last block that is not whole is zero."""
+        await self.edge.node.read_or_zero(offset, view)
 
     def write_nowait(self, offset: int, view: memoryview) -> bool:
         """Ask the child."""

@@ -189,7 +189,7 @@ class BlkdebugDriver(FilterDriver):
     async def read(self, offset: int, view: memoryview) -> None:
         """Read, or fail."""
         self._check("read", offset, len(view))
-        await self.edge.node.read(offset, view)
+        await self.edge.node.read_or_zero(offset, view)
 
     def write_nowait(self, offset: int, view: memoryview) -> bool:
         """Write at once unless there are rules to be looked at."""
