@@ -98,6 +98,9 @@ class Driver:
     grows: ClassVar[bool] = False
     #: FUA write requests are handled by the driver; else the engine flushes.
     native_fua: ClassVar[bool] = False
+    #: `read_nowait` and `write_nowait` refuse requests that are not aligned, so that they may be
+    #: called although `limits.request_alignment` asks for more than single bytes.
+    checks_alignment: ClassVar[bool] = False
     #: Writes with the COMPRESSED flag are understood.
     supports_compressed: ClassVar[bool] = False
     #: Images can hold snapshots of themselves.

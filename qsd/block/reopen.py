@@ -204,6 +204,33 @@ class Reopen:
             self._change.move(edge, child)
 
 
+class _AccessChange(Reopen):
+    """Makes one node read-only or writable; nothing else of it or its children is looked at."""
+
+    async def _stage_children(self, node: Node, options: BlockdevOptions) -> None:
+        for edge in list(node.children.values()):
+            if not edge.role & perms.ROLE_COW and _follows(edge):
+                await self._let_follow(edge.node, inherited_by(node, edge.role))
+
+
+async def set_read_only(graph: Graph, node: Node, read_only: bool) -> None:
+    """Make a node read-only or writable for the time of a job.
+
+    Raises:
+        QmpError: It cannot be written, or somebody writes to it; nothing changed.
+    """
+    if node.read_only == read_only:
+        return
+    from copy import copy
+
+    options = copy(node.options)
+    options.read_only = read_only
+    change = _AccessChange(graph)
+    change._wanted = {node}
+    async with Drained(graph.descend([node])):
+        await change._run([(node, options)])
+
+
 def _follows(edge: Edge) -> bool:
     """Tell whether a child was defined inside its parent's options, as opposed to named there."""
     child = edge.node

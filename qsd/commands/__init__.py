@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 HANDLERS: Final[Mapping[str, str]] = {
+    "block-commit": "block_jobs:block_commit",
     "block-dirty-bitmap-add": "bitmap:block_dirty_bitmap_add",
     "block-dirty-bitmap-clear": "bitmap:block_dirty_bitmap_clear",
     "block-dirty-bitmap-disable": "bitmap:block_dirty_bitmap_disable",
@@ -30,8 +31,10 @@ HANDLERS: Final[Mapping[str, str]] = {
     "block-job-resume": "job:block_job_resume",
     "block-job-set-speed": "job:block_job_set_speed",
     "block-set-write-threshold": "block:block_set_write_threshold",
+    "block-stream": "block_jobs:block_stream",
     "block_resize": "block:block_resize",
     "blockdev-add": "block:blockdev_add",
+    "blockdev-backup": "backup:blockdev_backup",
     "blockdev-create": "block:blockdev_create",
     "blockdev-del": "block:blockdev_del",
     "blockdev-reopen": "block:blockdev_reopen",
@@ -44,6 +47,7 @@ HANDLERS: Final[Mapping[str, str]] = {
     "chardev-change": "chardev:chardev_change",
     "chardev-remove": "chardev:chardev_remove",
     "chardev-send-break": "chardev:chardev_send_break",
+    "drive-backup": "backup:drive_backup",
     "job-cancel": "job:job_cancel",
     "job-complete": "job:job_complete",
     "job-dismiss": "job:job_dismiss",

@@ -1,0 +1,220 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""The commands that start block jobs, and what belongs to backing chains (QMP reference, "Block
+core").
+
+What a command checks, and in which order, follows the C daemon.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qsd.block.chain import chain, contains, is_filter, layers, overlay_of, skip_filters
+from qsd.block.naming import filename
+from qsd.block.status import backing_of
+from qsd.errors import DEVICE_NOT_FOUND, QmpError
+from qsd.jobs.block_job import check_not_busy
+from qsd.jobs.filters import check_root
+
+if TYPE_CHECKING:
+    from qsd.block.node import Node
+    from qsd.commands.context import Context
+    from qsd.qapi.schema.block_job import BlockCommitArguments, BlockStreamArguments
+
+
+def on_or_off(value: bool | None) -> bool:
+    """Return the value of an option that is on by default."""
+    return value is None or value
+
+
+def find_device(ctx: Context, name: str) -> Node:
+    """Return the node that a `device` argument names.
+
+    Raises:
+        QmpError: There is none.
+    """
+    node = ctx.graph.nodes.get(name)
+    if node is None:
+        raise QmpError(f"Cannot find device='{name}' nor node-name='{name}'")
+    return node
+
+
+def find_in_chain(top: Node, name: str) -> Node | None:
+    """Return the node below `top` whose image goes by the file name `name`, or None.
+
+    The name is compared with what each image records as its backing file, and with the name of that
+    backing file as it is open.
+    """
+    from qsd.block.naming import full_backing_filename
+
+    for layer in layers(top):
+        below = backing_of(layer)
+        if below is None:
+            return None
+        target = skip_filters(below) or below
+        recorded = layer.driver.backing_file()
+        names = {filename(target), full_backing_filename(layer)}
+        if recorded is not None:
+            names.add(recorded[0])
+        if name in names:
+            return below
+    return None
+
+
+# block-commit
+
+
+async def block_commit(ctx: Context, args: BlockCommitArguments) -> None:
+    """Merge images into the one below them (QMP reference, "block-commit")."""
+    from qsd.jobs.commit import CommitJob
+
+    active = ctx.graph.nodes.get(args.device)
+    if active is None:
+        raise QmpError(f"Device '{args.device}' not found", DEVICE_NOT_FOUND)
+    check_root(active)
+    top = _commit_top(ctx, args, active)
+    base = _commit_base(ctx, args, top)
+    for node in chain(top):
+        check_not_busy(ctx.jobs, node)
+        if node is base:
+            break
+    if top is base:
+        raise QmpError("cannot commit an image into itself")
+    if skip_filters(top) is skip_filters(active):
+        if args.backing_file is not None:
+            raise QmpError(
+                f"'backing-file' specified, but '{args.top or args.top_node or top.name}' is the "
+                "active layer"
+            )
+        await _commit_active(ctx, args, active, base)
+        return
+    if overlay_of(active, top) is None:
+        raise QmpError(f"'{top.name}' is not in this backing file chain")
+    job = CommitJob(
+        ctx.jobs,
+        ctx.graph,
+        args.job_id if args.job_id is not None else "",
+        top,
+        base,
+        backing_file=args.backing_file,
+        on_error=args.on_error or "report",
+        speed=args.speed or 0,
+        auto_finalize=on_or_off(args.auto_finalize),
+        auto_dismiss=on_or_off(args.auto_dismiss),
+    )
+    await job.set_up(active, args.filter_node_name)
+    job.start()
+
+
+def _commit_top(ctx: Context, args: BlockCommitArguments, active: Node) -> Node:
+    if args.top_node is not None and args.top is not None:
+        raise QmpError("'top-node' and 'top' are mutually exclusive")
+    if args.top_node is not None:
+        top = ctx.graph.lookup(None, args.top_node)
+        if not contains(active, top):
+            raise QmpError(f"'{args.top_node}' is not in this backing file chain")
+        return top
+    if args.top is not None and filename(active) != args.top:
+        found = find_in_chain(active, args.top)
+        if found is None:
+            raise QmpError(f"Top image file {args.top} not found")
+        return found
+    return active
+
+
+def _commit_base(ctx: Context, args: BlockCommitArguments, top: Node) -> Node:
+    if args.base_node is not None and args.base is not None:
+        raise QmpError("'base-node' and 'base' are mutually exclusive")
+    if args.base_node is not None:
+        base = ctx.graph.lookup(None, args.base_node)
+        if not contains(top, base):
+            raise QmpError(f"'{args.base_node}' is not in this backing file chain")
+        return base
+    if args.base is not None:
+        found = find_in_chain(top, args.base)
+        if found is None:
+            raise QmpError(f"Can't find '{args.base}' in the backing chain")
+        return found
+    return list(chain(top))[-1]
+
+
+async def _commit_active(
+    ctx: Context, args: BlockCommitArguments, active: Node, base: Node
+) -> None:
+    from qsd.jobs.mirror import MirrorOptions, start_active_commit
+
+    options = MirrorOptions()
+    options.speed = args.speed or 0
+    options.on_source_error = options.on_target_error = args.on_error or "report"
+    options.filter_name = args.filter_node_name
+    options.auto_finalize = on_or_off(args.auto_finalize)
+    options.auto_dismiss = on_or_off(args.auto_dismiss)
+    await start_active_commit(ctx.jobs, ctx.graph, args.job_id or "", active, base, options)
+
+
+# block-stream
+
+
+async def block_stream(ctx: Context, args: BlockStreamArguments) -> None:
+    """Copy data from backing files into the image above them (QMP reference, "block-stream")."""
+    from qsd.jobs.stream import start_stream
+
+    node = find_device(ctx, args.device)
+    bottom, ends_above = _stream_bounds(ctx, args, node)
+    for member in chain(node):
+        if ends_above is not None and member is ends_above:
+            break
+        check_not_busy(ctx.jobs, member)
+        if member is bottom:
+            break
+    if args.backing_file is not None and ends_above is None:
+        raise QmpError("backing file specified, but streaming the entire chain")
+    await start_stream(
+        ctx.jobs,
+        ctx.graph,
+        args.job_id if args.job_id is not None else "",
+        node,
+        bottom,
+        filter_name=args.filter_node_name,
+        backing_file=args.backing_file,
+        on_error=args.on_error or "report",
+        speed=args.speed or 0,
+        auto_finalize=on_or_off(args.auto_finalize),
+        auto_dismiss=on_or_off(args.auto_dismiss),
+    )
+
+
+def _stream_bounds(
+    ctx: Context, args: BlockStreamArguments, node: Node
+) -> tuple[Node, Node | None]:
+    """Return the last layer to stream, and the base if the user named that instead."""
+    if args.base is not None and args.base_node is not None:
+        raise QmpError("'base' and 'base-node' cannot be specified at the same time")
+    if args.base is not None and args.bottom is not None:
+        raise QmpError("'base' and 'bottom' cannot be specified at the same time")
+    if args.bottom is not None and args.base_node is not None:
+        raise QmpError("'bottom' and 'base-node' cannot be specified at the same time")
+    base: Node | None = None
+    if args.base is not None:
+        base = find_in_chain(node, args.base)
+        if base is None:
+            raise QmpError(f"Can't find '{args.base}' in the backing chain")
+    elif args.base_node is not None:
+        base = ctx.graph.lookup(None, args.base_node)
+        if base is node or not contains(node, base):
+            raise QmpError(f"Node '{args.base_node}' is not a backing image of '{node.name}'")
+    elif args.bottom is not None:
+        bottom = ctx.graph.lookup(None, args.bottom)
+        if is_filter(bottom):
+            raise QmpError(
+                f"Node '{args.bottom}' is a filter, use a non-filter node as 'bottom'"
+            )
+        if not contains(node, bottom):
+            raise QmpError(f"Node '{args.bottom}' is not in a chain starting from '{node.name}'")
+        return bottom, None
+    if base is None:
+        return list(layers(node))[-1], None
+    above = overlay_of(node, base)
+    assert above is not None  # the base is in the chain
+    return above, base

@@ -1,0 +1,259 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+r"""How jobs that move data share their time: several chunks in flight, a speed limit, order.
+
+:class:`Workers` runs chunks at the same time; :class:`SpeedLimit` says when the next may start;
+:class:`ChunkedJob` uses both to go over a range once from its start to its end.
+
+What the user sees of a :class:`ChunkedJob` is as if it worked on one chunk after the other.  The
+*frontier* is where everything before it is done; progress counts up to there.  Chunks behind it may
+be done too, or have failed::
+
+    done      done      failed    done      in flight  not looked at yet
+    |---------|---------|xxxxxxxxx|---------|..........|
+                        ^ frontier                     ^ position
+
+After a failure nothing new is started.  When nothing is in flight any more, the failure with the
+lowest offset is judged by the user's policy, the others are forgotten, and the walk starts again at
+the frontier; chunks that are done already are not done again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from qsd.aio import eager
+from qsd.block.copy import CopyError
+from qsd.jobs.block_job import BlockJob
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from typing import Any
+
+    from qsd.jobs.job import Job
+    from qsd.qapi.schema.block_job import BlockdevOnError
+
+#: Bytes; errors and the speed limit go by pieces of this size, as in the C daemon.
+CHUNK: Final = 512 << 10
+#: Chunks in flight; more than a few only queue up in the kernel.
+MAX_CHUNKS: Final = 8
+#: Bytes; how far ahead allocation is asked for.
+LOOK_AHEAD: Final = 1 << 30
+#: Seconds; rest before a chunk is tried again whose error the user wants to be ignored.
+IGNORE_REST: Final = 0.01
+
+
+class SpeedLimit:
+    """Spreads work evenly over time.
+
+    A piece of work may start when all before it has had its share of time.  So the average is right
+    to within one piece, and time that was not used is lost: there are no bursts after a pause.
+    """
+
+    __slots__ = ("_next", "_speed")
+
+    def __init__(self) -> None:
+        self._next = 0.0
+        self._speed = 0
+
+    def spend(self, now: float, amount: int, speed: int) -> None:
+        """Account for work that starts now.
+
+        Args:
+            now: The loop's time.
+            amount: Bytes.
+            speed: Bytes per second, 0 for no limit.
+        """
+        self._speed = speed
+        self._next = max(self._next, now) + amount / speed if speed else 0.0
+
+    def delay(self, now: float, speed: int) -> float:
+        """Return how many seconds to wait before the next piece of work.
+
+        A new speed counts from now on: what the old one asked for is forgotten.
+        """
+        if speed != self._speed:
+            return 0.0
+        return max(0.0, self._next - now)
+
+
+class Workers:
+    """Runs coroutines at the same time, up to a bound.
+
+    Attributes:
+        in_flight: How many are not finished.
+    """
+
+    __slots__ = ("_failure", "_job", "_limit", "_waiter", "in_flight")
+
+    def __init__(self, job: Job, limit: int) -> None:
+        self._job = job
+        self._limit = limit
+        self._waiter: asyncio.Future[None] | None = None
+        self._failure: BaseException | None = None
+        self.in_flight = 0
+
+    async def start(self, coro: Coroutine[Any, Any, None]) -> None:
+        """Start a coroutine, and wait until there is room for another one.
+
+        The coroutine should deal with all errors it expects; others are raised here or by `join`.
+        """
+        tasks = self._job.registry.tasks
+        if eager.start(self._guard(coro), tasks, f"job {self._job.id} chunk") is None:
+            # Nothing had to wait; let others have their turn all the same.
+            await asyncio.sleep(0)
+        while self.in_flight >= self._limit:
+            await self.wait_one()
+        self._check()
+
+    async def _guard(self, coro: Coroutine[Any, Any, None]) -> None:
+        self.in_flight += 1
+        try:
+            await coro
+        except Exception as exc:
+            self._failure = self._failure or exc
+        finally:
+            self.in_flight -= 1
+            if self._waiter is not None and not self._waiter.done():
+                self._waiter.set_result(None)
+
+    def _check(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    async def wait_one(self) -> None:
+        """Wait until one more has finished."""
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    async def join(self) -> None:
+        """Wait until none is in flight."""
+        while self.in_flight:
+            await self.wait_one()
+        self._check()
+
+
+class ChunkedJob(BlockJob):
+    """A block job that goes over a range once; see the module's docstring."""
+
+    __slots__ = ("_done", "_failures", "_frontier", "_position", "_speed_limit", "_workers")
+
+    # What subclasses fill in
+
+    async def look(self, offset: int, length: int) -> tuple[int, bool]:
+        """Find out what to do with the start of a range.
+
+        Returns:
+            For how many bytes the answer holds, and whether there is anything to do.
+
+        Raises:
+            OSError: It cannot be found out; counts as a failure to read.
+        """
+        raise NotImplementedError
+
+    async def treat(self, offset: int, length: int) -> None:
+        """Do the work on a chunk.
+
+        Raises:
+            CopyError: It failed.
+        """
+        raise NotImplementedError
+
+    def ignored(self, offset: int, cause: OSError) -> bool:
+        """Learn of an error that the user wants to be ignored; return whether to go on behind it.
+
+        Else the chunk is tried again, as in the C daemon.
+        """
+        return False
+
+    # The work
+
+    async def go_over(self, length: int, policy: BlockdevOnError) -> None:
+        """Work on ``[0, length)``.
+
+        Raises:
+            OSError: A failure that the policy does not forgive.
+            JobCancelled: The job was cancelled.
+        """
+        self._workers = workers = Workers(self, MAX_CHUNKS)
+        self._speed_limit = SpeedLimit()
+        self._done: dict[int, int] = {}
+        self._failures: list[tuple[CopyError, int, int]] = []
+        self._frontier = self._position = 0
+        self.set_remaining(length)
+        while self._frontier < length:
+            if self._failures:
+                await workers.join()
+                await self._judge(policy)
+            await self._checkpoint()
+            if self._position < length:
+                await self._advance(length)
+            elif workers.in_flight:
+                await workers.wait_one()
+        await workers.join()
+
+    async def _checkpoint(self) -> None:
+        """Pause, end, or wait for the speed limit, with nothing in flight."""
+        loop = asyncio.get_running_loop()
+        while True:
+            if self.pause_count or self.is_cancelled:
+                await self._workers.join()
+                await self.pause_point()
+            delay = self._speed_limit.delay(loop.time(), self.speed)
+            if not delay:
+                return
+            await self._workers.join()
+            if not self._failures:
+                await self.sleep(delay)
+
+    async def _advance(self, length: int) -> None:
+        """Look at the next piece, and start to work on it if there is something to do."""
+        offset = self._position
+        if offset in self._done:
+            self._position += self._done[offset]
+            return
+        try:
+            count, needed = await self.look(offset, min(LOOK_AHEAD, length - offset))
+        except OSError as exc:
+            self._failures.append((CopyError(True, offset, exc), offset, CHUNK))
+            return
+        if not needed:
+            self._position += count
+            self._finished(offset, count)
+            return
+        count = min(count, CHUNK)
+        self._position += count
+        self._speed_limit.spend(asyncio.get_running_loop().time(), count, self.speed)
+        await self._workers.start(self._work_on(offset, count))
+
+    async def _work_on(self, offset: int, length: int) -> None:
+        try:
+            await self.treat(offset, length)
+        except CopyError as exc:
+            self._failures.append((exc, offset, length))
+        else:
+            self._finished(offset, length)
+
+    def _finished(self, offset: int, length: int) -> None:
+        self._done[offset] = length
+        while (count := self._done.pop(self._frontier, 0)) > 0:
+            self._frontier += count
+            self.progress(count)
+
+    async def _judge(self, policy: BlockdevOnError) -> None:
+        error, offset, length = min(self._failures, key=lambda failure: failure[1])
+        self._failures.clear()
+        self._position = self._frontier
+        action = self.handle_error(policy, error.is_read, error.cause)
+        if action == "report":
+            raise error.cause
+        if action == "ignore":
+            if self.ignored(offset, error.cause):
+                self._finished(offset, length)
+            else:
+                await self.sleep(IGNORE_REST)

@@ -1,0 +1,300 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+r"""The job behind block-stream: an image takes over the data of the images below it.
+
+::
+
+    users            users                          users
+      |                |                              |
+      |          copy-on-read                         |
+     top    ->        top    ^                  ->   top
+      |                |     | copied                 |
+     mid             bottom  | up                     |
+      |                |                              |
+     base             base                           base
+
+The job asks the filter to copy up what an image between top and base decides, and the guest's own
+reads help.  Copying up happens under the lock of the image's mapping, so a write that comes
+meanwhile goes before it or after it and is never lost.  After success the image's backing file is
+the base; after failure or cancellation the chain is what it was, and what was copied is no more
+than a second copy.
+
+The lower bound is remembered as the last image that is streamed (`bottom`), not as the base: other
+jobs may put another image below it meanwhile.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from qsd.block import perms
+from qsd.block.chain import chain, cow_layer, is_allocated, is_allocated_above, skip_filters
+from qsd.block.change import GraphChange
+from qsd.block.copy import CopyError, begin_all
+from qsd.block.drain import Drained
+from qsd.block.naming import filename
+from qsd.block.reopen import set_read_only
+from qsd.block.status import backing_of
+from qsd.errors import QmpError
+from qsd.filters.copy_on_read import CopyOnReadDriver
+from qsd.jobs.commit import record_backing
+from qsd.jobs.copying import ChunkedJob
+from qsd.jobs.filters import drop_filter, insert_filter, make_backend
+from qsd.qapi.schema.block_options import BlockdevOptions, BlockdevOptionsCor
+
+if TYPE_CHECKING:
+    from qsd.block.graph import Graph
+    from qsd.block.node import Node
+    from qsd.jobs.job import JobRegistry
+    from qsd.qapi.schema.block_job import BlockdevOnError
+    from qsd.qapi.schema.job import JobType
+
+
+class StreamJob(ChunkedJob):
+    """Copies data up from the images below.
+
+    Build it with :func:`start_stream`.
+    """
+
+    TYPE: ClassVar[JobType] = "stream"
+
+    __slots__ = (
+        "_backing_file",
+        "_bottom",
+        "_error_met",
+        "_filter",
+        "_on_error",
+        "_top",
+        "_top_was_read_only",
+        "_user",
+    )
+
+    def __init__(
+        self,
+        registry: JobRegistry,
+        graph: Graph,
+        job_id: str | None,
+        node: Node,
+        *,
+        top: Node,
+        bottom: Node,
+        backing_file: str | None = None,
+        on_error: BlockdevOnError = "report",
+        speed: int = 0,
+        auto_finalize: bool = True,
+        auto_dismiss: bool = True,
+    ) -> None:
+        self._filter: Node | None = node
+        self._top = top
+        self._bottom = bottom
+        self._backing_file = backing_file
+        self._on_error: BlockdevOnError = on_error
+        self._error_met: OSError | None = None
+        self._top_was_read_only = False
+        self._user = make_backend(graph)
+        super().__init__(
+            registry,
+            graph,
+            job_id,
+            speed=speed,
+            auto_finalize=auto_finalize,
+            auto_dismiss=auto_dismiss,
+        )
+
+    def set_up(self) -> None:
+        """Attach the job to the graph.
+
+        Raises:
+            QmpError: Permissions conflict; nothing is attached.
+        """
+        node, top = self._filter, self._top
+        assert node is not None  # until the end
+        shared = perms.ALL & ~perms.RESIZE
+        self.use_node(node, "main node", 0, perms.ALL)
+        self._user.attach(node, perms.CONSISTENT_READ, shared)
+        self.use_node(top, "active node", 0, shared)
+        # What is copied must not change.
+        below = backing_of(top)
+        for layer in self._between(below):
+            self.use_node(
+                layer, "intermediate node", 0, perms.CONSISTENT_READ | perms.WRITE_UNCHANGED
+            )
+
+    def _between(self, below: Node | None) -> list[Node]:
+        if self._bottom is self._top:
+            return []
+        nodes = []
+        for node in chain(below):
+            nodes.append(node)
+            if node is self._bottom:
+                break
+        return nodes
+
+    # The work
+
+    async def run(self) -> None:
+        """Copy up what is not there yet."""
+        if self._bottom is self._top:
+            return  # there is nothing below, or nothing that is wanted
+        await self.go_over(self._top.length(), self._on_error)
+        if self._error_met is not None:
+            raise self._error_met
+
+    async def look(self, offset: int, length: int) -> tuple[int, bool]:
+        """Only what an image below the top and above the base decides is copied."""
+        top = self._top
+        length, allocated = await is_allocated(top, offset, length)
+        if allocated:
+            return length, False
+        return await is_allocated_above(cow_layer(top), cow_layer(self._bottom), offset, length)
+
+    async def treat(self, offset: int, length: int) -> None:
+        """Copy a chunk up."""
+        await begin_all(self._user)
+        try:
+            await self._user.node.copy_up(offset, length)
+        except OSError as exc:
+            raise CopyError(True, offset, exc) from exc
+        finally:
+            self._user.end()
+
+    def ignored(self, offset: int, cause: OSError) -> bool:
+        """Go on; the first error decides the result."""
+        self._error_met = self._error_met or cause
+        return True
+
+    # The end
+
+    async def prepare(self) -> None:
+        """Make what is below the streamed images the backing file, and record that."""
+        node, top, bottom = self._filter, self._top, self._bottom
+        assert node is not None  # until the end
+        await self._user.flush()
+        await self._user.detach()
+        await self.release_nodes()
+        base = backing_of(bottom) if bottom is not top else None
+        edge = top.children.get("backing")
+        if edge is not None and bottom is not top:
+            layer = skip_filters(base)
+            name = fmt = None
+            if layer is not None:
+                name = self._backing_file
+                if name is None:
+                    name = filename(layer)
+                fmt = layer.driver.name
+            # The record first: if it cannot be written, nothing has changed.
+            await record_backing(self.graph, top, name, fmt)
+            async with Drained([top, edge.node]):
+                change = GraphChange(self.graph)
+                if base is None:
+                    change.unlink(edge)
+                else:
+                    change.move(edge, base)
+                change.apply([top])
+                await change.finish()
+        self._filter = None
+        await drop_filter(self.graph, node)
+
+    async def abort(self) -> None:
+        """Take the filter out; the chain is as it was."""
+        node, self._filter = self._filter, None
+        await self._user.detach()
+        await self.release_nodes()
+        if node is not None:
+            await drop_filter(self.graph, node)
+
+    async def clean(self) -> None:
+        """Let go of everything; the image becomes read-only again if it was."""
+        await super().clean()
+        if self._top_was_read_only and not self._top.closed:
+            try:
+                await set_read_only(self.graph, self._top, True)
+            except QmpError:
+                pass  # somebody writes to it by now, so it may stay writable
+
+
+async def start_stream(
+    registry: JobRegistry,
+    graph: Graph,
+    job_id: str | None,
+    node: Node,
+    bottom: Node,
+    *,
+    filter_name: str | None = None,
+    backing_file: str | None = None,
+    on_error: BlockdevOnError = "report",
+    speed: int = 0,
+    auto_finalize: bool = True,
+    auto_dismiss: bool = True,
+) -> StreamJob:
+    """Make and start a job that streams into a node.
+
+    Args:
+        registry: The jobs.
+        graph: The graph.
+        job_id: Identifier of the job.
+        node: The node that the user named.
+        bottom: The last layer that is streamed.
+        filter_name: Name for the filter node.
+        backing_file: What to record as the new backing file; None for the base's own name.
+        on_error: What to do when a chunk fails.
+        speed: Bytes per second; 0 for no limit.
+        auto_finalize, auto_dismiss: As for all jobs.
+
+    Raises:
+        QmpError: It cannot be done; nothing changed.
+    """
+    top = skip_filters(node) or node
+    read_only = top.read_only
+    if read_only:
+        await set_read_only(graph, top, False)
+    added: Node | None = None
+    job: StreamJob | None = None
+    try:
+        try:
+            added = await insert_filter(
+                graph,
+                CopyOnReadDriver,
+                filter_name,
+                node,
+                child_name="file",
+                options=BlockdevOptions(
+                    driver="copy-on-read", branch=BlockdevOptionsCor(file=node.name)
+                ),
+            )
+        except QmpError as exc:
+            raise QmpError(f"Could not create node: {exc.desc}") from exc
+        driver = added.driver
+        assert isinstance(driver, CopyOnReadDriver)  # as asked for
+        driver.limit_to(bottom)
+        job = StreamJob(
+            registry,
+            graph,
+            job_id,
+            added,
+            top=top,
+            bottom=bottom,
+            backing_file=backing_file,
+            on_error=on_error,
+            speed=speed,
+            auto_finalize=auto_finalize,
+            auto_dismiss=auto_dismiss,
+        )
+        job._top_was_read_only = read_only
+        job.set_up()
+    except BaseException:
+        if job is not None:
+            await job.abort()
+            await job.clean()
+            job.discard()
+        else:
+            if added is not None:
+                await drop_filter(graph, added)
+            if read_only:
+                await set_read_only(graph, top, True)
+        raise
+    job.start()
+    return job
+
+
+__all__ = ["StreamJob", "start_stream"]
