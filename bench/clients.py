@@ -8,10 +8,27 @@ import json
 import subprocess
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 
-def fio(folder: Path, uri: str, pattern: str, block: str, depth: int, **more: object) -> float:
-    """Run fio's nbd engine and return operations per second of all its jobs together.
+class Load(NamedTuple):
+    """What a client did.
+
+    Attributes:
+        rate: Operations per second.
+        operations: How many there were in all.
+        p99_us: 99 of 100 operations took at most so many microseconds; 0 if nobody looked.
+    """
+
+    rate: float
+    operations: int
+    p99_us: float = 0.0
+
+
+def start_fio(
+    folder: Path, uri: str, pattern: str, block: str, depth: int, **more: object
+) -> subprocess.Popen[str]:
+    """Start fio's nbd engine.
 
     Args:
         folder: Where to run.
@@ -36,18 +53,46 @@ def fio(folder: Path, uri: str, pattern: str, block: str, depth: int, **more: ob
     ]
     seconds = more.pop("seconds", None)
     if seconds is not None:
-        command += ["--time_based", f"--runtime={seconds}", "--ramp_time=0.3"]
+        command += ["--time_based", f"--runtime={seconds}"]
     command += [f"--{key}={value}" for key, value in more.items()]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
-    result = json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]
-    return float(result["read"]["iops"] + result["write"]["iops"])
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
-def timed(folder: Path, *command: str) -> float:
-    """Run a command and return how often it could run per second."""
+def finish_fio(process: subprocess.Popen[str]) -> Load:
+    """Wait for fio and return what all its jobs did together.
+
+    Raises:
+        RuntimeError: It failed.
+    """
+    output, errors = process.communicate()
+    if process.returncode:
+        raise RuntimeError(errors or output)
+    result = json.loads(output[output.index("{") :])["jobs"][0]
+    sides = [result[side] for side in ("read", "write") if result[side]["total_ios"]]
+    return Load(
+        sum(side["iops"] for side in sides),
+        sum(side["total_ios"] for side in sides),
+        max(side["clat_ns"]["percentile"]["99.000000"] for side in sides) / 1000,
+    )
+
+
+def fio(folder: Path, uri: str, pattern: str, block: str, depth: int, **more: object) -> Load:
+    """Run fio's nbd engine from start to end; see :func:`start_fio`."""
+    return finish_fio(start_fio(folder, uri, pattern, block, depth, **more))
+
+
+def timed(folder: Path, *command: str) -> Load:
+    """Run a command once."""
     before = time.perf_counter()
     subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
-    return 1 / (time.perf_counter() - before)
+    return Load(1 / (time.perf_counter() - before), 1)
 
 
 def warm(*files: Path) -> None:

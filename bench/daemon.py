@@ -72,6 +72,13 @@ class Daemon:
                 return int(line.split()[1]) * 1024
         raise RuntimeError("no VmRSS")
 
+    def processor_time(self) -> float:
+        """Return the processor time of all its threads so far, in seconds.
+
+        clock_getcpuclockid(3) makes the clock of another process out of its id like this.
+        """
+        return time.clock_gettime(~self.process.pid << 3 | 2)
+
     def __enter__(self) -> Self:
         return self
 

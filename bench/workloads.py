@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: MIT
 """What is measured.
 
-A workload is a function ``run(side, folder, seconds) -> float`` where more is better (operations,
-or runs, per second), and ``side`` is the command line of a daemon.  Each starts its own daemon on
-files it finds or makes, so that both sides meet the same state.
+A workload is a function ``run(side, folder, seconds) -> Figure`` where ``side`` is the command line
+of a daemon.  Each starts its own daemon on files it finds or makes, so that both sides meet the
+same state.
 """
 
 from __future__ import annotations
@@ -17,7 +17,29 @@ from typing import NamedTuple
 from bench import clients, images
 from bench.daemon import Daemon
 
-Run = Callable[[list[str], Path, float], float]
+
+class Figure(NamedTuple):
+    """What one run measured.
+
+    Attributes:
+        rate: Operations, or runs, per second: more is better.
+        cost_us: Processor time of the daemon for one of them, microseconds; 0 if not measured.
+            Unlike the rate it hardly depends on what else the machine does.
+    """
+
+    rate: float
+    cost_us: float = 0.0
+
+
+Run = Callable[[list[str], Path, float], Figure]
+
+
+def metered(daemon: Daemon, load: Callable[[], clients.Load]) -> Figure:
+    """Measure what a load costs the daemon."""
+    before = daemon.processor_time()
+    done = load()
+    spent = daemon.processor_time() - before
+    return Figure(done.rate, spent * 1e6 / max(done.operations, 1))
 
 
 class Workload(NamedTuple):
@@ -26,7 +48,7 @@ class Workload(NamedTuple):
     Attributes:
         name: What is measured.
         run: Measures once.
-        unit: Of the figure.
+        unit: Of the rate.
         aim: Wanted ratio to the C daemon, 0 if there is none.
     """
 
@@ -76,12 +98,15 @@ def fio_on(
 ) -> Run:
     """Make a workload of fio on a prepared image."""
 
-    def run(side: list[str], folder: Path, seconds: float) -> float:
+    def run(side: list[str], folder: Path, seconds: float) -> Figure:
         path = images.ensure(folder, image)
         (clients.cool if cold else clients.warm)(path)
         daemon, uri = serve(side, folder, image, tcp=tcp, extra=extra, top=top)
         with daemon:
-            return clients.fio(folder, uri, pattern, block, depth, seconds=seconds, **more)
+            return metered(
+                daemon,
+                lambda: clients.fio(folder, uri, pattern, block, depth, seconds=seconds, **more),
+            )
 
     return run
 
@@ -89,7 +114,7 @@ def fio_on(
 def fio_fresh(pattern: str, block: str, depth: int, total: str, kind: str = "plain") -> Run:
     """Make a workload of fio on a new image: empty, over a backing file, or with a snapshot."""
 
-    def run(side: list[str], folder: Path, seconds: float) -> float:
+    def run(side: list[str], folder: Path, seconds: float) -> Figure:
         name = "fresh.qcow2"
         (folder / name).unlink(missing_ok=True)
         if kind == "backing":
@@ -107,14 +132,16 @@ def fio_fresh(pattern: str, block: str, depth: int, total: str, kind: str = "pla
         daemon, uri = serve(side, folder, name)
         try:
             with daemon:
-                return clients.fio(folder, uri, pattern, block, depth, io_size=total)
+                return metered(
+                    daemon, lambda: clients.fio(folder, uri, pattern, block, depth, io_size=total)
+                )
         finally:
             (folder / name).unlink(missing_ok=True)
 
     return run
 
 
-def backing_read(side: list[str], folder: Path, seconds: float) -> float:
+def backing_read(side: list[str], folder: Path, seconds: float) -> Figure:
     """Read through an empty overlay."""
     base = images.ensure(folder, "full.qcow2")
     clients.warm(base)
@@ -122,18 +149,21 @@ def backing_read(side: list[str], folder: Path, seconds: float) -> float:
         images.create(folder, "overlay.qcow2", "-b", base.name, "-F", "qcow2")
     daemon, uri = serve(side, folder, "overlay.qcow2")
     with daemon:
-        return clients.fio(folder, uri, "randread", "4k", 32, seconds=seconds)
+        return metered(
+            daemon, lambda: clients.fio(folder, uri, "randread", "4k", 32, seconds=seconds)
+        )
 
 
 def tool(image: str, *command: str) -> Run:
     """Make a workload of a whole command; {uri} stands for the export."""
 
-    def run(side: list[str], folder: Path, seconds: float) -> float:
+    def run(side: list[str], folder: Path, seconds: float) -> Figure:
         clients.warm(images.ensure(folder, image))
         (folder / "out.raw").unlink(missing_ok=True)
         daemon, uri = serve(side, folder, image)
         with daemon:
-            return clients.timed(folder, *(word.replace("{uri}", uri) for word in command))
+            words = [word.replace("{uri}", uri) for word in command]
+            return metered(daemon, lambda: clients.timed(folder, *words))
 
     return run
 
@@ -141,45 +171,66 @@ def tool(image: str, *command: str) -> Run:
 def copy_in(*command: str) -> Run:
     """Make a workload that fills a fresh qcow2 image from full.raw."""
 
-    def run(side: list[str], folder: Path, seconds: float) -> float:
+    def run(side: list[str], folder: Path, seconds: float) -> Figure:
         clients.warm(images.ensure(folder, "full.raw"))
         (folder / "fresh.qcow2").unlink(missing_ok=True)
         images.create(folder, "fresh.qcow2")
         daemon, uri = serve(side, folder, "fresh.qcow2")
         try:
             with daemon:
-                return clients.timed(folder, *(word.replace("{uri}", uri) for word in command))
+                words = [word.replace("{uri}", uri) for word in command]
+                return metered(daemon, lambda: clients.timed(folder, *words))
         finally:
             (folder / "fresh.qcow2").unlink(missing_ok=True)
 
     return run
 
 
-def greeting(side: list[str], folder: Path, seconds: float) -> float:
+def greeting(side: list[str], folder: Path, seconds: float) -> Figure:
     """Starts per second, up to the greeting."""
     from bench.startup import greeting_time
 
-    return 1000 / greeting_time(side, folder)
+    return Figure(1000 / greeting_time(side, folder))
 
 
-def round_trips(side: list[str], folder: Path, seconds: float) -> float:
+def round_trips(side: list[str], folder: Path, seconds: float) -> Figure:
     """QMP commands one after the other."""
     with Daemon(side, folder) as daemon:
-        end = time.perf_counter() + seconds
-        count = 0
-        while time.perf_counter() < end:
-            daemon.qmp("query-block-exports")
-            count += 1
-        return count / seconds
+
+        def load() -> clients.Load:
+            end = time.perf_counter() + seconds
+            count = 0
+            while time.perf_counter() < end:
+                daemon.qmp("query-block-exports")
+                count += 1
+            return clients.Load(count / seconds, count)
+
+        return metered(daemon, load)
 
 
-def many_nodes(side: list[str], folder: Path, seconds: float) -> float:
+def once(action: Callable[[], None]) -> clients.Load:
+    """Do something one time."""
+    before = time.perf_counter()
+    action()
+    return clients.Load(1 / (time.perf_counter() - before), 1)
+
+
+def beside_large(side: list[str], folder: Path, seconds: float) -> Figure:
+    """Latency of a client of small reads while another reads 1 MiB at a time, as 1/p99."""
+    clients.warm(images.ensure(folder, "full.qcow2"))
+    daemon, uri = serve(side, folder, "full.qcow2")
+    with daemon:
+        large = clients.start_fio(folder, uri, "read", "1M", 8, seconds=seconds + 0.5)
+        small = clients.fio(folder, uri, "randread", "4k", 1, seconds=seconds)
+        clients.finish_fio(large)
+        return Figure(1e6 / small.p99_us)
+
+
+def many_nodes(side: list[str], folder: Path, seconds: float) -> Figure:
     """Create 1000 null nodes and exports."""
     with Daemon(side, folder) as daemon:
         (folder / "many.sock").unlink(missing_ok=True)
-        before = time.perf_counter()
-        _make_many(daemon)
-        return 1 / (time.perf_counter() - before)
+        return metered(daemon, lambda: once(lambda: _make_many(daemon)))
 
 
 def _make_many(daemon: Daemon) -> None:
@@ -189,39 +240,41 @@ def _make_many(daemon: Daemon) -> None:
         daemon.qmp("block-export-add", type="nbd", id=f"e{index}", node_name=f"n{index}")
 
 
-def query_many(side: list[str], folder: Path, seconds: float) -> float:
+def query_many(side: list[str], folder: Path, seconds: float) -> Figure:
     """Query 1000 nodes and exports."""
     with Daemon(side, folder) as daemon:
         (folder / "many.sock").unlink(missing_ok=True)
         _make_many(daemon)
-        before = time.perf_counter()
-        for _ in range(5):
+        daemon.qmp("query-named-block-nodes", flat=True)
+
+        def load() -> None:
             daemon.qmp("query-named-block-nodes", flat=True)
             daemon.qmp("query-block-exports")
-        return 5 / (time.perf_counter() - before)
+
+        return metered(daemon, lambda: once(load))
 
 
-def memory_many(side: list[str], folder: Path, seconds: float) -> float:
+def memory_many(side: list[str], folder: Path, seconds: float) -> Figure:
     """Resident memory with 1000 nodes and exports, as 1/MiB so that more is better."""
     with Daemon(side, folder) as daemon:
         (folder / "many.sock").unlink(missing_ok=True)
         _make_many(daemon)
-        return 2**20 / daemon.resident()
+        return Figure(2**20 / daemon.resident())
 
 
-def memory_idle(side: list[str], folder: Path, seconds: float) -> float:
+def memory_idle(side: list[str], folder: Path, seconds: float) -> Figure:
     """Resident memory at rest, as 1/MiB."""
     with Daemon(side, folder) as daemon:
-        return 2**20 / daemon.resident()
+        return Figure(2**20 / daemon.resident())
 
 
-def memory_load(side: list[str], folder: Path, seconds: float) -> float:
+def memory_load(side: list[str], folder: Path, seconds: float) -> Figure:
     """Resident memory after a load, as 1/MiB."""
     clients.warm(images.ensure(folder, "full.qcow2"))
     daemon, uri = serve(side, folder, "full.qcow2")
     with daemon:
         clients.fio(folder, uri, "randrw", "64k", 32, seconds=seconds)
-        return 2**20 / daemon.resident()
+        return Figure(2**20 / daemon.resident())
 
 
 def table() -> list[Workload]:
@@ -318,6 +371,7 @@ def table() -> list[Workload]:
             "run/s",
             1,
         ),
+        Workload("p99 of 4k reads beside 1M reads", beside_large, "1/us", 1),
         Workload("nbdcopy out", tool("full.qcow2", "nbdcopy", "{uri}", "null:"), "run/s", 1),
         Workload("nbdcopy in", copy_in("nbdcopy", "full.raw", "{uri}"), "run/s", 1),
         Workload(
