@@ -31,10 +31,10 @@ if TYPE_CHECKING:
         BlkdebugSetStateOptions,
     )
 
-_GROUP_WITH_ID: Final = re.compile(r'\[(\S{1,63}) +"[^"]{1,63}')
+_GROUP_WITH_ID: Final = re.compile(r'\[(\S{1,63}+) +"[^"]{1,63}')
 _GROUP: Final = re.compile(r"\[([^\]]{1,63})")
-_VALUE: Final = re.compile(r'\s*(\S{1,63})\s*=\s*"([^"]{1,1023})')
-_KEY: Final = re.compile(r"\s*(\S{1,63})")
+_VALUE: Final = re.compile(r'\s*(\S{1,63}+)\s*=\s*"([^"]{1,1023})')
+_KEY: Final = re.compile(r"\s*(\S{1,63}+)")
 _SECTOR: Final = 512
 
 _NUMBERS: Final = frozenset({"errno", "sector", "state", "new_state"})

@@ -1,0 +1,192 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""Votes."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+import pytest
+
+from qsd.aio.loop import run
+from qsd.block import perms
+from qsd.errors import QmpError
+from qsd.filters import quorum
+from qsd.qapi.convert import to_json
+from tests.filters.support import data, edges, filter_rig, read, refuse
+
+
+async def add(rig: Any, names: str = "abc", threshold: int = 2, **options: Any) -> Any:
+    for index, name in enumerate(names):
+        memory = await rig.memory(name, 1 << 16)
+        memory.data[:4096] = bytes([9 if index == 2 else 1]) * 4096
+    return await rig.add(
+        driver="quorum", node_name="q", children=list(names), **{"vote-threshold": threshold},
+        **options,
+    )  # fmt: skip
+
+
+def events(rig: Any) -> list[dict[str, Any]]:
+    return [{"event": event.NAME, **to_json(event)} for event in rig.events.events]
+
+
+def break_(rig: Any, name: str, code: int) -> None:
+    driver = rig.graph.nodes[name].driver
+    driver.fast = False
+    driver.fail = lambda operation, offset: code
+
+
+def test_the_majority_is_right() -> None:
+    async def main() -> None:
+        async with filter_rig() as rig:
+            node = await add(rig)
+            assert await read(node, 1024, 513) == bytes([1]) * 513
+            assert events(rig) == [
+                {
+                    "event": "QUORUM_REPORT_BAD", "type": "read", "node-name": "c",
+                    "sector-num": 2, "sectors-count": 2,
+                }
+            ]  # fmt: skip
+            assert rig.graph.nodes["c"].driver.data[1024] == 9
+
+    run(main())
+
+
+def test_rewriting() -> None:
+    async def main() -> None:
+        async with filter_rig() as rig:
+            node = await add(rig, **{"rewrite-corrupted": True})
+            assert await read(node, 0, 512) == bytes([1]) * 512
+            assert rig.graph.nodes["c"].driver.data[:513] == bytes([1]) * 512 + bytes([9])
+
+    run(main())
+
+
+def test_no_majority() -> None:
+    async def main() -> None:
+        async with filter_rig() as rig:
+            node = await add(rig, threshold=3)
+            with pytest.raises(OSError) as info:
+                await read(node, 0, 512)
+            assert info.value.errno == errno.EIO
+            assert events(rig) == [
+                {"event": "QUORUM_FAILURE", "reference": "q", "sector-num": 0, "sectors-count": 1}
+            ]
+
+    run(main())
+
+
+def test_failing_children() -> None:
+    async def main() -> None:
+        async with filter_rig() as rig:
+            node = await add(rig, "ab", threshold=1)
+            break_(rig, "a", errno.ENOSPC)
+            await node.write(0, data(5, 512))
+            assert await read(node, 0, 512) == bytes([5]) * 512
+            await node.flush()
+            kinds = [(event["type"], event["error"]) for event in events(rig)]
+            assert kinds == [(kind, "No space left on device") for kind in ("write", "read", "flush")]
+            break_(rig, "b", errno.EIO)
+            with pytest.raises(OSError):
+                await node.write(0, data(5, 512))
+            assert events(rig)[-1]["event"] == "QUORUM_FAILURE"
+            for name in "ab":
+                rig.graph.nodes[name].driver.fail = lambda operation, offset: 0
+
+    run(main())
+
+
+def test_first_in_first_out() -> None:
+    async def main() -> None:
+        async with filter_rig() as rig:
+            node = await add(rig, **{"read-pattern": "fifo"})
+            break_(rig, "a", errno.ENOSPC)
+            rig.graph.nodes["b"].driver.data[0] = 7
+            assert (await read(node, 0, 512))[0] == 7
+            assert [event["node-name"] for event in events(rig)] == ["a"]
+            rig.graph.nodes["a"].driver.fail = lambda operation, offset: 0
+
+    run(main())
+
+
+def test_blkverify(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Exit(BaseException):
+        pass
+
+    def leave(code: int) -> None:
+        raise Exit
+
+    monkeypatch.setattr(quorum.os, "_exit", leave)
+
+    async def main() -> None:
+        async with filter_rig() as rig:
+            node = await add(rig, "ab", blkverify=True)
+            assert await read(node, 0, 512) == bytes([1]) * 512
+            rig.graph.nodes["b"].driver.data[100] = 3
+            with pytest.raises(Exit):
+                await read(node, 0, 512)
+
+    run(main())
+    assert "contents mismatch at offset 100" in capsys.readouterr().err
+
+
+def test_children_come_and_go() -> None:
+    async def main() -> None:
+        async with filter_rig() as rig:
+            node = await add(rig)
+            driver = node.driver
+            child = rig.graph.nodes["c"]
+            await driver.remove_child(node.children["children.2"])
+            await driver.add_child(child)
+            assert list(node.children) == ["children.0", "children.1", "children.2"]
+            with pytest.raises(QmpError, match="The node c already has a parent"):
+                await driver.add_child(child)
+            await driver.remove_child(node.children["children.0"])
+            await driver.add_child(rig.graph.nodes["a"])
+            assert list(node.children) == ["children.1", "children.2", "children.3"]
+            await driver.remove_child(node.children["children.1"])
+            with pytest.raises(QmpError, match="cannot be lower than the vote threshold 2"):
+                await driver.remove_child(node.children["children.2"])
+
+    run(main())
+
+
+def test_permissions() -> None:
+    async def main() -> None:
+        async with filter_rig() as rig:
+            node = await add(rig, "ab", **{"rewrite-corrupted": True})
+            shared = perms.CONSISTENT_READ | perms.WRITE_UNCHANGED
+            assert edges(node)["children.0"] == (perms.WRITE, shared)
+
+    run(main())
+
+
+def test_refusals() -> None:
+    blkverify = (
+        "blkverify=on can only be set if there are exactly two files and vote-threshold is 2"
+    )
+    wrong: list[tuple[str, str, int, dict[str, Any]]] = [
+        ("Number of provided children must be 1 or more", "", 1, {}),
+        ("Parameter 'vote-threshold' expects a value >= 1", "a", 0, {}),
+        ("threshold may not exceed children count", "a", 2, {}),
+        (blkverify, "ab", 1, {"blkverify": True}),
+        (
+            "rewrite-corrupted=on cannot be used with blkverify=on", "ab", 2,
+            {"blkverify": True, "rewrite-corrupted": True},
+        ),
+        ("Could not refresh total sector count: Input/output error", "ax", 1, {}),
+    ]  # fmt: skip
+
+    async def main() -> None:
+        async with filter_rig() as rig:
+            for name in "ab":
+                await rig.memory(name)
+            await rig.memory("x", 512)
+            for text, names, threshold, options in wrong:
+                await refuse(
+                    rig, text, driver="quorum", node_name="q", children=list(names),
+                    **{"vote-threshold": threshold}, **options,
+                )  # fmt: skip
+
+    run(main())
