@@ -199,21 +199,25 @@ class RangeCopier(NodeCopier):
         """
         await begin_all(self.source, self.target)
         try:
-            source, target = self.source.node, self.target.node
-            end = offset + length
-            moved = 0
-            while offset < end:
-                status = await source_status(source, offset, end - offset)
-                if status.flags & ST_ZERO or not status.flags & ST_DATA:
-                    await self.zero_node(target, offset, status.length)
-                else:
-                    await self.move(source, target, offset, status.length)
-                    moved += status.length
-                offset += status.length
-            return moved
+            return await self.copy_drained(offset, length)
         finally:
             self.source.end()
             self.target.end()
+
+    async def copy_drained(self, offset: int, length: int) -> int:
+        """Do what :meth:`copy` does, for the owner of a drained section of both nodes."""
+        source, target = self.source.node, self.target.node
+        end = offset + length
+        moved = 0
+        while offset < end:
+            status = await source_status(source, offset, end - offset)
+            if status.flags & ST_ZERO or not status.flags & ST_DATA:
+                await self.zero_node(target, offset, status.length)
+            else:
+                await self.move(source, target, offset, status.length)
+                moved += status.length
+            offset += status.length
+        return moved
 
     async def copy_data(self, offset: int, length: int) -> None:
         """Copy a range without asking what is in it.

@@ -37,6 +37,7 @@ HANDLERS: Final[Mapping[str, str]] = {
     "blockdev-backup": "backup:blockdev_backup",
     "blockdev-create": "block:blockdev_create",
     "blockdev-del": "block:blockdev_del",
+    "blockdev-mirror": "block_jobs:blockdev_mirror",
     "blockdev-reopen": "block:blockdev_reopen",
     "blockdev-snapshot": "snapshot:blockdev_snapshot",
     "blockdev-snapshot-delete-internal-sync": "snapshot:blockdev_snapshot_delete_internal_sync",

@@ -8,10 +8,19 @@ What a command checks, and in which order, follows the C daemon.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from qsd.block.chain import chain, contains, is_filter, layers, overlay_of, skip_filters
+from qsd.block.chain import (
+    chain,
+    contains,
+    cow_layer,
+    is_filter,
+    layers,
+    overlay_of,
+    skip_filters,
+)
 from qsd.block.naming import filename
+from qsd.block.perms import ROLE_COW, ROLE_FILTERED
 from qsd.block.status import backing_of
 from qsd.errors import DEVICE_NOT_FOUND, QmpError
 from qsd.jobs.block_job import check_not_busy
@@ -20,7 +29,17 @@ from qsd.jobs.filters import check_root
 if TYPE_CHECKING:
     from qsd.block.node import Node
     from qsd.commands.context import Context
-    from qsd.qapi.schema.block_job import BlockCommitArguments, BlockStreamArguments
+    from qsd.jobs.mirror import MirrorOptions
+    from qsd.qapi.schema.block_job import (
+        BlockCommitArguments,
+        BlockdevMirrorArguments,
+        BlockStreamArguments,
+        DriveMirror,
+    )
+
+#: Bytes; bounds of the granularity of a mirror (QMP reference, "blockdev-mirror").
+MIN_GRANULARITY: Final = 512
+MAX_GRANULARITY: Final = 64 << 20
 
 
 def on_or_off(value: bool | None) -> bool:
@@ -218,3 +237,111 @@ def _stream_bounds(
     above = overlay_of(node, base)
     assert above is not None  # the base is in the chain
     return above, base
+
+
+# blockdev-mirror
+
+
+async def blockdev_mirror(ctx: Context, args: BlockdevMirrorArguments) -> None:
+    """Copy a node to another and keep them equal (QMP reference, "blockdev-mirror")."""
+    from qsd.jobs.mirror import MirrorOptions, start_mirror
+
+    source = find_device(ctx, args.device)
+    check_root(source)
+    target = find_device(ctx, args.target)
+    options = MirrorOptions()
+    options.filter_name = args.filter_node_name
+    options.zero_target = args.sync == "full"
+    _check_mirror(ctx, args, source, target, options)
+    await start_mirror(ctx.jobs, ctx.graph, args.job_id or "", source, target, options)
+
+
+def _check_mirror(
+    ctx: Context,
+    args: BlockdevMirrorArguments | DriveMirror,
+    source: Node,
+    target: Node,
+    options: MirrorOptions,
+) -> None:
+    """Check what both ways to start a mirror have in common, and fill in the options."""
+    granularity = args.granularity or 0
+    if granularity and not MIN_GRANULARITY <= granularity <= MAX_GRANULARITY:
+        raise QmpError("Parameter 'granularity' expects a value in range [512B, 64MB]")
+    if granularity & (granularity - 1):
+        raise QmpError("Parameter 'granularity' expects a power of 2")
+    _check_target(ctx, target)
+    sync = args.sync
+    base = cow_layer(skip_filters(source) or source)
+    if sync in ("incremental", "bitmap"):
+        raise QmpError(f"Sync mode '{sync}' not supported")
+    if args.replaces is not None:
+        _check_replaces(ctx, args.replaces, source, target)
+    if args.buf_size is not None and args.buf_size < 0:
+        raise QmpError("Invalid parameter 'buf-size'")
+    if source is target:
+        raise QmpError("Can't mirror node into itself")
+    options.copy_old = sync != "none"
+    options.base = base if sync == "top" else None
+    options.granularity = granularity or default_granularity(target)
+    options.is_blocking = args.copy_mode == "write-blocking"
+    options.replaces = args.replaces
+    options.on_source_error = args.on_source_error or "report"
+    options.on_target_error = args.on_target_error or "report"
+    options.speed = args.speed or 0
+    options.auto_finalize = on_or_off(args.auto_finalize)
+    options.auto_dismiss = on_or_off(args.auto_dismiss)
+
+
+def default_granularity(target: Node) -> int:
+    """Return the granularity for a target: its cluster size, within sensible bounds."""
+    from qsd.block.info import driver_info
+
+    cluster = driver_info(target).get("cluster-size") or 0
+    return max(4096, min(65536, cluster)) if cluster else 65536
+
+
+def _check_target(ctx: Context, target: Node) -> None:
+    for edge in target.parents:
+        if edge.role & ROLE_COW:
+            raise QmpError(
+                f"Node '{target.name}' is busy: node is used as backing hd of "
+                f"'{getattr(edge.user, 'name', '')}'"
+            )
+    check_not_busy(ctx.jobs, target)
+
+
+def _check_replaces(ctx: Context, name: str, source: Node, target: Node) -> None:
+    """Refuse to replace a node whose users could notice.
+
+    Only a node that shows exactly what the source shows, through filters and the like, can be
+    replaced by a copy of it.
+    """
+    replaced = ctx.graph.find(name)
+    for edge in replaced.parents:
+        if edge.role & ROLE_COW:
+            raise QmpError(
+                f"Node '{name}' is busy: node is used as backing hd of "
+                f"'{getattr(edge.user, 'name', '')}'"
+            )
+    if not _shows_same(source, replaced):
+        raise QmpError(
+            f"Cannot replace '{name}' by a node mirrored from '{source.name}', because it cannot "
+            "be guaranteed that doing so would not lead to an abrupt change of visible data"
+        )
+    if replaced.length() != target.length():
+        raise QmpError(
+            "cannot replace image with a mirror image of different size"
+        )
+
+
+def _shows_same(node: Node, wanted: Node) -> bool:
+    """Tell whether `wanted` is `node` or what it shows without any change."""
+    if node is wanted:
+        return True
+    if is_filter(node) or node.driver.name == "raw":
+        below = [edge.node for edge in node.children.values() if edge.role & ROLE_FILTERED]
+    elif node.driver.name == "quorum":
+        below = [edge.node for edge in node.children.values()]
+    else:
+        return False
+    return any(_shows_same(child, wanted) for child in below)

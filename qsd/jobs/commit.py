@@ -10,7 +10,7 @@ r"""The job behind block-commit of images that nobody writes to.
        |     (start) ->      top           (success) ->      |
       mid                    mid   }  copied                 |
        |                      |    v  into                   |
-     base                   base                           base    (top, mid: closed, or on their own)
+     base                   base                           base    (top, mid: closed or alone)
 
 While it runs, the images above the base show wrong content to anybody who looks at them directly,
 so the job shares no consistent read on them.  On failure and cancellation the filter goes and the

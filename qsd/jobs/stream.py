@@ -239,7 +239,8 @@ async def start_stream(
         backing_file: What to record as the new backing file; None for the base's own name.
         on_error: What to do when a chunk fails.
         speed: Bytes per second; 0 for no limit.
-        auto_finalize, auto_dismiss: As for all jobs.
+        auto_finalize: As for all jobs.
+        auto_dismiss: As for all jobs.
 
     Raises:
         QmpError: It cannot be done; nothing changed.
