@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from qsd.errors import QmpError
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from qsd.block.graph import Graph
     from qsd.block.node import Node
     from qsd.qapi.schema.block_options import BlockdevOptions
+
+#: The prefixes of names of NBD exports.
+NBD_PROTOCOLS: Final = ("nbd", "nbd+tcp", "nbd+unix", "nbds", "nbds+tcp", "nbds+unix")
 
 
 def protocol_of(filename: str) -> str | None:
@@ -64,6 +67,10 @@ def options_for_filename(filename: str, graph: Graph) -> BlockdevOptions:
         return make_options({"driver": protocol, "filename": filename[len(protocol) + 1 :]})
     if protocol in ("null-co", "null-aio"):
         return make_options({"driver": protocol})
+    if protocol in NBD_PROTOCOLS:
+        from qsd.block.nbd_names import parse_nbd_name
+
+        return make_options({"driver": "nbd", **parse_nbd_name(filename)})
     if graph.find_driver(protocol) is not None:
         return make_options({"driver": protocol, "url": filename})
     raise QmpError(f"Unknown protocol '{protocol}'")

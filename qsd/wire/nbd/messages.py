@@ -31,6 +31,9 @@ EXPORT_NAME_REPLY: Final = Struct(">QH")
 
 EXPORT_NAME_PADDING: Final = bytes(124)
 
+OLDSTYLE_REPLY: Final = Struct(">QI124x")
+"""What follows the magic of an oldstyle server: size of the export, flags, 124 zeroes."""
+
 U16: Final = Struct(">H")
 U32: Final = Struct(">I")
 U64: Final = Struct(">Q")
@@ -43,6 +46,7 @@ INFO_BLOCK_SIZE_REPLY: Final = Struct(">HIII")
 
 NBDMAGIC: Final = b"NBDMAGIC"
 IHAVEOPT: Final = b"IHAVEOPT"
+OLDSTYLE_MAGIC: Final = (0x420281861253).to_bytes(8, "big")
 OPTION_REPLY_MAGIC: Final = 0x3E889045565A9
 
 # "Handshake flags" and "Client flags" share their bits.
@@ -83,8 +87,10 @@ REP_FLAG_ERROR: Final = 1 << 31
 REP_ERR_UNSUP: Final = REP_FLAG_ERROR | 1
 REP_ERR_POLICY: Final = REP_FLAG_ERROR | 2
 REP_ERR_INVALID: Final = REP_FLAG_ERROR | 3
+REP_ERR_PLATFORM: Final = REP_FLAG_ERROR | 4
 REP_ERR_TLS_REQD: Final = REP_FLAG_ERROR | 5
 REP_ERR_UNKNOWN: Final = REP_FLAG_ERROR | 6
+REP_ERR_SHUTDOWN: Final = REP_FLAG_ERROR | 7
 REP_ERR_BLOCK_SIZE_REQD: Final = REP_FLAG_ERROR | 8
 REP_ERR_TOO_BIG: Final = REP_FLAG_ERROR | 9
 
@@ -126,6 +132,12 @@ CHUNK: Final = Struct(">IHHQI")
 
 DATA_CHUNK: Final = Struct(">IHHQIQ")
 """The header of an OFFSET_DATA chunk with its offset; the payload follows."""
+
+OFFSET_AND_HOLE: Final = Struct(">QI")
+"""What follows the header of an OFFSET_HOLE chunk: offset, length of the hole."""
+
+ERROR_TEXT: Final = Struct(">IH")
+"""What follows the header of an ERROR chunk: error, message length; the message follows."""
 
 HOLE_CHUNK: Final = Struct(">IHHQIQI")
 """A whole OFFSET_HOLE chunk: header, offset, length of the hole."""
@@ -176,6 +188,8 @@ REPLY_OFFSET_DATA: Final = 1
 REPLY_OFFSET_HOLE: Final = 2
 REPLY_BLOCK_STATUS: Final = 5
 REPLY_ERROR: Final = 0x8001
+REPLY_ERROR_OFFSET: Final = 0x8002
+REPLY_IS_ERROR: Final = 1 << 15
 
 # States of "base:allocation" and "qemu:dirty-bitmap"
 STATE_HOLE: Final = 1

@@ -1,0 +1,306 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+r"""A connection to an NBD server that is made again when it is lost.
+
+::
+
+    CONNECTED --lost--> WAITING --reconnect-delay is over--> FAILING
+        ^                  |                                    |
+        \------ made again-+------------------------------------/
+
+While WAITING, requests wait and those that were in flight are sent again.  While FAILING they fail
+with EIO; attempts to connect go on, ever more seldom.  Without a delay, WAITING is left at once.
+
+QMP reference, "BlockdevOptionsNbd": `reconnect-delay`, `open-timeout`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from typing import TYPE_CHECKING, Final
+
+from qsd.errors import QmpError, QsdError, describe, os_error
+from qsd.net.connect import connect
+from qsd.protocols.nbd.connection import Connection
+from qsd.wire.nbd.client import DONE, TLS, ClientHandshake
+from qsd.wire.nbd.metacontext import BASE_ALLOCATION
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from qsd.aio.tasks import TaskOwner
+    from qsd.protocols.nbd.connection import StreamSocket
+    from qsd.qapi.schema.block_protocols import BlockdevOptionsNbd
+    from qsd.wire.nbd.client import Agreement
+
+    TlsStarter = Callable[[socket.socket], Awaitable[StreamSocket]]
+
+#: Seconds between the first two attempts to connect, and at most.
+FIRST_PAUSE: Final = 0.1
+LONGEST_PAUSE: Final = 10.0
+#: Seconds for one attempt to connect again; a server that accepts and says nothing is none.
+ATTEMPT_LIMIT: Final = 30.0
+#: Bytes; one receive during the handshake.
+_RECEIVE: Final = 16 << 10
+#: Bytes that the kernel takes of requests before it says that the socket is full; a wish.
+_SOCKET_BUFFER: Final = 1 << 20
+
+
+async def _ready(fd: int, *, writing: bool) -> None:
+    """Wait until a descriptor is readable or writable."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[None] = loop.create_future()
+
+    def wake() -> None:
+        if not future.done():
+            future.set_result(None)
+
+    add, remove = (
+        (loop.add_writer, loop.remove_writer) if writing else (loop.add_reader, loop.remove_reader)
+    )
+    add(fd, wake)
+    try:
+        await future
+    finally:
+        remove(fd)
+
+
+async def _send_all(sock: StreamSocket, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[sock.send(view) :]
+        except BlockingIOError:
+            await _ready(sock.fileno(), writing=True)
+        except OSError as exc:
+            raise QmpError(f"Unable to write to socket: {describe(exc)}") from None
+
+
+async def _receive(sock: StreamSocket, buffer: memoryview) -> int:
+    while True:
+        try:
+            return sock.recv_into(buffer)
+        except BlockingIOError:
+            await _ready(sock.fileno(), writing=False)
+        except OSError as exc:
+            raise QmpError(f"Unable to read from socket: {describe(exc)}") from None
+
+
+async def negotiate(
+    sock: socket.socket, handshake: ClientHandshake, tls: TlsStarter | None
+) -> StreamSocket:
+    """Carry out a handshake.
+
+    Args:
+        sock: Connected and non-blocking; the caller closes it if this fails.
+        handshake: Where it is to begin.
+        tls: Starts TLS on the socket, where the handshake wants that.
+
+    Returns:
+        What to talk through from now on.
+
+    Raises:
+        QmpError: The handshake failed.
+    """
+    stream: StreamSocket = sock
+    buffer = memoryview(bytearray(_RECEIVE))
+    while True:
+        out = handshake.take_output()
+        if out:
+            await _send_all(stream, out)
+        if handshake.phase == DONE:
+            return stream
+        if handshake.phase == TLS:
+            assert tls is not None
+            try:
+                stream = await tls(sock)
+            except (QsdError, OSError) as exc:
+                raise QmpError(f"TLS handshake failed: {describe(exc)}") from exc
+            handshake.tls_started()
+            continue
+        count = await _receive(stream, buffer)
+        if not count:
+            handshake.eof()
+        handshake.receive(buffer[:count])
+
+
+class Link:
+    """The way to one export.
+
+    Attributes:
+        connection: What can be used now, or None.
+        agreement: What the first handshake settled.
+    """
+
+    __slots__ = (
+        "_connector", "_delay", "_is_waiting", "_loop", "_options", "_report", "_tasks", "_timer",
+        "_tls", "_waiters", "agreement", "closing", "connection",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        options: BlockdevOptionsNbd,
+        tasks: TaskOwner,
+        tls: TlsStarter | None,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._options = options
+        self._tasks = tasks
+        self._tls = tls
+        self._delay = options.reconnect_delay or 0
+        self._is_waiting = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._connector: asyncio.Task[None] | None = None
+        self._waiters: list[asyncio.Future[None]] = []
+        self.connection: Connection | None = None
+        self.closing = False
+        self.agreement: Agreement
+
+    async def open(self) -> None:
+        """Make the first connection, trying again until `open-timeout` is over.
+
+        Raises:
+            QmpError: It failed.
+        """
+        deadline = self._loop.time() + (self._options.open_timeout or 0)
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                self.connection = await self._connect()
+            except QmpError:
+                left = deadline - self._loop.time()
+                if left <= 0:
+                    raise
+                await asyncio.sleep(min(pause, left))
+                pause = min(pause * 2, 1.0)
+            else:
+                self.agreement = self.connection.agreement
+                return
+
+    async def _connect(self) -> Connection:
+        options = self._options
+        handshake = ClientHandshake(
+            options.export or "",
+            context=options.x_dirty_bitmap or BASE_ALLOCATION,
+            tls=self._tls is not None,
+        )
+        sock = await connect(options.server, by_monitor=True)
+        stream: StreamSocket = sock
+        try:
+            if sock.family in (socket.AF_INET, socket.AF_INET6):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            elif sock.family == socket.AF_UNIX:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
+            stream = await negotiate(sock, handshake, self._tls)
+        except BaseException:
+            sock.close()
+            raise
+        assert handshake.agreement is not None
+        return Connection(
+            self._loop,
+            stream,
+            handshake.agreement,
+            handshake.take_rest(),
+            self._on_lost,
+            is_plain=stream is sock,
+        )
+
+    # Losing and finding it again
+
+    def _on_lost(self, connection: Connection, reason: str) -> None:
+        del reason
+        if self.connection is not connection or self.closing:
+            return
+        self._start_over()
+
+    def _start_over(self) -> None:
+        self.connection = None
+        if self._delay:
+            self._is_waiting = True
+            self._timer = self._loop.call_later(self._delay, self._give_up_waiting)
+        self._connector = self._tasks.spawn(self._reconnect(), "NBD reconnect")
+
+    def _give_up_waiting(self) -> None:
+        self._timer = None
+        self._is_waiting = False
+        self._wake()
+
+    def _wake(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for future in waiters:
+            if not future.done():
+                future.set_result(None)
+
+    async def _reconnect(self) -> None:
+        pause = FIRST_PAUSE
+        while not self.closing:
+            try:
+                async with asyncio.timeout(ATTEMPT_LIMIT):
+                    connection = await self._connect()
+            except (QsdError, OSError, TimeoutError):
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, LONGEST_PAUSE)
+                continue
+            if not self._is_same(connection.agreement):
+                # Another export: requests must not end up in the wrong image.
+                connection.close()
+                await asyncio.sleep(LONGEST_PAUSE)
+                continue
+            self.connection = connection
+            self._is_waiting = False
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            self._wake()
+            return
+
+    def _is_same(self, new: Agreement) -> bool:
+        """Tell whether a new handshake gives all that was built on the first one."""
+        old = self.agreement
+        return (
+            new.size == old.size
+            and not old.flags & ~new.flags
+            and new.min_block <= old.min_block
+            and new.max_block >= old.max_block
+            and (new.context_id is None) == (old.context_id is None)
+        )
+
+    async def usable(self) -> Connection:
+        """Return the connection, waiting for a new one as long as `reconnect-delay` says.
+
+        Raises:
+            OSError: EIO, there is none.
+        """
+        while True:
+            connection = self.connection
+            if connection is not None and not connection.closed:
+                return connection
+            if not self._is_waiting or self.closing:
+                raise os_error(errno.EIO)
+            future: asyncio.Future[None] = self._loop.create_future()
+            self._waiters.append(future)
+            await future
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether requests wait for a new connection rather than fail."""
+        return self._is_waiting
+
+    async def close(self) -> None:
+        """Say goodbye and close."""
+        self.closing = True
+        self._is_waiting = False
+        self._wake()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._connector is not None and not self._connector.done():
+            self._connector.cancel()
+            await asyncio.wait([self._connector])
+        if self.connection is not None:
+            self.connection.say_goodbye()
+            self.connection.close()
+            self.connection = None
+
+

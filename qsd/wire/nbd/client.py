@@ -1,0 +1,426 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+r"""The client's side of the NBD handshake, without a socket.
+
+Bytes from the server go in (:meth:`ClientHandshake.receive`), bytes for it come out
+(:meth:`ClientHandshake.take_output`).  What is asked for, in this order::
+
+    GREETING --> [STARTTLS --> TLS] --> STRUCTURED --> META --> GO --> DONE
+        |                                   |                   |
+        |                                   \-- refused --------^ GO is unknown: EXPORT_NAME
+        \--> OLDSTYLE --> DONE
+
+    any --> FAILED: a ``QmpError`` with the text a user should read
+
+A server that refuses structured replies is not asked for metadata contexts; one that does not know
+NBD_OPT_GO gets NBD_OPT_EXPORT_NAME.  Nothing is taken in without a limit.
+
+NBD specification: "Newstyle negotiation", "Oldstyle negotiation", "Option types".
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
+
+from qsd.errors import QmpError
+from qsd.wire.nbd import messages as nbd
+from qsd.wire.nbd.metacontext import BASE_ALLOCATION
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Phases.
+GREETING: Final = "greeting"
+OLDSTYLE: Final = "oldstyle"
+STARTTLS: Final = "starttls"
+TLS: Final = "tls"
+STRUCTURED: Final = "structured"
+META: Final = "meta"
+GO: Final = "go"
+NAME: Final = "name"
+DONE: Final = "done"
+FAILED: Final = "failed"
+
+MOVES: Final = {
+    GREETING: (OLDSTYLE, STARTTLS, STRUCTURED, NAME, FAILED),
+    OLDSTYLE: (DONE, FAILED),
+    STARTTLS: (TLS, FAILED),
+    TLS: (STRUCTURED, FAILED),
+    STRUCTURED: (META, GO, FAILED),
+    META: (GO, FAILED),
+    GO: (NAME, DONE, FAILED),
+    NAME: (DONE, FAILED),
+    DONE: (FAILED,),
+    FAILED: (),
+}
+
+#: Bytes; longest reply to an option that is taken in.
+MAX_REPLY: Final = 32 << 20
+#: Bytes; the longest export that can be counted in sectors.
+MAX_SIZE: Final = (1 << 63) - 512
+#: Bytes; the largest minimum block size that is believed ("NBD_INFO_BLOCK_SIZE").
+MAX_MIN_BLOCK: Final = 64 << 10
+
+_OPTION_OF_PHASE: Final = {
+    STARTTLS: nbd.OPT_STARTTLS,
+    STRUCTURED: nbd.OPT_STRUCTURED_REPLY,
+    META: nbd.OPT_SET_META_CONTEXT,
+    GO: nbd.OPT_GO,
+}
+
+_REFUSALS: Final = {
+    nbd.REP_ERR_UNSUP: "Unsupported option type {option} ({name})",
+    nbd.REP_ERR_POLICY: "Denied by server for option {option} ({name})",
+    nbd.REP_ERR_INVALID: "Invalid parameters for option {option} ({name})",
+    nbd.REP_ERR_PLATFORM: "Server lacks support for option {option} ({name})",
+    nbd.REP_ERR_TLS_REQD: "Server requires TLS for option {option} ({name})",
+    nbd.REP_ERR_UNKNOWN: "Requested export not available",
+    nbd.REP_ERR_SHUTDOWN: "Server shutting down before option {option} ({name})",
+    nbd.REP_ERR_BLOCK_SIZE_REQD: "Server requires INFO_BLOCK_SIZE for option {option} ({name})",
+}
+
+_FROM_NBD: Final = {
+    1: errno.EPERM,
+    5: errno.EIO,
+    12: errno.ENOMEM,
+    22: errno.EINVAL,
+    28: errno.ENOSPC,
+    75: errno.EOVERFLOW,
+    95: errno.ENOTSUP,
+    108: errno.ESHUTDOWN,
+}
+
+
+def system_errno(code: int) -> int:
+    """Return the errno for an error number on the wire; EINVAL for one that is not known."""
+    return _FROM_NBD.get(code, errno.EINVAL)
+
+
+class Agreement(NamedTuple):
+    """What the handshake settled.
+
+    Attributes:
+        size: Length of the export in bytes.
+        flags: Transmission flags.
+        structured: Whether replies may be structured.
+        context_id: Id of the metadata context that was asked for, None if there is none.
+        min_block: Requests are multiples of it, bytes.
+        preferred_block: Bytes, 0 if the server does not say.
+        max_block: Longest payload, bytes.
+    """
+
+    size: int
+    flags: int
+    structured: bool = False
+    context_id: int | None = None
+    min_block: int = 1
+    preferred_block: int = 0
+    max_block: int = nbd.MAX_REQUEST
+
+
+class ClientHandshake:
+    """One handshake.
+
+    Attributes:
+        phase: One of the phases above.
+        agreement: What was settled, once DONE.
+    """
+
+    __slots__ = (
+        "_blocks",
+        "_buffer",
+        "_context",
+        "_context_id",
+        "_export",
+        "_info",
+        "_no_zeroes",
+        "_out",
+        "_structured",
+        "_tls",
+        "agreement",
+        "phase",
+    )
+
+    def __init__(self, export: str, *, context: str = BASE_ALLOCATION, tls: bool = False) -> None:
+        """Prepare to ask for an export.
+
+        Args:
+            export: Its name.
+            context: The one metadata context to ask for.
+            tls: Whether TLS is required.
+        """
+        self.phase = GREETING
+        self.agreement: Agreement | None = None
+        self._export = export.encode("utf-8", "surrogateescape")
+        self._context = context
+        self._tls = tls
+        self._buffer = bytearray()
+        self._out = bytearray()
+        self._structured = False
+        self._context_id: int | None = None
+        self._no_zeroes = False
+        self._info: tuple[int, int] | None = None
+        self._blocks = (1, 0, nbd.MAX_REQUEST)
+
+    def take_output(self) -> bytes:
+        """Return what is to be sent."""
+        out = bytes(self._out)
+        self._out.clear()
+        return out
+
+    def take_rest(self) -> bytes:
+        """Return what was received behind the handshake."""
+        rest = bytes(self._buffer)
+        self._buffer.clear()
+        return rest
+
+    def receive(self, data: bytes | memoryview) -> None:
+        """Take bytes from the server.
+
+        Raises:
+            QmpError: The handshake failed.
+        """
+        self._buffer += data
+        try:
+            while self._step():
+                pass
+        except QmpError:
+            self._move(FAILED)
+            raise
+
+    def eof(self) -> None:
+        """Learn that the server closed the connection.
+
+        Raises:
+            QmpError: Always.
+        """
+        what = "Failed to read initial magic" if self.phase == GREETING else "Failed to read reply"
+        self._move(FAILED)
+        raise QmpError(f"{what}: Unexpected end-of-file before all data were read")
+
+    def tls_started(self) -> None:
+        """Go on over TLS; nothing that came before counts."""
+        self._buffer.clear()
+        self._ask_structured()
+
+    def _move(self, target: str) -> None:
+        if target not in MOVES[self.phase]:
+            raise RuntimeError(f"NBD handshake cannot go from {self.phase} to {target}")
+        self.phase = target
+
+    # Steps: each looks whether enough is there, and tells whether to go on.
+
+    def _step(self) -> bool:
+        if self.phase == GREETING:
+            return self._greeting()
+        if self.phase == OLDSTYLE:
+            return self._oldstyle()
+        if self.phase == NAME:
+            return self._named()
+        option = _OPTION_OF_PHASE.get(self.phase)
+        return option is not None and self._reply(option)
+
+    def _greeting(self) -> bool:
+        if len(self._buffer) < 16:
+            return False
+        magic, style = bytes(self._buffer[:8]), bytes(self._buffer[8:16])
+        if magic != nbd.NBDMAGIC:
+            raise QmpError(f"Bad initial magic received: 0x{int.from_bytes(magic, 'big'):016x}")
+        if style == nbd.OLDSTYLE_MAGIC:
+            if self._tls:
+                raise QmpError("Server does not support STARTTLS")
+            if self._export:
+                raise QmpError("Server does not support non-empty export names")
+            del self._buffer[:16]
+            self._move(OLDSTYLE)
+            return True
+        if style != nbd.IHAVEOPT:
+            raise QmpError(f"Bad server magic received: 0x{int.from_bytes(style, 'big'):016x}")
+        if len(self._buffer) < nbd.GREETING.size:
+            return False
+        (flags,) = nbd.U16.unpack_from(self._buffer, 16)
+        del self._buffer[: nbd.GREETING.size]
+        fixed = bool(flags & nbd.FLAG_FIXED_NEWSTYLE)
+        self._no_zeroes = bool(flags & nbd.FLAG_NO_ZEROES)
+        self._out += nbd.CLIENT_FLAGS.pack(flags & nbd.KNOWN_CLIENT_FLAGS)
+        if self._tls:
+            if not fixed:
+                raise QmpError("Server does not support STARTTLS")
+            self._option(nbd.OPT_STARTTLS)
+            self._move(STARTTLS)
+        elif fixed:
+            self._ask_structured()
+        else:
+            self._ask_name()
+        return True
+
+    def _option(self, option: int, data: bytes = b"") -> None:
+        self._out += nbd.OPTION.pack(nbd.IHAVEOPT, option, len(data)) + data
+
+    def _ask_structured(self) -> None:
+        self._option(nbd.OPT_STRUCTURED_REPLY)
+        self._move(STRUCTURED)
+
+    def _ask_name(self) -> None:
+        self._option(nbd.OPT_EXPORT_NAME, self._export)
+        self._move(NAME)
+
+    def _ask_go(self) -> None:
+        name = self._export
+        self._option(
+            nbd.OPT_GO,
+            nbd.U32.pack(len(name)) + name + nbd.U16.pack(1) + nbd.U16.pack(nbd.INFO_BLOCK_SIZE),
+        )
+        self._move(GO)
+
+    def _ask_context(self) -> None:
+        name, query = self._export, self._context.encode("utf-8", "surrogateescape")
+        self._option(
+            nbd.OPT_SET_META_CONTEXT,
+            b"".join(
+                (nbd.U32.pack(len(name)), name, nbd.U32.pack(1), nbd.U32.pack(len(query)), query)
+            ),
+        )
+        self._move(META)
+
+    def _reply(self, option: int) -> bool:
+        header = nbd.OPTION_REPLY
+        if len(self._buffer) < header.size:
+            return False
+        magic, answered, kind, length = header.unpack_from(self._buffer)
+        if magic != nbd.OPTION_REPLY_MAGIC:
+            raise QmpError("Unexpected option reply magic")
+        if answered != option:
+            raise QmpError(f"Unexpected option type {answered} ({nbd.option_name(answered)})")
+        if length > MAX_REPLY:
+            raise QmpError(f"option {option} ({nbd.option_name(option)}) reply is too long")
+        if len(self._buffer) < header.size + length:
+            return False
+        data = bytes(self._buffer[header.size : header.size + length])
+        del self._buffer[: header.size + length]
+        handler = _HANDLERS[option]
+        if not handler(self, kind, data):
+            self._unexpected(option, kind, data)
+        return True
+
+    def _unexpected(self, option: int, kind: int, data: bytes) -> NoReturn:
+        """Refuse a reply that ends the attempt."""
+        name = nbd.option_name(option)
+        if not kind & nbd.REP_FLAG_ERROR:
+            raise QmpError(f"Unexpected reply type {kind} to option {option} ({name})")
+        text = _REFUSALS.get(kind, "Unknown error code when asking for option {option} ({name})")
+        hint = None
+        if data:
+            said = data[: nbd.MAX_STRING].decode("utf-8", "replace")
+            hint = f"server reported: {said}"
+        raise QmpError(text.format(option=option, name=name), hint=hint)
+
+    def _on_tls(self, kind: int, data: bytes) -> bool:
+        if kind != nbd.REP_ACK:
+            return False
+        if data or self._buffer:
+            # What follows in the clear might be an attacker's.
+            raise QmpError("Server sent data before TLS was started")
+        self._move(TLS)
+        return True
+
+    def _on_structured(self, kind: int, data: bytes) -> bool:
+        if kind == nbd.REP_ACK and not data:
+            self._structured = True
+            self._ask_context()
+        elif kind == nbd.REP_ERR_TLS_REQD:
+            return False
+        elif kind & nbd.REP_FLAG_ERROR:
+            self._ask_go()
+        else:
+            return False
+        return True
+
+    def _on_context(self, kind: int, data: bytes) -> bool:
+        if kind == nbd.REP_META_CONTEXT:
+            if self._context_id is not None or len(data) < 5:
+                raise QmpError("Unexpected reply to option 10 (set meta context)")
+            if data[4:] != self._context.encode("utf-8", "surrogateescape"):
+                raise QmpError("Server replied with wrong meta context")
+            (self._context_id,) = nbd.U32.unpack_from(data)
+        elif kind == nbd.REP_ACK:
+            self._ask_go()
+        elif kind & nbd.REP_FLAG_ERROR:
+            self._context_id = None
+            self._ask_go()
+        else:
+            return False
+        return True
+
+    def _on_go(self, kind: int, data: bytes) -> bool:
+        if kind == nbd.REP_INFO:
+            self._on_info(data)
+        elif kind == nbd.REP_ACK:
+            if self._info is None:
+                raise QmpError("broken server omitted NBD_INFO_EXPORT")
+            self._finish(*self._info)
+        elif kind == nbd.REP_ERR_UNSUP:
+            self._ask_name()
+        else:
+            return False
+        return True
+
+    def _on_info(self, data: bytes) -> None:
+        kind = nbd.U16.unpack_from(data)[0] if len(data) >= 2 else -1
+        if kind == nbd.INFO_EXPORT and len(data) == nbd.INFO_EXPORT_REPLY.size:
+            _, size, flags = nbd.INFO_EXPORT_REPLY.unpack(data)
+            self._info = (size, flags)
+        elif kind == nbd.INFO_BLOCK_SIZE and len(data) == nbd.INFO_BLOCK_SIZE_REPLY.size:
+            _, least, preferred, most = nbd.INFO_BLOCK_SIZE_REPLY.unpack(data)
+            if not least or least & (least - 1) or least > MAX_MIN_BLOCK:
+                raise QmpError(f"server minimum block size {least} is not a valid power of two")
+            if preferred & (preferred - 1) or preferred < least:
+                raise QmpError(
+                    f"server preferred block size {preferred} is not valid for minimum {least}"
+                )
+            self._blocks = (least, preferred, max(min(most, nbd.MAX_REQUEST), least))
+        elif kind in (-1, nbd.INFO_EXPORT, nbd.INFO_BLOCK_SIZE):
+            raise QmpError("info export reply is wrong size")
+
+    def _named(self) -> bool:
+        need = nbd.EXPORT_NAME_REPLY.size
+        padding = 0 if self._no_zeroes else len(nbd.EXPORT_NAME_PADDING)
+        if len(self._buffer) < need + padding:
+            return False
+        size, flags = nbd.EXPORT_NAME_REPLY.unpack_from(self._buffer)
+        del self._buffer[: need + padding]
+        self._finish(size, flags)
+        return False
+
+    def _oldstyle(self) -> bool:
+        reply = nbd.OLDSTYLE_REPLY
+        if len(self._buffer) < reply.size:
+            return False
+        size, flags = reply.unpack_from(self._buffer)
+        del self._buffer[: reply.size]
+        self._finish(size, flags & 0xFFFF)
+        return False
+
+    def _finish(self, size: int, flags: int) -> None:
+        if size > MAX_SIZE:
+            raise QmpError("NBD export is too large")
+        if not flags & nbd.FLAG_HAS_FLAGS:
+            flags = 0
+        least, preferred, most = self._blocks
+        if size % least:
+            raise QmpError(
+                f"export length 0x{size:x} is not multiple of minimum block size {least}"
+            )
+        self.agreement = Agreement(
+            size, flags, self._structured, self._context_id, least, preferred, most
+        )
+        self._move(DONE)
+
+
+_HANDLERS: Final[dict[int, Callable[[ClientHandshake, int, bytes], bool]]] = {
+    nbd.OPT_STARTTLS: ClientHandshake._on_tls,
+    nbd.OPT_STRUCTURED_REPLY: ClientHandshake._on_structured,
+    nbd.OPT_SET_META_CONTEXT: ClientHandshake._on_context,
+    nbd.OPT_GO: ClientHandshake._on_go,
+}
