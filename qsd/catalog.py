@@ -32,6 +32,8 @@ DRIVERS: Final[Mapping[str, str]] = {
     "file": "protocols.file.driver:FileDriver",
     "host_cdrom": "protocols.file.host_device:HostCdromDriver",
     "host_device": "protocols.file.host_device:HostDeviceDriver",
+    "luks": "formats.luks:LuksDriver",
+    "nbd": "protocols.nbd.driver:NbdDriver",
     "null-aio": "protocols.null:NullAioDriver",
     "null-co": "protocols.null:NullDriver",
     "preallocate": "filters.preallocate:PreallocateDriver",
@@ -45,6 +47,7 @@ DRIVERS: Final[Mapping[str, str]] = {
 #: What makes images, "module:function" by driver (QMP reference, "BlockdevCreateOptions").
 CREATORS: Final[Mapping[str, str]] = {
     "file": "protocols.file.create:create",
+    "luks": "formats.luks:create",
     "qcow2": "formats.qcow2.create:create",
 }
 
