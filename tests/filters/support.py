@@ -16,6 +16,7 @@ from qsd.objects.tree import ObjectTree
 from qsd.qapi.convert import from_json
 from qsd.qapi.schema.qom import ObjectOptions
 from tests.support.memory import MemoryDriver, Rig
+from tests.support.toyformat import ToyFormat
 
 LENGTH = 1 << 20
 
@@ -35,10 +36,22 @@ class Compressing(MemoryDriver):
         return {"cluster-size": 65536}
 
 
+class Growing(MemoryDriver):
+    """A file of 1 KiB that grows; "file"."""
+
+    name = "file"
+    grows = True
+
+    async def open(self, options: Any, opener: Any) -> None:
+        self.data = bytearray(b"\x01" * 1024)
+
+
 def filter_rig() -> Rig:
     """A graph with all filters; "null-co" is memory."""
     rig = Rig(null_aio=Compressing)
-    table = {"null-co": MemoryDriver, "null-aio": Compressing}
+    table = {
+        "null-co": MemoryDriver, "null-aio": Compressing, "qcow2": ToyFormat, "file": Growing
+    }  # fmt: skip
 
     def find(name: str) -> Any:
         place = DRIVERS.get(name, "")

@@ -45,7 +45,7 @@ async def _check(name: str, program: list[conformance.Step], fast: bool) -> None
         await rig.memory("l", 1 << 25)
         await rig.add(driver="null-aio", node_name="c", size=LENGTH)
         node = await rig.add(
-            driver=name.split()[0], node_name="f", discard="unmap", **FILTERS[name]
+            driver=name.split(maxsplit=1)[0], node_name="f", discard="unmap", **FILTERS[name]
         )
         assert node.length() == LENGTH
         await conformance.check_program(rig, node, program)
@@ -73,7 +73,7 @@ def test_the_length_follows_the_child(name: str) -> None:
             await rig.memory("m", LENGTH)
             await rig.memory("l", LENGTH)
             await rig.add(driver="null-aio", node_name="c", size=LENGTH)
-            node = await rig.add(driver=name.split()[0], node_name="f", **FILTERS[name])
+            node = await rig.add(driver=name.split(maxsplit=1)[0], node_name="f", **FILTERS[name])
             assert node.length() == LENGTH
             assert image_info(node).virtual_size == LENGTH
             for child in "nmc":

@@ -9,6 +9,7 @@ import pytest
 from qsd.errors import QmpError
 from qsd.filters.log_layout import ENTRY_SIZE, SUPER_SIZE, LogEntry, LogSuper
 
+
 def test_superblock() -> None:
     """As the C daemon writes it."""
     packed = LogSuper(10, 512).pack()
