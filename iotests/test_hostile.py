@@ -25,7 +25,7 @@ from iotests.harness.qmp import Monitor
 from iotests.harness.tools import need, run
 
 #: KiB; how much a daemon may grow under fire.
-GROWTH = 64 << 10
+GROWTH = 256 << 10
 
 pytestmark = [pytest.mark.slow, pytest.mark.interop]
 

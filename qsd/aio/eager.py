@@ -64,6 +64,8 @@ def start(
     owner: TaskOwner,
     name: str,
     done: Callable[[asyncio.Task[T]], None] | None = None,
+    *,
+    awaited: bool = False,
 ) -> asyncio.Task[T] | None:
     """Step `coro`; give it to `owner` only if it suspends.
 
@@ -73,6 +75,7 @@ def start(
         owner: Who joins and cancels the task, should there be one.
         name: Name of that task.
         done: Called with the finished task, only if there was one.
+        awaited: Whether the caller awaits the task and handles its failure.
 
     Returns:
         None if the coroutine finished, else its task.
@@ -84,4 +87,4 @@ def start(
         waiting_for = coro.send(None)
     except StopIteration:
         return None
-    return owner.spawn(_Resumed(coro, waiting_for), name, done)
+    return owner.spawn(_Resumed(coro, waiting_for), name, done, awaited=awaited)

@@ -36,8 +36,13 @@ class TaskOwner:
         coro: Coroutine[Any, Any, T],
         name: str,
         done: Callable[[asyncio.Task[T]], None] | None = None,
+        *,
+        awaited: bool = False,
     ) -> asyncio.Task[T]:
-        """Start a task that this owner keeps, watches and joins."""
+        """Start a task that this owner keeps, watches and joins.
+
+        With `awaited` the caller takes the result; then a failure is the caller's to handle.
+        """
         task: asyncio.Task[T] = asyncio.get_running_loop().create_task(
             coro,
             name=f"{self.name}: {name}",
@@ -45,7 +50,7 @@ class TaskOwner:
         self._tasks.add(task)
         if done is not None:
             task.add_done_callback(done)
-        task.add_done_callback(self._finished)
+        task.add_done_callback(self._tasks.discard if awaited else self._finished)
         return task
 
     def _finished(self, task: asyncio.Task[Any]) -> None:

@@ -157,11 +157,38 @@ class MappedDriver(Driver):
     # Reading
 
     def read_nowait(self, offset: int, view: memoryview) -> bool:
-        """Fast path: one extent of plain data whose mapping is cached."""
+        """Fast path: one extent of plain data whose mapping is cached, or several of any kind."""
         host = self.locate_data_nowait(offset, len(view))
         if host < 0:
-            return False
+            return self.read_pieces_nowait(offset, view)
         return self.data_edge().node.read_nowait(host, view)
+
+    def read_pieces_nowait(self, offset: int, view: memoryview) -> bool:
+        """Fast path: extents whose mappings are cached and whose content is in memory.
+
+        The plain way is :meth:`read_mapped`.  Through an empty overlay a read takes a quarter of
+        its time, and long reads of an image in many pieces take a third.
+        """
+        position = 0
+        length = len(view)
+        while position < length:
+            start = offset + position
+            mapping = self.map_nowait(start, length - position)
+            if mapping is None or mapping.kind == SPECIAL:
+                return False
+            piece = view[position : position + mapping.length]
+            if mapping.kind == DATA:
+                assert mapping.edge is not None  # by definition of DATA
+                if not mapping.edge.node.read_nowait(mapping.host_offset, piece):
+                    return False
+            elif mapping.kind == HOLE and (edge := self.node.children.get("backing")) is not None:
+                backing = edge.node
+                if start + len(piece) > backing.length() or not backing.read_nowait(start, piece):
+                    return False
+            else:
+                fill_zero(piece)
+            position += mapping.length
+        return True
 
     def read_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
         """Fast path: one extent of plain data whose mapping is cached, but not its content."""
@@ -215,7 +242,10 @@ class MappedDriver(Driver):
                     await self._read_extent(offset, piece, mapping)
                     return
                 task = eager.start(
-                    self._read_extent(offset + position, piece, mapping), self._tasks, "read"
+                    self._read_extent(offset + position, piece, mapping),
+                    self._tasks,
+                    "read",
+                    awaited=True,
                 )
                 if task is not None:
                     pending.append(task)
@@ -227,13 +257,19 @@ class MappedDriver(Driver):
         kind = mapping.kind
         if kind == DATA:
             assert mapping.edge is not None  # by definition of DATA
+            mapping.edge.node.driver.debug_event("read_aio")
             await mapping.edge.node.read_or_zero(mapping.host_offset, view)
         elif kind == HOLE and (backing := self.node.children.get("backing")) is not None:
+            self.debug_event_of_file("read_backing_aio")
             await backing.node.read_or_zero(offset, view)
         elif kind == SPECIAL:
             await self.read_special(offset, view, mapping)
         else:
             fill_zero(view)
+
+    def debug_event_of_file(self, event: str) -> None:
+        """Tell the file below that a point with a name was reached (see blkdebug)."""
+        self.node.children["file"].node.driver.debug_event(event)
 
     @property
     def _tasks(self) -> TaskOwner:
@@ -279,6 +315,7 @@ class MappedDriver(Driver):
                 if not (mapping.writable and mapping.kind == DATA):
                     break
                 assert mapping.edge is not None  # by definition of DATA
+                mapping.edge.node.driver.debug_event("write_aio")
                 await mapping.edge.node.write(
                     mapping.host_offset, view[done : done + mapping.length], flags & ~FUA
                 )
@@ -312,9 +349,12 @@ class MappedDriver(Driver):
         """Write new data together with the old content around it into reserved space."""
         child = allocation.edge.node
         offset, length = allocation.offset, allocation.length
+        debug_event = child.driver.debug_event
         if not (allocation.head or allocation.tail):
+            debug_event("write_aio")
             await child.write(allocation.host_offset, data)
             return
+        debug_event("cow_read")
         # Copy on write: one buffer and one write make the cluster complete.
         head = await self._old_content(offset - allocation.head, allocation.head, allocation.zeroed)
         tail = await self._old_content(offset + length, allocation.tail, allocation.zeroed)
@@ -323,6 +363,8 @@ class MappedDriver(Driver):
         whole[: len(head)] = head
         whole[len(head) : len(head) + length] = data
         whole[len(head) + length :] = tail
+        debug_event("cow_write")
+        debug_event("write_aio")
         await child.write(host - len(head), whole)
 
     async def _old_content(self, offset: int, length: int, may_skip_zeroes: bool) -> memoryview:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
 from qsd.aio.loop import run
 from qsd.aio.tasks import TaskOwner
 
@@ -51,6 +53,20 @@ def test_every_exception_has_a_reader() -> None:
         assert seen == ["other: work: no"]
 
     run(main())
+
+
+def test_failures_of_awaited_tasks_are_their_waiters_business() -> None:
+    reported: list[str] = []
+
+    async def main() -> None:
+        owner = TaskOwner("owner", lambda name, _: reported.append(name))
+        task = owner.spawn(fail(), "task", awaited=True)
+        with pytest.raises(ValueError, match="no"):
+            await task
+        assert len(owner) == 0
+
+    run(main())
+    assert reported == []
 
 
 def test_close_cancels_all_and_waits() -> None:
