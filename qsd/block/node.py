@@ -114,6 +114,7 @@ class Node:
         "read_nowait",
         "read_only",
         "rmw",
+        "unflushed",
         "wr_highest_offset",
         "write_nowait",
         "write_threshold",
@@ -143,6 +144,8 @@ class Node:
         self.on_threshold: Callable[[int], None] | None = None
         self.bitmaps: dict[str, WriteObserver] = {}
         self.rmw: RangeLock | None = None
+        # Since the last flush; writes by the fast path are not noted, which only debugging minds.
+        self.unflushed = False
         self._idle: list[asyncio.Future[None]] = []
         self._length = -1
         self.read_nowait: Callable[[int, memoryview], bool] = _refuse_read
@@ -156,7 +159,9 @@ class Node:
     def refresh_fast_paths(self) -> None:
         """Choose between the driver's own fast functions and the full pipeline."""
         driver = self.driver
-        if self.closed or driver.limits.request_alignment > 1:
+        if self.closed or (
+            driver.limits.request_alignment > 1 and not driver.checks_alignment
+        ):
             self.read_nowait = self.write_nowait = _refuse_read
         else:
             self.read_nowait = driver.read_nowait
@@ -316,6 +321,7 @@ class Node:
             self.after_write(offset, length)
             if flags & FUA and not self.driver.native_fua:
                 await self.flush()
+            self.unflushed = True
         finally:
             self._leave()
 
@@ -422,6 +428,7 @@ class Node:
             self.after_write(offset, length)
             if flags & FUA and not self.driver.native_fua:
                 await self.flush()
+            self.unflushed = True
         finally:
             self._leave()
 
@@ -498,7 +505,13 @@ class Node:
             return
         self.in_flight += 1
         try:
+            edge = self.children.get("file")
+            if edge is not None:
+                edge.node.driver.debug_event("flush_to_os")
+                if self.unflushed:
+                    edge.node.driver.debug_event("flush_to_disk")
             await self.driver.flush()
+            self.unflushed = False
         finally:
             self._leave()
 

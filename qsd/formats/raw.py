@@ -142,6 +142,7 @@ class RawDriver(Driver):
 
     async def read(self, offset: int, view: memoryview) -> None:
         """Read; a last sector that the child does not have in full ends with zeroes."""
+        self._edge.node.driver.debug_event("read_aio")
         await self._edge.node.read_or_zero(offset + self.offset, view)
 
     def write_nowait(self, offset: int, view: memoryview) -> bool:
@@ -157,6 +158,7 @@ class RawDriver(Driver):
 
     async def write(self, offset: int, view: memoryview, flags: int) -> None:
         """Write to the child."""
+        self._edge.node.driver.debug_event("write_aio")
         await self._edge.node.write(offset + self.offset, view, flags)
 
     async def zero(self, offset: int, length: int, flags: int) -> None:

@@ -86,6 +86,8 @@ class Changer:
         wanted = (within + length + size - 1) >> geometry.cluster_bits
         wanted = min(wanted, image.slice_entries - index)
         fresh = not self._is_reserved(table[index * words])
+        if fresh:
+            image.file.driver.debug_event("cluster_alloc")
         if not fresh:
             host = table[index * words] & OFFSET_MASK
             count = self._count_reserved(table, index, wanted)

@@ -226,6 +226,7 @@ class Image:
                 f"L2 table offset {self.l1[key >> span] & OFFSET_MASK:#x} unaligned "
                 f"(L1 index: {c_hex(key >> span)})"
             )
+        self.file.driver.debug_event("l2_load")
         raw = bytearray(self.options.l2_entry_size)
         await self.file.read_or_zero(offset, memoryview(raw))
         slice_table = layout.table_from_bytes(raw)
@@ -280,6 +281,7 @@ class Image:
         offset = first << self.geometry.cluster_bits
         try:
             content = bytearray(size)
+            self.file.driver.debug_event("l2_alloc_cow_read" if old else "l2_alloc_write")
             if old:
                 # No slice of a shared table is dirty: what is on disk is all there is.
                 await self.file.read_or_zero(old, memoryview(content))
@@ -524,12 +526,14 @@ class Image:
                     barrier = False
                 while slices:
                     slot, _dirty, at, data = slices[-1]
+                    self.file.driver.debug_event("l2_update")
                     await self.file.write(at, memoryview(data))
                     self.l2.end_write(slot)
                     slices.pop()
                 if l1_data:
                     await self.file.flush()
                     at = self.header.l1_table_offset + l1_from * 8
+                    self.file.driver.debug_event("l1_update")
                     await self.file.write(at, memoryview(l1_data))
                     l1_data = b""
                 if durable or frees:

@@ -106,6 +106,7 @@ class Refcounts:
             raise await image.corrupt(
                 f"Refblock offset {offset:#x} unaligned (reftable index: {layout.c_hex(block)})"
             )
+        image.file.driver.debug_event("refblock_load")
         raw = bytearray(image.geometry.cluster_size)
         await image.file.read_or_zero(offset, memoryview(raw))
         return layout.refcounts_from_bytes(raw, image.geometry.refcount_order)
@@ -372,6 +373,7 @@ class Refcounts:
         order = image.geometry.refcount_order
         data = layout.refcounts_to_bytes(slot.table[start:end], order)
         at = self.block_offset(slot.key) + (start << order >> 3)
+        image.file.driver.debug_event("refblock_update_part")
         try:
             await image.file.write(at, memoryview(data))
         except BaseException:
