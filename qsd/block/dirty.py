@@ -169,6 +169,9 @@ class DirtyBitmap:
         else:
             self.bits.clear_all()
         self.busy = False
+        if self.node.bitmaps.pop(self._key, None) is not None:
+            # Bitmaps are listed newest first, and this one is the successor by now.
+            self.node.bitmaps[self._key] = self
 
     def reclaim(self) -> None:
         """Take over what the successor recorded."""

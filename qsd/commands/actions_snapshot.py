@@ -23,11 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 from qsd.block import perms
 from qsd.block.change import GraphChange
-from qsd.block.drain import Drained
 from qsd.block.node import Node
 from qsd.block.status import filtered_edge
 from qsd.commands.block import check_not_blocked
-from qsd.commands.transaction import Action
+from qsd.commands.transaction import DrainedAction
 from qsd.errors import QmpError, describe
 from qsd.jobs.block_job import BlockJob
 
@@ -37,38 +36,6 @@ if TYPE_CHECKING:
     from qsd.block.graph import Edge
     from qsd.commands.context import Context
     from qsd.jobs.txn import JobTransaction
-
-
-class DrainedAction(Action):
-    """An action that keeps nodes drained from its preparation to its end."""
-
-    __slots__ = ("_sections",)
-
-    def __init__(self, ctx: Context, data: Any, txn: JobTransaction | None) -> None:
-        super().__init__(ctx, data, txn)
-        self._sections: list[Drained] = []
-
-    async def drain(self, node: Node) -> None:
-        """Keep a node drained until `clean`."""
-        section = Drained([node])
-        await section.__aenter__()
-        self._sections.append(section)
-
-    async def prepare(self) -> None:
-        """Prepare; end the drained sections if that fails."""
-        try:
-            await self.prepare_drained()
-        except BaseException:
-            await self.clean()
-            raise
-
-    async def prepare_drained(self) -> None:
-        """Do all that may fail; calls `drain` when the node is known."""
-
-    async def clean(self) -> None:
-        """End the drained sections."""
-        while self._sections:
-            await self._sections.pop().__aexit__(None, None, None)
 
 
 class ExternalSnapshot(DrainedAction):

@@ -18,12 +18,14 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
+from qsd.block.drain import Drained
 from qsd.errors import QmpError
 from qsd.jobs.txn import JobTransaction
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from qsd.block.node import Node
     from qsd.commands.context import Context
     from qsd.qapi.schema.transaction import TransactionArguments
 
@@ -61,6 +63,38 @@ class Action:
         """Release what the preparation took."""
 
 
+class DrainedAction(Action):
+    """An action that keeps nodes drained from its preparation to its end."""
+
+    __slots__ = ("_sections",)
+
+    def __init__(self, ctx: Context, data: Any, txn: JobTransaction | None) -> None:
+        super().__init__(ctx, data, txn)
+        self._sections: list[Drained] = []
+
+    async def drain(self, node: Node) -> None:
+        """Keep a node drained until `clean`."""
+        section = Drained([node])
+        await section.__aenter__()
+        self._sections.append(section)
+
+    async def prepare(self) -> None:
+        """Prepare; end the drained sections if that fails."""
+        try:
+            await self.prepare_drained()
+        except BaseException:
+            await self.clean()
+            raise
+
+    async def prepare_drained(self) -> None:
+        """Do all that may fail; calls `drain` when the node is known."""
+
+    async def clean(self) -> None:
+        """End the drained sections."""
+        while self._sections:
+            await self._sections.pop().__aexit__(None, None, None)
+
+
 class Abort(Action):
     """Makes the transaction fail, for tests (QMP reference, "Abort")."""
 
@@ -83,9 +117,11 @@ ACTIONS: Final[Mapping[str, str]] = {
     "block-dirty-bitmap-enable": "bitmap:Enable",
     "block-dirty-bitmap-merge": "bitmap:Merge",
     "block-dirty-bitmap-remove": "bitmap:Remove",
+    "blockdev-backup": "actions_backup:BlockdevBackup",
     "blockdev-snapshot": "actions_snapshot:ExternalSnapshot",
     "blockdev-snapshot-internal-sync": "actions_snapshot:InternalSnapshot",
     "blockdev-snapshot-sync": "actions_snapshot:SyncSnapshot",
+    "drive-backup": "actions_backup:DriveBackup",
 }
 """From an action's kind to "module:class" in this package; keep it sorted by kind."""
 
@@ -94,15 +130,8 @@ GROUPED: Final = frozenset({"abort", "blockdev-backup", "drive-backup"})
 
 
 def find_action(kind: str) -> type[Action]:
-    """Return the class of an action.
-
-    Raises:
-        QmpError: We do not have it.
-    """
-    place = ACTIONS.get(kind)
-    if place is None:
-        raise QmpError(f"The action '{kind}' is not available in this release")
-    module, _, name = place.partition(":")
+    """Return the class of an action."""
+    module, _, name = ACTIONS[kind].partition(":")
     found: type[Action] = getattr(import_module(f"qsd.commands.{module}"), name)
     return found
 
@@ -113,15 +142,26 @@ async def run_alone(action: Action) -> None:
     Raises:
         QmpError: It failed.
     """
+    await _stand_still(action.ctx)
     await action.prepare()
     await action.commit()
     await action.clean()
+
+
+async def _stand_still(ctx: Context) -> None:
+    """Let all jobs come to a pause point once, before anything is looked at.
+
+    The C daemon does so, which can be seen in the events of jobs.
+    """
+    async with Drained(ctx.graph.nodes.values()):
+        pass
 
 
 async def transaction(ctx: Context, args: TransactionArguments) -> None:
     """Carry out a transaction (QMP reference, "transaction")."""
     mode = args.properties.completion_mode if args.properties is not None else None
     txn = JobTransaction() if mode == "grouped" else None
+    await _stand_still(ctx)
     done: list[Action] = []
     try:
         for item in args.actions:

@@ -480,7 +480,8 @@ class Job:
         else:
             await self.commit()
         await self.clean()
-        self.announce_end()
+        if self._started:
+            self.announce_end()
         self.txn.jobs.remove(self)
         self.move("concluded")
         self._notify()

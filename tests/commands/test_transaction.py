@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import pytest
 
 from qsd.aio.loop import run
 from qsd.commands import transaction
 from qsd.errors import QmpError
+from qsd.qapi.schema.transaction import TransactionActionKind
 from tests.commands.support import Daemon
 
 ABORT = {"type": "abort", "data": {}}
@@ -97,6 +98,8 @@ def test_completion_mode() -> None:
     assert carry_out(ABORT, mode="grouped") == ABORTED
 
 
-def test_actions_that_we_lack() -> None:
-    missing = {"type": "blockdev-snapshot", "data": {"node": "a", "overlay": "b"}}
-    assert carry_out(missing) == "The action 'blockdev-snapshot' is not available in this release"
+def test_there_is_an_action_of_each_kind() -> None:
+    kinds = get_args(TransactionActionKind)
+    assert set(transaction.ACTIONS) == set(kinds)
+    for kind in kinds:
+        assert issubclass(transaction.find_action(kind), transaction.Action)
