@@ -1,0 +1,114 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""Initialization vectors from sector numbers (LUKS On-Disk Format Specification, "Available
+ciphers and modes"; dm-crypt's names).
+
+=========  =====================================================================================
+plain      the lower 32 bits of the sector number, little-endian, then zeroes
+plain64    the sector number, little-endian, 64 bits, then zeroes
+essiv      the vector of plain64, encrypted with a hash of the key
+=========  =====================================================================================
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from qsd.crypto.cipher import ALGORITHMS, SLACK, make_ecb
+from qsd.crypto.kdf import digest
+
+if TYPE_CHECKING:
+    from qsd.crypto.cipher import Ecb
+
+
+class IvGen(Protocol):
+    """Makes initialization vectors; serves one thread at a time."""
+
+    def make(self, first: int, count: int) -> Any:
+        """Return the vectors of `count` sectors from `first` on, one behind the other.
+
+        Returns:
+            A bytes-like object; valid until the next call.
+        """
+
+
+class Plain:
+    """The sector number, cut to a width."""
+
+    __slots__ = ("_length", "_mask", "_numpy")
+
+    def __init__(self, width_bits: int, length: int, numpy: Any) -> None:
+        """Make a generator.
+
+        Args:
+            width_bits: Bits of the sector number that are used.
+            length: Bytes of a vector, 8 or 16.
+            numpy: The module, or None.
+        """
+        self._mask = (1 << width_bits) - 1
+        self._length = length
+        self._numpy = numpy
+
+    def make(self, first: int, count: int) -> Any:
+        """Return the vectors."""
+        length, mask = self._length, self._mask
+        np = self._numpy
+        if np is None or count < 4:
+            return b"".join(
+                (sector & mask).to_bytes(length, "little")
+                for sector in range(first, first + count)
+            )
+        vectors = np.zeros((count, length // 8), np.uint64)
+        vectors[:, 0] = np.arange(first, first + count, dtype=np.uint64)
+        if mask >> 32 == 0:
+            vectors[:, 0] &= np.uint64(mask)
+        return vectors.reshape(-1).view(np.uint8)
+
+
+class Essiv:
+    """The sector number, encrypted."""
+
+    __slots__ = ("_ecb", "_plain")
+
+    def __init__(self, plain: Plain, ecb: Ecb) -> None:
+        self._plain = plain
+        self._ecb = ecb
+
+    def make(self, first: int, count: int) -> Any:
+        """Return the vectors."""
+        plain = self._plain.make(first, count)
+        out = bytearray(len(plain) + SLACK)
+        self._ecb.encrypt(plain, out)
+        return memoryview(out)[: len(plain)]
+
+
+def essiv_algorithm(name: str, digest_length: int) -> str | None:
+    """Return the algorithm of the same family that takes a hash as its key, or None."""
+    family = ALGORITHMS[name].family
+    for candidate, algorithm in ALGORITHMS.items():
+        if algorithm.family == family and algorithm.key_length == digest_length:
+            return candidate
+    return None
+
+
+def make_ivgen(kind: str, name: str, hash_name: str | None, key: bytes, numpy: Any) -> IvGen:
+    """Return a generator.
+
+    Args:
+        kind: "plain", "plain64" or "essiv".
+        name: The algorithm that the vectors are for.
+        hash_name: For "essiv", the hash.
+        key: For "essiv", the key of the data.
+        numpy: The module, or None.
+    """
+    length = ALGORITHMS[name].block_length
+    if kind == "plain":
+        return Plain(32, length, numpy)
+    plain = Plain(64, length, numpy)
+    if kind == "plain64":
+        return plain
+    salt = digest(hash_name or "", key)
+    algorithm = essiv_algorithm(name, len(salt))
+    if algorithm is None:
+        raise ValueError("no cipher takes this hash as key")
+    return Essiv(plain, make_ecb(algorithm, salt))

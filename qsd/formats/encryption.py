@@ -1,0 +1,339 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""What encrypted formats share: secrets, LUKS headers wherever a format keeps them, threads.
+
+LUKS is a format of its own, and also a way to encrypt qcow2 images.  Both keep the same header; a
+:class:`Place` says where.  Whatever takes long (deriving keys, encrypting long requests) is done in
+worker threads; short requests are done at once, since a thread costs more.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from qsd.aio.bounce import BouncePool
+from qsd.crypto import luks
+from qsd.crypto.volume import CipherSpec, Volume
+from qsd.errors import QmpError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from qsd.aio.workers import WorkerPool
+    from qsd.block.graph import Graph
+    from qsd.block.node import Node
+
+SECTOR: Final = luks.SECTOR
+#: Bytes; longer requests are encrypted in worker threads (measured: handing over costs about as
+#: much as encrypting 32 KiB).
+INLINE_LENGTH: Final = 32 << 10
+#: Bytes that are encrypted in one piece.
+CHUNK: Final = 1 << 20
+#: Milliseconds (QMP reference, "QCryptoBlockCreateOptionsLUKS").
+DEFAULT_ITER_TIME_MS: Final = 2000
+#: What the master key's check may take of the time for opening.
+_DIGEST_SHARE: Final = 8
+
+
+def find_password(graph: Graph, key_secret: str | None) -> bytes:
+    """Return the password that a secret holds.
+
+    Raises:
+        QmpError: No secret was named, there is none of that name, or it holds no text.
+    """
+    from qsd.objects.secret import SecretCommon
+
+    if key_secret is None:
+        raise QmpError("Parameter 'key-secret' is required for cipher")
+    value: bytes = graph.objects.resolve(key_secret, SecretCommon).value()
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        raise QmpError(f"Data from secret {key_secret} is not valid UTF-8") from None
+    return value
+
+
+class Sectors:
+    """Encrypts and decrypts requests of any length without blocking the loop.
+
+    Attributes:
+        volume: What does it.
+    """
+
+    __slots__ = ("_bounces", "_pool", "volume")
+
+    def __init__(self, volume: Volume, pool: WorkerPool) -> None:
+        self.volume = volume
+        self._pool = pool
+        self._bounces = BouncePool()
+
+    async def decrypt(self, offset: int, view: memoryview) -> None:
+        """Decrypt in place what was read; `offset` is that of the first byte, in the volume."""
+        length = len(view)
+        if length <= INLINE_LENGTH:
+            self.volume.decrypt(offset // SECTOR, view, view)
+            return
+        for start in range(0, length, CHUNK):
+            piece = view[start : start + CHUNK]
+            await self._pool.run(self.volume.decrypt, (offset + start) // SECTOR, piece, piece)
+
+    async def write(
+        self,
+        offset: int,
+        view: memoryview,
+        store: Callable[[int, memoryview], Awaitable[None]],
+    ) -> None:
+        """Encrypt into other memory and hand that on.
+
+        Args:
+            offset: Of the first byte, in the volume.
+            view: The plain text, which is left alone.
+            store: Called with offsets from the start of the request, and what to store there.
+        """
+        for start in range(0, len(view), CHUNK):
+            piece = view[start : start + CHUNK]
+            bounce = self._bounces.take(len(piece))
+            try:
+                with memoryview(bounce) as whole, whole[: len(piece)] as target:
+                    sector = (offset + start) // SECTOR
+                    if len(piece) <= INLINE_LENGTH:
+                        self.volume.encrypt(sector, piece, target)
+                    else:
+                        await self._pool.run(self.volume.encrypt, sector, piece, target)
+                    await store(start, target)
+            finally:
+                self._bounces.give(bounce)
+
+    def write_nowait(
+        self, offset: int, view: memoryview, store: Callable[[memoryview], bool]
+    ) -> bool:
+        """Encrypt a short request and hand it on, if that is possible at once."""
+        length = len(view)
+        bounce = self._bounces.take(length)
+        try:
+            with memoryview(bounce) as whole, whole[:length] as target:
+                self.volume.encrypt(offset // SECTOR, view, target)
+                return store(target)
+        finally:
+            self._bounces.give(bounce)
+
+    def forget(self) -> None:
+        """Drop the key."""
+        self.volume.forget()
+
+
+class Place(NamedTuple):
+    """Where a LUKS header and its key material are.
+
+    Attributes:
+        node: The node.
+        offset: Where in it, bytes.
+        length: Bytes that belong to it, None for all that follow.
+    """
+
+    node: Node
+    offset: int
+    length: int | None
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Read; what lies behind the end of the node is zero."""
+        if self.length is not None and offset + length > self.length:
+            raise QmpError("LUKS header is longer than the space for it")
+        data = bytearray(length)
+        await self.node.read_or_zero(self.offset + offset, memoryview(data))
+        return bytes(data)
+
+    async def write(self, offset: int, data: bytes) -> None:
+        """Write."""
+        if self.length is not None and offset + len(data) > self.length:
+            raise QmpError("LUKS header is longer than the space for it")
+        await self.node.write(self.offset + offset, memoryview(data))
+
+
+class LuksSpec(NamedTuple):
+    """What a new volume is to be like.
+
+    Attributes:
+        cipher: How to encrypt.
+        hash_spec: The hash of key derivation and splitting.
+        iter_time_ms: How long opening shall take, milliseconds.
+    """
+
+    cipher: CipherSpec
+    hash_spec: str
+    iter_time_ms: int
+
+    @property
+    def header_length(self) -> int:
+        """Bytes of the header with all key material."""
+        return luks.payload_offset(self.cipher)
+
+
+def check_create_options(options: Any) -> LuksSpec:
+    """Check and complete the members of QCryptoBlockCreateOptionsLUKS.
+
+    Raises:
+        QmpError: They make no volume.
+    """
+    cipher = options.cipher_alg or "aes-256"
+    mode = options.cipher_mode or "xts"
+    ivgen = options.ivgen_alg or "plain64"
+    hash_spec = options.hash_alg or "sha256"
+    ivgen_hash = options.ivgen_hash_alg
+    if ivgen == "essiv" and ivgen_hash is None:
+        ivgen_hash = "sha256"
+    if cipher not in luks.ALGORITHMS:
+        raise QmpError(f"Algorithm '{cipher}' not supported")
+    spec = CipherSpec(cipher, mode, ivgen, ivgen_hash)
+    luks.check_hash(hash_spec)
+    luks.check_spec(spec)
+    iter_time = options.iter_time if options.iter_time is not None else DEFAULT_ITER_TIME_MS
+    return LuksSpec(spec, hash_spec, iter_time)
+
+
+def _seconds(iter_time_ms: int) -> float:
+    # A day is more than MAX_ITERATIONS take; the bound keeps the arithmetic sane.
+    return min(max(iter_time_ms, 0) / 1000, 86400.0)
+
+
+class LuksHeader:
+    """A LUKS header on disk, and what is done to it.
+
+    Attributes:
+        header: What it says.
+    """
+
+    __slots__ = ("_place", "_pool", "header")
+
+    def __init__(self, header: luks.Header, place: Place, pool: WorkerPool) -> None:
+        self.header = header
+        self._place = place
+        self._pool = pool
+
+    @classmethod
+    async def read(cls, place: Place, pool: WorkerPool) -> LuksHeader:
+        """Read and check a header.
+
+        Raises:
+            QmpError: It cannot be used.
+        """
+        header = luks.Header.parse(await place.read(0, luks.HEADER_LENGTH))
+        header.spec()
+        return cls(header, place, pool)
+
+    @classmethod
+    async def create(
+        cls, place: Place, pool: WorkerPool, spec: LuksSpec, password: bytes
+    ) -> tuple[LuksHeader, bytes]:
+        """Write a new header, with the password in slot 0; return it and the master key.
+
+        The header is written last: before, this is no volume at all.
+        """
+        key = os.urandom(luks.key_length(spec.cipher))
+        seconds = _seconds(spec.iter_time_ms)
+        header = await pool.run(
+            luks.make_header,
+            spec.cipher,
+            spec.hash_spec,
+            key,
+            str(uuid.uuid4()),
+            seconds / _DIGEST_SHARE,
+            os.urandom,
+            time.thread_time,
+        )
+        self = cls(header, place, pool)
+        await self.store_key(0, key, password, spec.iter_time_ms)
+        return self, key
+
+    async def find_slot(self, password: bytes) -> tuple[int, bytes] | None:
+        """Return the first slot that a password opens, and the master key; or None."""
+        for index, slot in enumerate(self.header.slots):
+            if slot.is_active:
+                key = await self.try_slot(index, password)
+                if key is not None:
+                    return index, key
+        return None
+
+    async def try_slot(self, index: int, password: bytes) -> bytes | None:
+        """Return the master key if a password opens an active slot, else None."""
+        slot = self.header.slots[index]
+        material = await self._place.read(slot.offset, self.header.material_length)
+        return await self._pool.run(luks.unlock, self.header, index, material, password)
+
+    async def unlock(self, password: bytes) -> bytes:
+        """Return the master key.
+
+        Raises:
+            QmpError: The password opens no slot.
+        """
+        found = await self.find_slot(password)
+        if found is None:
+            raise QmpError("Invalid password, cannot unlock any keyslot")
+        return found[1]
+
+    def make_sectors(self, key: bytes) -> Sectors:
+        """Return what encrypts the payload."""
+        return Sectors(Volume(self.header.spec(), key), self._pool)
+
+    async def store_key(self, index: int, key: bytes, password: bytes, iter_time_ms: int) -> None:
+        """Let a password open a slot; key material first, so that a crash leaves no broken slot."""
+        slot, material = await self._pool.run(
+            luks.store,
+            self.header,
+            index,
+            key,
+            password,
+            _seconds(iter_time_ms),
+            os.urandom,
+            time.thread_time,
+        )
+        await self._place.write(slot.offset, material)
+        await self._place.node.flush()
+        await self._replace_slot(index, slot)
+
+    async def erase_slot(self, index: int) -> None:
+        """Disable a slot for good: the header first, then the material is overwritten."""
+        old = self.header.slots[index]
+        slot = luks.Slot(offset_sectors=old.offset_sectors)
+        await self._replace_slot(index, slot)
+        await self._place.write(slot.offset, os.urandom(self.header.material_length))
+        await self._place.node.flush()
+
+    async def _replace_slot(self, index: int, slot: luks.Slot) -> None:
+        old = self.header.slots[index]
+        self.header.slots[index] = slot
+        try:
+            await self._place.write(0, self.header.pack())
+            await self._place.node.flush()
+        except BaseException:
+            self.header.slots[index] = old
+            raise
+
+    def info(self) -> dict[str, Any]:
+        """Describe the header (QMP reference, "QCryptoBlockInfoLUKS")."""
+        header = self.header
+        spec = header.spec()
+        info: dict[str, Any] = {
+            "cipher-alg": spec.cipher,
+            "cipher-mode": spec.mode,
+            "ivgen-alg": spec.ivgen,
+            "hash-alg": header.hash_spec,
+            "payload-offset": header.payload_offset,
+            "master-key-iters": header.mk_digest_iterations,
+            "uuid": header.uuid,
+            "slots": [_slot_info(slot) for slot in header.slots],
+        }
+        if spec.ivgen == "essiv":
+            info["ivgen-hash-alg"] = spec.ivgen_hash
+        return info
+
+
+def _slot_info(slot: luks.Slot) -> dict[str, Any]:
+    info: dict[str, Any] = {"active": slot.is_active, "key-offset": slot.offset}
+    if slot.is_active:
+        info["iters"] = slot.iterations
+        info["stripes"] = slot.stripes
+    return info

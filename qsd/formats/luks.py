@@ -1,0 +1,185 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""The "luks" format: an encrypted volume (QMP reference, "BlockdevOptionsLUKS").
+
+The header is read and written by :mod:`qsd.formats.encryption`; behind it lie the sectors, each
+encrypted by itself, numbered from the payload on.  What is read is decrypted where it was read to;
+what is written is encrypted into other memory first.
+
+There are no holes and no zeroes in an encrypted volume: zeroing means writing zeroes, and all of it
+counts as data.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from qsd.block import perms
+from qsd.block.create import open_target
+from qsd.block.driver import Driver
+from qsd.errors import QmpError, os_error
+from qsd.formats.encryption import (
+    INLINE_LENGTH,
+    LuksHeader,
+    Place,
+    Sectors,
+    check_create_options,
+    find_password,
+)
+
+if TYPE_CHECKING:
+    from qsd.block.graph import Edge, Graph
+    from qsd.block.node import Node
+    from qsd.block.open import ChildOpener
+    from qsd.qapi.schema.block_create import BlockdevCreateOptionsLUKS
+    from qsd.qapi.schema.block_options import BlockdevOptionsLUKS
+
+_SECTOR: Final = 512
+_INT64_MAX: Final = (1 << 63) - 1
+
+
+class LuksDriver(Driver):
+    """One open volume."""
+
+    name: ClassVar[str] = "luks"
+    checks_alignment: ClassVar[bool] = True
+
+    __slots__ = ("_edge", "_header", "_payload", "_sectors")
+
+    def __init__(self, node: Node) -> None:
+        super().__init__(node)
+        self._edge: Edge
+        self._header: LuksHeader
+        self._sectors: Sectors
+        self._payload = 0
+
+    # Life cycle
+
+    async def open(self, options: BlockdevOptionsLUKS, opener: ChildOpener) -> None:
+        """Read the header and unlock it."""
+        self._edge = await opener.child("file", options.file, perms.ROLE_IMAGE)
+        graph = self.node.graph
+        password = find_password(graph, options.key_secret)
+        self._header = await LuksHeader.read(Place(self._edge.node, 0, None), graph.pool)
+        self._sectors = self._header.make_sectors(await self._header.unlock(password))
+        self._payload = self._header.header.payload_offset
+        self.limits.request_alignment = _SECTOR
+        try:
+            self.length()
+        except OSError as exc:
+            raise QmpError(f"Could not refresh total sector count: {exc.strerror}") from exc
+
+    async def close(self) -> None:
+        """Forget the key."""
+        self._sectors.forget()
+
+    async def prepare_reopen(self, options: BlockdevOptionsLUKS, read_only: bool) -> None:
+        """Accept the same options again."""
+        from qsd.block.reopen import reject_changes
+
+        if self.node.options is not None:
+            reject_changes(self.node.options.branch, options, ("file",))
+
+    def child_perms(self, edge: Edge, perm: int, shared: int) -> tuple[int, int]:
+        """Take what the users take, and always read; others may do as the users allow."""
+        taken = perm | perms.CONSISTENT_READ
+        return taken, shared
+
+    # Geometry
+
+    def length(self) -> int:
+        """Return the length of the payload.
+
+        Raises:
+            OSError: The child ends before it.
+        """
+        length = self._edge.node.length() - self._payload
+        if length < 0:
+            raise os_error(errno.EIO)
+        return length
+
+    async def truncate(self, length: int, exact: bool, prealloc: str, flags: int) -> None:
+        """Resize the child."""
+        if length > _INT64_MAX - self._payload:
+            raise QmpError("The requested file size is too large")
+        await self._edge.node.truncate(
+            length + self._payload, exact=exact, prealloc=prealloc, flags=flags
+        )
+
+    # I/O
+
+    def read_nowait(self, offset: int, view: memoryview) -> bool:
+        """Fast: read and decrypt a short request at once."""
+        length = len(view)
+        if length > INLINE_LENGTH or (offset | length) & (_SECTOR - 1) or not length:
+            return False
+        if not 0 <= offset <= self.node._length - length:
+            return False
+        if not self._edge.node.read_nowait(offset + self._payload, view):
+            return False
+        self._sectors.volume.decrypt(offset // _SECTOR, view, view)
+        return True
+
+    async def read(self, offset: int, view: memoryview) -> None:
+        """Read and decrypt whole sectors."""
+        await self._edge.node.read(offset + self._payload, view)
+        await self._sectors.decrypt(offset, view)
+
+    def write_nowait(self, offset: int, view: memoryview) -> bool:
+        """Fast: encrypt and write a short request at once."""
+        length = len(view)
+        if length > INLINE_LENGTH or (offset | length) & (_SECTOR - 1) or not length:
+            return False
+        node = self.node
+        if not 0 <= offset <= node._length - length:
+            return False
+        if node.rmw is not None and node.rmw.exclusive_count:
+            return False  # somebody reads sectors in order to write them back
+        host = offset + self._payload
+        child = self._edge.node
+        if not self._sectors.write_nowait(
+            offset, view, lambda encrypted: child.write_nowait(host, encrypted)
+        ):
+            return False
+        if offset + length > node.wr_highest_offset:
+            node.wr_highest_offset = offset + length
+        return True
+
+    async def write(self, offset: int, view: memoryview, flags: int) -> None:
+        """Encrypt and write whole sectors."""
+        host = offset + self._payload
+        child = self._edge.node
+
+        async def store(start: int, encrypted: memoryview) -> None:
+            await child.write(host + start, encrypted, flags)
+
+        await self._sectors.write(offset, view, store)
+
+    # Description
+
+    def image_info(self) -> dict[str, Any]:
+        """Return ImageInfo members."""
+        return {
+            "dirty-flag": False,
+            "encrypted": True,
+            "format-specific": {"type": "luks", "data": self._header.info()},
+        }
+
+
+async def create(graph: Graph, options: BlockdevCreateOptionsLUKS) -> None:
+    """Make a volume; the creator of the catalog.
+
+    Raises:
+        QmpError: With the C daemon's text.
+    """
+    async with open_target(graph, options.file) as target:
+        prealloc = options.preallocation or "off"
+        password = find_password(graph, options.key_secret)
+        spec = check_create_options(options)
+        length = spec.header_length
+        if not 0 <= options.size <= _INT64_MAX - length:
+            raise QmpError("The requested file size is too large")
+        node = target.node
+        await node.truncate(options.size + length, prealloc=prealloc)
+        await LuksHeader.create(Place(node, 0, None), graph.pool, spec, password)
