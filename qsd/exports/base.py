@@ -70,12 +70,22 @@ class Export(BackendListener):
         backend: The use of the node.
         writable: Whether clients may change the node.
         registry: The registry it belongs to.
+        by_monitor: Whether a QMP client asked for it, which matters for file descriptors.
     """
 
     #: The name in QMP, e.g. "nbd".
     TYPE: ClassVar[str] = ""
 
-    __slots__ = ("_deleted", "_users", "backend", "id", "registry", "state", "writable")
+    __slots__ = (
+        "_deleted",
+        "_users",
+        "backend",
+        "by_monitor",
+        "id",
+        "registry",
+        "state",
+        "writable",
+    )
 
     def __init__(
         self, registry: ExportRegistry, export_id: str, backend: Backend, writable: bool
@@ -84,6 +94,7 @@ class Export(BackendListener):
         self.id = export_id
         self.backend = backend
         self.writable = writable
+        self.by_monitor = False
         self.state = STARTING
         self._users = 0
         self._deleted: list[asyncio.Future[None]] = []
@@ -243,8 +254,12 @@ class ExportRegistry:
         """Return the exports of one type, oldest first."""
         return [export for export in self._exports.values() if export_type == export.TYPE]
 
-    async def add(self, options: BlockExportOptions) -> Export:
+    async def add(self, options: BlockExportOptions, *, by_monitor: bool = False) -> Export:
         """Make an export, as block-export-add does.
+
+        Args:
+            options: What and how.
+            by_monitor: Whether a QMP client asks.
 
         Raises:
             QmpError: It is impossible; nothing changed.
@@ -267,6 +282,7 @@ class ExportRegistry:
             self.objects.resolve(options.iothread, IOThread)
         backend = await self._attach(node, writable, bool(options.writethrough))
         export = cls(self, options.id, backend, writable)
+        export.by_monitor = by_monitor
         self._exports[options.id] = export
         try:
             await export.run(options.branch)
