@@ -49,6 +49,7 @@ HANDLERS: Final[Mapping[str, str]] = {
     "chardev-remove": "chardev:chardev_remove",
     "chardev-send-break": "chardev:chardev_send_break",
     "drive-backup": "backup:drive_backup",
+    "drive-mirror": "block_jobs:drive_mirror",
     "job-cancel": "job:job_cancel",
     "job-complete": "job:job_complete",
     "job-dismiss": "job:job_dismiss",

@@ -8,7 +8,7 @@ What a command checks, and in which order, follows the C daemon.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from qsd.block.chain import (
     chain,
@@ -57,6 +57,16 @@ def find_device(ctx: Context, name: str) -> Node:
     if node is None:
         raise QmpError(f"Cannot find device='{name}' nor node-name='{name}'")
     return node
+
+
+def _names_of(node: Node) -> set[str]:
+    """Return the names that an image goes by: its own, and that of the file it is in."""
+    names = {filename(node)}
+    edge = node.children.get("file")
+    own = edge.node.driver.filename() if edge is not None else None
+    if own is not None:
+        names.add(own)
+    return names
 
 
 def find_in_chain(top: Node, name: str) -> Node | None:
@@ -134,7 +144,7 @@ def _commit_top(ctx: Context, args: BlockCommitArguments, active: Node) -> Node:
         if not contains(active, top):
             raise QmpError(f"'{args.top_node}' is not in this backing file chain")
         return top
-    if args.top is not None and filename(active) != args.top:
+    if args.top is not None and args.top not in _names_of(active):
         found = find_in_chain(active, args.top)
         if found is None:
             raise QmpError(f"Top image file {args.top} not found")
@@ -338,10 +348,96 @@ def _shows_same(node: Node, wanted: Node) -> bool:
     """Tell whether `wanted` is `node` or what it shows without any change."""
     if node is wanted:
         return True
-    if is_filter(node) or node.driver.name == "raw":
+    if is_filter(node):
         below = [edge.node for edge in node.children.values() if edge.role & ROLE_FILTERED]
     elif node.driver.name == "quorum":
         below = [edge.node for edge in node.children.values()]
     else:
         return False
     return any(_shows_same(child, wanted) for child in below)
+
+
+# drive-mirror
+
+
+async def drive_mirror(ctx: Context, args: DriveMirror) -> None:
+    """Copy a node to an image that is made or opened for it (QMP reference, "drive-mirror")."""
+    from qsd.jobs.mirror import MirrorOptions, start_mirror
+
+    source = find_device(ctx, args.device)
+    check_root(source)
+    layer = skip_filters(source) or source
+    below = cow_layer(layer)
+    if args.sync == "top" and below is None:
+        args.sync = "full"
+    elif args.sync == "none":
+        below = layer
+    elif args.sync != "top":
+        below = None
+    if args.replaces is not None and args.node_name is None:
+        raise QmpError("a node-name must be provided when replacing a named node of the graph")
+    is_new = args.mode != "existing"
+    if is_new:
+        await _make_mirror_image(ctx, args, source, below)
+    target = await _open_mirror_target(ctx, args, source, is_new and below is not None)
+    options = MirrorOptions()
+    options.unmap = on_or_off(args.unmap)
+    options.zero_target = args.sync == "full" and not is_new
+    if below is not None and target.driver.supports_backing:
+        heir = below
+
+        async def finish(target: Node) -> None:
+            await _open_target_chain(ctx, target, heir if is_new else None)
+
+        options.finish = finish
+    try:
+        _check_mirror(ctx, args, source, target, options)
+        await start_mirror(ctx.jobs, ctx.graph, args.job_id or "", source, target, options)
+    except BaseException:
+        if not target.closed:
+            await ctx.graph.close_node(target)
+        raise
+
+
+async def _make_mirror_image(
+    ctx: Context, args: DriveMirror, source: Node, below: Node | None
+) -> None:
+    from qsd.commands.new_image import Backing, make_image
+
+    backing = Backing(filename(below), below.driver.name) if below is not None else None
+    fmt = args.format or source.driver.name
+    await make_image(ctx, args.target, fmt, source.length(), backing)
+
+
+async def _open_mirror_target(
+    ctx: Context, args: DriveMirror, source: Node, without_backing: bool
+) -> Node:
+    """Open the target, whose backing file must wait: it may be in use until the source goes."""
+    from qsd.block.filename import format_over, options_for_filename
+    from qsd.block.open import Inherited, open_node
+    from qsd.qapi.model import NULL
+
+    fmt = args.format
+    if fmt is None and args.mode != "existing":
+        fmt = source.driver.name
+    if fmt is not None and ctx.graph.find_driver(fmt) is None:
+        raise QmpError(f"Unknown driver '{fmt}'")
+    options = format_over(options_for_filename(args.target, ctx.graph), fmt, ctx.graph)
+    options.node_name = args.node_name
+    branch: Any = options.branch
+    if without_backing and hasattr(branch, "backing"):
+        branch.backing = NULL
+    inherited = Inherited(
+        cache_direct=source.cache_direct,
+        cache_no_flush=source.cache_no_flush,
+        discard_unmap=on_or_off(args.unmap),
+    )
+    return await open_node(ctx.graph, options, inherited)
+
+
+async def _open_target_chain(ctx: Context, target: Node, backing: Node | None) -> None:
+    """Give a target the backing file that it was made with."""
+    if backing is None or "backing" in target.children:
+        return
+    target.options.branch.backing = None
+    ctx.graph.attach_child(target, backing, "backing", ROLE_COW)

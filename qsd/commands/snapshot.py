@@ -89,15 +89,15 @@ async def change_backing_file(ctx: Context, args: ChangeBackingFileArguments) ->
     """Record another backing file in an image (QMP reference, "change-backing-file")."""
     from qsd.block.chain import contains, is_filter
     from qsd.block.reopen import set_read_only
-    from qsd.commands.block import check_not_blocked
+    from qsd.jobs.filters import check_root
 
     top = ctx.graph.lookup(args.device, args.device)
+    check_root(top)
     node = ctx.graph.lookup(None, args.image_node_name)
     if is_filter(node) or node.children.get("backing") is None:
         raise QmpError("not allowing backing file change on an image without a backing file")
     if not contains(top, node):
         raise QmpError(f"'{args.device}' and image file are not in the same chain")
-    check_not_blocked(ctx, top)
     was_read_only = node.read_only
     if was_read_only:
         await set_read_only(ctx.graph, node, False)
@@ -105,6 +105,7 @@ async def change_backing_file(ctx: Context, args: ChangeBackingFileArguments) ->
     try:
         async with Drained([node]):
             await node.driver.change_backing_file(args.backing_file, backing.driver.name)
+            backing.implicit = False  # not what opening the image would bring along
             await node.flush()
     except OSError as exc:
         raise QmpError(

@@ -180,6 +180,7 @@ class CommitJob(ChunkedJob):
                 change.rollback()
                 raise
             self._filter = None
+            self._base.implicit = False  # not what opening the overlay brought along
             await change.finish()
         if not node.closed:
             await self.graph.close_node(node)

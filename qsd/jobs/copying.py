@@ -255,5 +255,6 @@ class ChunkedJob(BlockJob):
         if action == "ignore":
             if self.ignored(offset, error.cause):
                 self._finished(offset, length)
+                self._position = self._frontier
             else:
                 await self.sleep(IGNORE_REST)

@@ -537,7 +537,9 @@ async def start_mirror(
     top: Node | None = None
     job: MirrorJob | None = None
     try:
-        top = await insert_filter(graph, MirrorTopDriver, options.filter_name, source)
+        top = await insert_filter(
+            graph, MirrorTopDriver, options.filter_name, source, read_only=False
+        )
         driver = top.driver
         assert isinstance(driver, MirrorTopDriver)  # as asked for
         driver.is_commit = cls.IS_COMMIT

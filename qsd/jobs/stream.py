@@ -190,6 +190,7 @@ class StreamJob(ChunkedJob):
                     change.unlink(edge)
                 else:
                     change.move(edge, base)
+                    base.implicit = False  # not what opening the image brought along
                 change.apply([top])
                 await change.finish()
         self._filter = None
