@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from qsd.catalog import DRIVERS, EXPORTS
+from qsd.catalog import CREATORS, DRIVERS, EXPORTS
 from qsd.chardev.registry import BACKENDS
 from qsd.commands import HANDLERS
 from qsd.commands.transaction import ACTIONS
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 DOCUMENT = ROOT / "docs" / "compatibility.md"
 
+#: The remark on drivers that make images.
+CREATES = "creates images"
 #: Answered by the session itself.
 SESSION = {"qmp_capabilities"}
 #: There is a handler, which refuses after its checks; take it out when it does more.
@@ -136,7 +138,11 @@ def update() -> None:
             heading = line.strip("# ")
         elif there := row(line):
             state = states[heading].get(there.name, there.state)
-            line = f"| `{there.name}` | {state} | {there.remarks} |"
+            remarks = there.remarks
+            if heading == "Block drivers" and there.name in CREATORS:
+                if not remarks.startswith(CREATES):
+                    remarks = f"{CREATES}; {remarks}" if remarks else CREATES
+            line = f"| `{there.name}` | {state} | {remarks} |"
         lines.append(line)
     DOCUMENT.write_text("\n".join(lines) + "\n")
 

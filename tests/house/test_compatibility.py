@@ -12,7 +12,7 @@ from qsd.aio.loop import run
 from qsd.catalog import CREATORS
 from qsd.daemon import StorageDaemon
 from qsd.errors import QmpError
-from tests.house.compatibility import DOCUMENT, REFUSED_OBJECTS, expected, tables
+from tests.house.compatibility import CREATES, DOCUMENT, REFUSED_OBJECTS, expected, tables
 from tests.house.tree import ROOT, python_files
 
 
@@ -30,7 +30,7 @@ def test_states(heading: str) -> None:
 
 def test_who_creates_images() -> None:
     for row in tables()["Block drivers"]:
-        assert row.remarks.startswith("creates images") == (row.name in CREATORS), row.name
+        assert row.remarks.startswith(CREATES) == (row.name in CREATORS), row.name
 
 
 @pytest.mark.parametrize("kind", sorted(REFUSED_OBJECTS))
