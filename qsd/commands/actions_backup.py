@@ -75,7 +75,7 @@ class _Backup(DrainedAction):
                 auto_dismiss=args.auto_dismiss is not False,
             )
         except BaseException:
-            await drop_filter(node, source)
+            await drop_filter(node)
             raise
 
     async def commit(self) -> None:

@@ -15,11 +15,13 @@ mode "grouped" the jobs that actions start share one :class:`~qsd.jobs.txn.JobTr
 
 from __future__ import annotations
 
+import asyncio
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from qsd.block.drain import Drained
 from qsd.errors import QmpError
+from qsd.jobs.block_job import BlockJob
 from qsd.jobs.txn import JobTransaction
 
 if TYPE_CHECKING:
@@ -153,8 +155,16 @@ async def _stand_still(ctx: Context) -> None:
 
     The C daemon does so, which can be seen in the events of jobs.
     """
+    await asyncio.sleep(0)  # jobs that were just resumed get to where they can be paused
+    jobs = [job for job in ctx.jobs if isinstance(job, BlockJob) and job.backends]
+    jobs.reverse()
+    for job in jobs:
+        job.pause()
     async with Drained(ctx.graph.nodes.values()):
         pass
+    for job in jobs:
+        job.resume()
+    await asyncio.sleep(0)
 
 
 async def transaction(ctx: Context, args: TransactionArguments) -> None:

@@ -83,7 +83,7 @@ class BackupJob(BlockJob):
 
     TYPE: ClassVar[JobType] = "backup"
 
-    __slots__ = ("_cbw", "_failures", "_filter", "_plan", "_source")
+    __slots__ = ("_cbw", "_failures", "_filter", "_plan")
 
     def __init__(
         self,
@@ -126,7 +126,6 @@ class BackupJob(BlockJob):
         cbw: CopyBeforeWriteDriver = filter_node.driver  # type: ignore[assignment]
         self._filter = filter_node
         self._cbw = cbw
-        self._source = cbw.edge.node
         self._plan = plan
         self._failures: list[CopyError] = []
         try:
@@ -143,6 +142,11 @@ class BackupJob(BlockJob):
             plan.bitmap.freeze()
         cbw.on_saved = self.progress
         self._count()
+
+    @property
+    def _source(self) -> Node:
+        """The node below the filter: what is copied, or by now another filter above that."""
+        return self._cbw.edge.node
 
     def _unuse(self) -> None:
         """Detach from nodes at once: nothing was done with them yet."""
@@ -330,12 +334,14 @@ class BackupJob(BlockJob):
                 await self.release_nodes()
             finally:
                 node.monitor_owned = False
-            await drop_filter(node, self._source)
+            await drop_filter(node)
 
 
-async def drop_filter(filter_node: Node, source: Node) -> None:
-    """Give all users of a filter back to its source, and close it; both are drained."""
+async def drop_filter(filter_node: Node) -> None:
+    """Give all users of a filter to the node below, and close it; both are drained."""
     graph = filter_node.graph
+    cbw: CopyBeforeWriteDriver = filter_node.driver  # type: ignore[assignment]
+    source = cbw.edge.node
     change = GraphChange(graph)
     change.move_users(filter_node, source)
     change.apply([source, filter_node])
