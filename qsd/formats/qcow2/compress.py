@@ -17,7 +17,7 @@ import zlib
 from typing import TYPE_CHECKING, Final
 
 from qsd.errors import os_error
-from qsd.formats.qcow2.layout import ALL_ALLOCATED, COPIED
+from qsd.formats.qcow2.layout import ALL_ALLOCATED, COMPRESSED, COPIED
 from qsd.formats.qcow2.refcount import FREE_OTHER, FREE_SILENT
 
 if TYPE_CHECKING:
@@ -137,8 +137,8 @@ class Compressor:
             return False
         table = await image.writable_slice(offset)
         index = (offset >> geometry.cluster_bits) & (image.slice_entries - 1)
-        if table[index * geometry.entry_words] & COPIED:
-            raise os_error(errno.EIO)  # compressed data replaces no data written plainly
+        if table[index * geometry.entry_words] & (COPIED | COMPRESSED):
+            raise os_error(errno.EIO)  # compressed data replaces no other, as with the C daemon
         host = await self._take(len(packed))
         entry = geometry.compressed_entry(host, len(packed))
         try:

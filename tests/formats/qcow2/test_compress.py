@@ -96,7 +96,7 @@ def test_writing(tmp_path: Path, options: str) -> None:
                 try:
                     await node.write(offset, memoryview(data), COMPRESSED)
                 except OSError as exc:
-                    assert exc.errno == 5  # noqa: PT017 - over plain data
+                    assert exc.errno == 5  # noqa: PT017 - over other data
                     view = bytearray(length)
                     await node.read(offset, memoryview(view))
                     model[offset : offset + length] = view
