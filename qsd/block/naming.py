@@ -59,6 +59,8 @@ STRONG_OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {
 
 #: Drivers whose own name leaves their strong options out.
 _NAMELESS_WITH_OPTIONS: Final = frozenset({"null-aio", "null-co"})
+#: Filters that go by the name of what they filter, whatever it looks like.
+_NAMED_LIKE_CHILD: Final = frozenset({"copy-before-write"})
 
 
 def filename(node: Node) -> str:
@@ -66,6 +68,8 @@ def filename(node: Node) -> str:
     exact = exact_filename(node)
     if exact is not None:
         return exact
+    if node.driver.name in _NAMED_LIKE_CHILD:
+        return filename(node.children["file"].node)
     return "json:" + dumps(ordered(full_options(node)))
 
 

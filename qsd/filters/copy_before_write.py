@@ -60,9 +60,11 @@ _WARNING: Final = (
 
 def cluster_size_of(target: Node) -> int:
     """Return the unit of copying to a target, bytes; warn where it is a guess."""
-    size = driver_info(target).get("cluster-size")
+    info = driver_info(target)
+    size = info.get("cluster-size")
     if not size:
-        if "backing" not in target.children:
+        # Files have no clusters, and say so; who does not know the dirty flag says nothing at all.
+        if "dirty-flag" not in info and "backing" not in target.children:
             sys.stderr.write(_WARNING.format(_MIN_CLUSTER))
             sys.stderr.flush()
         return _MIN_CLUSTER
