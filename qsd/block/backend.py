@@ -279,6 +279,13 @@ class Backend:
         finally:
             self._leave()
 
+    def extents_nowait(self, offset: int, length: int, limit: int) -> list[tuple[int, int]]:
+        """Fast path of :meth:`block_status` for several extents; see the driver's."""
+        edge = self.edge
+        if edge is None or self.quiesced or edge.node.closed:
+            return []
+        return edge.node.driver.extents_nowait(offset, length, limit)
+
     async def allocation_depth(self, offset: int, length: int) -> tuple[int, int]:
         """Return (length, depth): 0 not allocated, 1 in the top layer, 2 in its backing, ..."""
         node = await self._enter()

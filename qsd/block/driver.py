@@ -282,6 +282,18 @@ class Driver:
         """
         raise os_error(errno.ENOTSUP)
 
+    async def amend(self, options: Any, force: bool) -> None:
+        """Change options of the image itself.
+
+        Args:
+            options: The driver's branch of BlockdevAmendOptions.
+            force: Whether to do what may make the content unreachable.
+
+        Raises:
+            QmpError: With the text a user should read.
+        """
+        raise QmpError("Driver does not support x-blockdev-amend")
+
     # Cooperation
 
     def drained_begin(self) -> None:

@@ -337,8 +337,34 @@ class Requests:
         if status.flags & ST_ZERO:
             self.known_data.add(offset, 1)
             return min(length, start + status.length - offset), True
-        self.known_data.add(start, status.length)
-        return min(length, start + status.length - offset), False
+        data_end = await self._follow_data(start + status.length, offset + length)
+        self.known_data.add(start, data_end - start)
+        return min(length, data_end - offset), False
+
+    async def _follow_data(self, offset: int, needed: int) -> int:
+        """Return where data ends that goes up to `offset`, or a place behind all of its region.
+
+        An image in many pieces has data in small extents; without this no region of it would ever
+        be known to be data, and every read would ask again.
+
+        Args:
+            offset: Known to be the end of one extent of data.
+            needed: Where the request ends; in its region it is worth looking on.
+        """
+        end = min(-(-max(offset, needed) // _REGION) * _REGION, self._session.size)
+        while offset < end:
+            some = self._backend.extents_nowait(offset, end - offset, 1)
+            if some:
+                extent, flags = some[0]
+            else:
+                try:
+                    extent, flags, *_ = await self._backend.block_status(offset, end - offset)
+                except OSError:
+                    break  # a request for what lies there will tell
+            if flags & ST_ZERO:
+                break
+            offset += extent
+        return offset
 
     # Block status
 
@@ -348,7 +374,9 @@ class Requests:
         contexts = self._session.contexts
         for context in contexts:
             if context == metacontext.BASE_ALLOCATION_ID:
-                extents = await self._collect(self._allocation, offset, length, limit)
+                extents = await self._collect(
+                    self._allocation, offset, length, limit, self._allocation_nowait
+                )
             elif context == metacontext.ALLOCATION_DEPTH_ID:
                 extents = await self._collect(self._depth, offset, length, limit)
             else:
@@ -364,30 +392,52 @@ class Requests:
             state |= nbd.STATE_ZERO
         return status.length, state
 
+    def _allocation_nowait(self, offset: int, length: int, limit: int) -> list[tuple[int, int]]:
+        return [
+            (
+                extent,
+                (0 if flags & ST_DATA else nbd.STATE_HOLE)
+                | (nbd.STATE_ZERO if flags & ST_ZERO else 0),
+            )
+            for extent, flags in self._backend.extents_nowait(offset, length, limit)
+        ]
+
     async def _depth(self, offset: int, length: int) -> tuple[int, int]:
         return await self._backend.allocation_depth(offset, length)
 
     @staticmethod
     async def _collect(
-        ask: Callable[[int, int], Awaitable[tuple[int, int]]], offset: int, length: int, limit: int
+        ask: Callable[[int, int], Awaitable[tuple[int, int]]],
+        offset: int,
+        length: int,
+        limit: int,
+        ask_nowait: Callable[[int, int, int], list[tuple[int, int]]] | None = None,
     ) -> list[tuple[int, int]]:
         """Return merged (length, state) extents from `offset` on, at most `limit` of them.
 
         The last one never reaches beyond the range; the list is shorter than the range if the limit
         is reached.
+
+        Args:
+            ask: Describes the start of a range.
+            offset: Where to begin.
+            length: Bytes.
+            limit: Extents.
+            ask_nowait: Fast path: describes several extents at once, or returns an empty list.
         """
         extents: list[tuple[int, int]] = []
         end = offset + length
         asked = 0
         while offset < end:
-            extent, state = await ask(offset, end - offset)
-            if extents and extents[-1][1] == state:
-                extents[-1] = (extents[-1][0] + extent, state)
-            elif len(extents) == limit:
-                break
-            else:
-                extents.append((extent, state))
-            offset += extent
+            some = ask_nowait(offset, end - offset, limit) if ask_nowait is not None else []
+            for extent, state in some or (await ask(offset, end - offset),):
+                if extents and extents[-1][1] == state:
+                    extents[-1] = (extents[-1][0] + extent, state)
+                elif len(extents) == limit:
+                    return extents
+                else:
+                    extents.append((extent, state))
+                offset += extent
             asked += 1
             if not asked % _STATUS_TURN:
                 from asyncio import sleep

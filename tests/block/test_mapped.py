@@ -215,3 +215,29 @@ def test_reads_without_a_coroutine_hold_their_mapping() -> None:
             assert not len(toy.ranges)
 
     run(main())
+
+
+@pytest.mark.parametrize("backing", [False, True])
+def test_fast_reads_of_several_extents_agree_with_the_plain_way(backing: bool) -> None:
+    async def main() -> None:
+        async with rig() as r:
+            node, toy, memory = await make(r, backing)
+            memory.fast = toy.cached = True
+            source = random.Random(5)
+            for index in source.sample(range(64), 40):
+                await node.write(index * CLUSTER, memoryview(bytes([index + 1]) * CLUSTER))
+            await node.zero(3 * CLUSTER, 2 * CLUSTER)
+            expected = await content(node)
+            served = 0
+            for _ in range(200):
+                offset = source.randrange(SIZE - 1)
+                length = min(source.randrange(1, 9 * CLUSTER), SIZE - offset)
+                view = memoryview(bytearray(b"\xee" * length))
+                if toy.read_nowait(offset, view):
+                    served += 1
+                    assert bytes(view) == expected[offset : offset + length]
+            assert served > 50
+            toy.cached = False
+            assert not toy.read_nowait(0, memoryview(bytearray(9 * CLUSTER)))
+
+    run(main())

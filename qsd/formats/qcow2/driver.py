@@ -387,7 +387,7 @@ class Qcow2Driver(MappedDriver):
         """Fast: read plain data in one piece."""
         host = self.locate_data_nowait(offset, len(view))
         if host < 0:
-            return False
+            return self.read_pieces_nowait(offset, view)
         return self._data_edge.node.read_nowait(host, view)
 
     def write_nowait(self, offset: int, view: memoryview) -> bool:
@@ -426,6 +426,10 @@ class Qcow2Driver(MappedDriver):
             if mapping is not None and mapping.kind == HOLE and mapping.host_offset >= 0:
                 return Status(mapping.length, ST_OFFSET, mapping.host_offset, mapping.edge)
         return status
+
+    def extents_nowait(self, offset: int, length: int, limit: int) -> list[tuple[int, int]]:
+        """Describe what cached tables say."""
+        return self._mapper.extents_nowait(offset, length, limit)
 
     # Changes
 

@@ -494,6 +494,10 @@ class FileDriver(Driver):
 
     # Status
 
+    def known_data_end(self, offset: int) -> int:
+        """Tell what searches found."""
+        return self._data.end_of(offset)
+
     async def block_status(self, offset: int, length: int, want_zero: bool) -> Status:
         """Tell data from holes; data that was found is remembered."""
         if not want_zero or not self._can_seek:
