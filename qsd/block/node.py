@@ -543,6 +543,18 @@ class Node:
             self._leave()
             self.length_changed()
 
+    async def amend(self, options: Any, *, force: bool) -> None:
+        """Change options of the image itself (QMP reference, "x-blockdev-amend").
+
+        Raises:
+            QmpError: With the text a user should read.
+        """
+        self.in_flight += 1
+        try:
+            await self.driver.amend(options, force)
+        finally:
+            self._leave()
+
     async def block_status(self, offset: int, length: int, want_zero: bool = True) -> Status:
         """Describe the start of a range of this layer alone.
 

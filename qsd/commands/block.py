@@ -193,15 +193,20 @@ async def blockdev_create(ctx: Context, args: BlockdevCreateArguments) -> None:
 
 
 async def x_blockdev_amend(ctx: Context, args: XBlockdevAmendArguments) -> None:
-    """Change options of an image (QMP reference, "x-blockdev-amend")."""
+    """Start a job that changes options of an image (QMP reference, "x-blockdev-amend")."""
+    from qsd.jobs.amend import AmendJob
+
     node = ctx.graph.lookup(None, args.node_name)
     _check_driver_known(ctx, args.options.driver)
     if node.driver.name != args.options.driver:
         raise QmpError("x-blockdev-amend doesn't support changing the block driver")
     if args.options.branch is None:
         raise QmpError("Driver does not support x-blockdev-amend")
-    ctx.jobs.check_new_id(args.job_id)
-    raise QmpError(f"Amending {node.driver.name} images is not available in this release")
+    if node.read_only:
+        raise QmpError("Block node is read-only")
+    AmendJob(
+        ctx.jobs, node, args.job_id, args.options.branch, force=bool(args.force)
+    ).start()
 
 
 def _check_driver_known(ctx: Context, driver: str) -> None:

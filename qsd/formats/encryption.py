@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from qsd.aio.bounce import BouncePool
 from qsd.crypto import luks
@@ -195,8 +195,18 @@ def check_create_options(options: Any) -> LuksSpec:
 
 
 def _seconds(iter_time_ms: int) -> float:
+    """Return a time that somebody asked for in seconds.
+
+    Raises:
+        QmpError: It is negative, which the C daemon takes for a very large number.
+    """
+    if iter_time_ms < 0:
+        raise QmpError(
+            f"PBKDF iterations {luks.MAX_ITERATIONS} too large to scale: "
+            "Numerical result out of range"
+        )
     # A day is more than MAX_ITERATIONS take; the bound keeps the arithmetic sane.
-    return min(max(iter_time_ms, 0) / 1000, 86400.0)
+    return min(iter_time_ms / 1000, 86400.0)
 
 
 class LuksHeader:
@@ -312,6 +322,110 @@ class LuksHeader:
             self.header.slots[index] = old
             raise
 
+    # Changing keys (QMP reference, "QCryptoBlockAmendOptionsLUKS")
+
+    async def amend(
+        self, graph: Graph, options: Any, key_secret: str | None, *, force: bool
+    ) -> None:
+        """Add a key or take keys away, as QCryptoBlockAmendOptionsLUKS says.
+
+        Args:
+            graph: Knows the secrets.
+            options: What to do.
+            key_secret: The secret that opened the volume.
+            force: Whether to do what may leave no key.
+
+        Raises:
+            QmpError: It cannot be done, or would leave no key.
+        """
+        if options.state == "active":
+            await self._add_key(graph, options, key_secret, force=force)
+        else:
+            await self._erase_keys(graph, options, force=force)
+
+    async def _add_key(
+        self, graph: Graph, options: Any, key_secret: str | None, *, force: bool
+    ) -> None:
+        if options.new_secret is None:
+            raise QmpError("'new-secret' is required to activate a keyslot")
+        if options.old_secret is not None:
+            raise QmpError("'old-secret' must not be given when activating keyslots")
+        slots = self.header.slots
+        if options.keyslot is not None:
+            index = options.keyslot
+            if not 0 <= index < luks.SLOTS:
+                # Shown as an unsigned number, as the C daemon does here.
+                _refuse_slot(index % (1 << 32))
+            if slots[index].is_active and not force:
+                raise QmpError(
+                    f"Refusing to overwrite active keyslot {index} - please erase it first"
+                )
+        else:
+            free = [number for number, slot in enumerate(slots) if not slot.is_active]
+            if not free:
+                raise QmpError("Can't add a keyslot - all keyslots are in use")
+            index = free[0]
+        old = find_password(graph, options.secret if options.secret is not None else key_secret)
+        key = await self.unlock(old)
+        new = find_password(graph, options.new_secret)
+        iter_time = options.iter_time
+        await self.store_key(
+            index, key, new, iter_time if iter_time is not None else DEFAULT_ITER_TIME_MS
+        )
+
+    async def _erase_keys(self, graph: Graph, options: Any, *, force: bool) -> None:
+        if options.new_secret is not None:
+            raise QmpError("'new-secret' must not be given when erasing keyslots")
+        if options.iter_time is not None:
+            raise QmpError("'iter-time' must not be given when erasing keyslots")
+        password = None
+        if options.old_secret is not None:
+            password = find_password(graph, options.old_secret)
+        if options.keyslot is not None:
+            await self._erase_one(options.keyslot, password, force=force)
+        elif password is not None:
+            await self._erase_matching(password, force=force)
+        else:
+            raise QmpError(
+                "To erase keyslot(s), either explicit keyslot index or the password currently "
+                "contained in them must be given"
+            )
+
+    async def _erase_one(self, index: int, password: bytes | None, *, force: bool) -> None:
+        if not 0 <= index < luks.SLOTS:
+            _refuse_slot(index)
+        if not self.header.slots[index].is_active:
+            raise QmpError(f"Given keyslot {index} is already erased (inactive) ")
+        if password is not None and await self.try_slot(index, password) is None:
+            raise QmpError(
+                f"Given keyslot {index} doesn't contain the given old password for erase operation"
+            )
+        if not force and self._active_count() == 1:
+            raise QmpError(
+                f"Attempt to erase the only active keyslot {index} which will erase all the data "
+                "in the image irreversibly - refusing operation"
+            )
+        await self.erase_slot(index)
+
+    async def _erase_matching(self, password: bytes, *, force: bool) -> None:
+        matching = [
+            index
+            for index, slot in enumerate(self.header.slots)
+            if slot.is_active and await self.try_slot(index, password) is not None
+        ]
+        if not matching:
+            raise QmpError("No keyslots match given (old) password for erase operation")
+        if not force and len(matching) == self._active_count():
+            raise QmpError(
+                "All the active keyslots match the (old) password that was given and erasing them "
+                "will erase all the data in the image irreversibly - refusing operation"
+            )
+        for index in matching:
+            await self.erase_slot(index)
+
+    def _active_count(self) -> int:
+        return sum(slot.is_active for slot in self.header.slots)
+
     def info(self) -> dict[str, Any]:
         """Describe the header (QMP reference, "QCryptoBlockInfoLUKS")."""
         header = self.header
@@ -329,6 +443,12 @@ class LuksHeader:
         if spec.ivgen == "essiv":
             info["ivgen-hash-alg"] = spec.ivgen_hash
         return info
+
+
+def _refuse_slot(index: int) -> NoReturn:
+    raise QmpError(
+        f"Invalid keyslot {index} specified, must be between 0 and {luks.SLOTS - 1}"
+    )
 
 
 def _slot_info(slot: luks.Slot) -> dict[str, Any]:

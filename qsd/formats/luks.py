@@ -15,7 +15,9 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from qsd.aio.rangelock import RangeLock
 from qsd.block import perms
+from qsd.block.backend import Backend
 from qsd.block.create import open_target
 from qsd.block.driver import Driver
 from qsd.errors import QmpError, os_error
@@ -45,7 +47,7 @@ class LuksDriver(Driver):
     name: ClassVar[str] = "luks"
     checks_alignment: ClassVar[bool] = True
 
-    __slots__ = ("_edge", "_header", "_payload", "_sectors")
+    __slots__ = ("_amending", "_edge", "_header", "_key_secret", "_payload", "_sectors")
 
     def __init__(self, node: Node) -> None:
         super().__init__(node)
@@ -53,6 +55,9 @@ class LuksDriver(Driver):
         self._header: LuksHeader
         self._sectors: Sectors
         self._payload = 0
+        self._key_secret: str | None = None
+        # One change of the header at a time.
+        self._amending = RangeLock()
 
     # Life cycle
 
@@ -64,6 +69,7 @@ class LuksDriver(Driver):
         self._header = await LuksHeader.read(Place(self._edge.node, 0, None), graph.pool)
         self._sectors = self._header.make_sectors(await self._header.unlock(password))
         self._payload = self._header.header.payload_offset
+        self._key_secret = options.key_secret
         self.limits.request_alignment = _SECTOR
         try:
             self.length()
@@ -85,6 +91,23 @@ class LuksDriver(Driver):
         """Take what the users take, and always read; others may do as the users allow."""
         taken = perm | perms.CONSISTENT_READ
         return taken, shared
+
+    async def amend(self, options: Any, force: bool) -> None:
+        """Add or erase keys; nobody else may change the header meanwhile."""
+        node = self.node
+        graph = node.graph
+        if self._edge.node.read_only or node.read_only:
+            raise QmpError("Block node is read-only")
+        backend = Backend(graph, "", "an unnamed block device")
+        hold = await self._amending.claim(0, 1, True)
+        try:
+            backend.attach(self._edge.node, perms.WRITE | perms.CONSISTENT_READ, perms.ALL)
+            try:
+                await self._header.amend(graph, options, self._key_secret, force=force)
+            finally:
+                await backend.detach()
+        finally:
+            self._amending.release(hold)
 
     # Geometry
 

@@ -1,0 +1,241 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""Serpent (R. Anderson, E. Biham, L. Knudsen, "Serpent: A Proposal for the Advanced Encryption
+Standard", 1998).
+
+The cipher was designed for *bitslicing* ("2. The Cipher", "An efficient implementation"): four
+words hold one bit of 32 S-boxes each, so an S-box is a formula on whole words.  Here a "word" is
+one word of all blocks of a request side by side, either a numpy array or one long integer, and the
+formulas are written once for both.
+
+The formula of an S-box is its algebraic normal form, computed from the table in the paper.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from operator import xor
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from qsd.crypto.cipher import Readable, Writable
+
+#: "Appendix A.5: S-boxes".
+_TABLES: Final = (
+    (3, 8, 15, 1, 10, 6, 5, 11, 14, 13, 4, 2, 7, 0, 9, 12),
+    (15, 12, 2, 7, 9, 0, 5, 10, 1, 11, 14, 8, 6, 13, 3, 4),
+    (8, 6, 7, 9, 3, 12, 10, 15, 13, 1, 14, 4, 0, 11, 5, 2),
+    (0, 15, 11, 8, 12, 9, 6, 3, 13, 1, 2, 4, 10, 7, 5, 14),
+    (1, 15, 8, 3, 12, 0, 11, 6, 2, 5, 4, 10, 9, 14, 7, 13),
+    (15, 5, 2, 11, 4, 10, 9, 12, 0, 3, 14, 8, 13, 6, 7, 1),
+    (7, 2, 12, 5, 8, 4, 6, 11, 14, 9, 1, 15, 13, 3, 10, 0),
+    (1, 13, 15, 0, 14, 8, 2, 11, 7, 4, 12, 10, 9, 3, 5, 6),
+)
+_ROUNDS: Final = 32
+#: The fractional part of the golden ratio ("3. The Key Schedule").
+_PHI: Final = 0x9E3779B9
+_WORD: Final = 0xFFFFFFFF
+#: Blocks; fewer are done with integers, more with numpy.
+_FEW_BLOCKS: Final = 32
+
+
+class _Formula(NamedTuple):
+    """One output bit of an S-box.
+
+    Attributes:
+        terms: Products of input bits to be added; bit i of a number says that input i is a factor.
+        inverted: Whether one is added.
+    """
+
+    terms: tuple[int, ...]
+    inverted: bool
+
+
+def _formulas(table: tuple[int, ...]) -> tuple[_Formula, ...]:
+    """Return the algebraic normal form of each output bit, by the Moebius transform."""
+    result = []
+    for bit in range(4):
+        values = [entry >> bit & 1 for entry in table]
+        for step in (1, 2, 4, 8):
+            for index in range(16):
+                if index & step:
+                    values[index] ^= values[index ^ step]
+        result.append(
+            _Formula(tuple(index for index in range(1, 16) if values[index]), bool(values[0]))
+        )
+    return tuple(result)
+
+
+def _inverse(table: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(table.index(value) for value in range(16))
+
+
+_SBOXES: Final = tuple(_formulas(table) for table in _TABLES)
+_INVERSES: Final = tuple(_formulas(_inverse(table)) for table in _TABLES)
+
+_Words = tuple[Any, Any, Any, Any]
+
+
+class _Lanes(Protocol):
+    """Words of many blocks side by side."""
+
+    ones: Any
+
+    def rotate(self, word: Any, count: int) -> Any:
+        """Rotate each 32-bit lane to the left."""
+
+    def shift(self, word: Any, count: int) -> Any:
+        """Shift each 32-bit lane to the left."""
+
+    def spread(self, value: int) -> Any:
+        """Return a word with `value` in each lane."""
+
+
+class _ArrayLanes:
+    """Lanes are elements of arrays."""
+
+    __slots__ = ("ones",)
+
+    def __init__(self) -> None:
+        self.ones: Any = _WORD
+
+    def rotate(self, word: Any, count: int) -> Any:
+        return (word << count) | (word >> (32 - count))
+
+    def shift(self, word: Any, count: int) -> Any:
+        return word << count
+
+    def spread(self, value: int) -> Any:
+        return value
+
+
+class _IntegerLanes:
+    """Lanes are 32-bit pieces of one long integer."""
+
+    __slots__ = ("_unit", "ones")
+
+    def __init__(self, count: int) -> None:
+        self._unit = int.from_bytes(b"\1\0\0\0" * count, "little")
+        self.ones: Any = self._unit * _WORD
+
+    def rotate(self, word: Any, count: int) -> Any:
+        low = self._unit * ((1 << count) - 1)
+        return ((word << count) & (self.ones ^ low)) | ((word >> (32 - count)) & low)
+
+    def shift(self, word: Any, count: int) -> Any:
+        return (word << count) & (self.ones ^ (self._unit * ((1 << count) - 1)))
+
+    def spread(self, value: int) -> Any:
+        return self._unit * value
+
+
+def _substitute(box: tuple[_Formula, ...], words: _Words, ones: Any) -> _Words:
+    a, b, c, d = words
+    ab, cd = a & b, c & d
+    products = (
+        None, a, b, ab, c, a & c, b & c, ab & c, d, a & d, b & d, ab & d, cd, a & cd, b & cd,
+    )  # fmt: skip
+    outputs = []
+    for formula in box:
+        word = reduce(xor, [products[term] for term in formula.terms])
+        outputs.append(word ^ ones if formula.inverted else word)
+    return outputs[0], outputs[1], outputs[2], outputs[3]
+
+
+def _transform(words: _Words, lanes: _Lanes) -> _Words:
+    """Mix the words ("2. The Cipher", "Linear Transformation")."""
+    a, b, c, d = words
+    rotate, shift = lanes.rotate, lanes.shift
+    a, c = rotate(a, 13), rotate(c, 3)
+    b, d = rotate(b ^ a ^ c, 1), rotate(d ^ c ^ shift(a, 3), 7)
+    a, c = rotate(a ^ b ^ d, 5), rotate(c ^ d ^ shift(b, 7), 22)
+    return a, b, c, d
+
+
+def _transform_back(words: _Words, lanes: _Lanes) -> _Words:
+    a, b, c, d = words
+    rotate, shift = lanes.rotate, lanes.shift
+    a, c = rotate(a, 27) ^ b ^ d, rotate(c, 10) ^ d ^ shift(b, 7)
+    b, d = rotate(b, 31) ^ a ^ c, rotate(d, 25) ^ c ^ shift(a, 3)
+    return rotate(a, 19), b, rotate(c, 29), d
+
+
+def _expand(key: bytes) -> tuple[tuple[int, ...], ...]:
+    """Return the 33 round keys, four words each ("3. The Key Schedule")."""
+    padded = key if len(key) == 32 else (key + b"\1").ljust(32, b"\0")
+    words = [int.from_bytes(padded[at : at + 4], "little") for at in range(0, 32, 4)]
+    for index in range(4 * (_ROUNDS + 1)):
+        mixed = words[index] ^ words[index + 3] ^ words[index + 5] ^ words[index + 7]
+        mixed ^= _PHI ^ index
+        words.append((mixed << 11 | mixed >> 21) & _WORD)
+    words = words[8:]
+    return tuple(
+        _substitute(
+            _SBOXES[(3 - index) % 8],
+            (words[4 * index], words[4 * index + 1], words[4 * index + 2], words[4 * index + 3]),
+            _WORD,
+        )
+        for index in range(_ROUNDS + 1)
+    )
+
+
+class Serpent:
+    """Serpent under one key; see `cipher.Ecb`."""
+
+    __slots__ = ("_keys", "_np")
+
+    def __init__(self, key: bytes) -> None:
+        from qsd.crypto.modes import load_numpy
+
+        self._keys = _expand(key)
+        self._np = load_numpy()
+
+    def encrypt(self, data: Readable, out: Writable) -> None:
+        """Encrypt whole blocks."""
+        self._work(data, out, encrypting=True)
+
+    def decrypt(self, data: Readable, out: Writable) -> None:
+        """Decrypt whole blocks."""
+        self._work(data, out, encrypting=False)
+
+    def _work(self, data: Readable, out: Writable, *, encrypting: bool) -> None:
+        count = len(data) // 16
+        rounds = self._encrypt if encrypting else self._decrypt
+        np = self._np
+        if np is not None and count >= _FEW_BLOCKS:
+            columns = np.frombuffer(data, "<u4").reshape(count, 4).T.copy()
+            words = rounds((columns[0], columns[1], columns[2], columns[3]), _ArrayLanes())
+            target = np.frombuffer(out, np.uint8)[: count * 16].view("<u4").reshape(count, 4)
+            for index, word in enumerate(words):
+                target[:, index] = word
+            return
+        source = memoryview(bytes(data)).cast("I")
+        a, b, c, d = (int.from_bytes(source[index::4].tobytes(), "little") for index in range(4))
+        result = bytearray(count * 16)
+        columns_out = memoryview(result).cast("I")
+        for index, word in enumerate(rounds((a, b, c, d), _IntegerLanes(count))):
+            columns_out[index::4] = memoryview(word.to_bytes(count * 4, "little")).cast("I")
+        out[: count * 16] = result
+
+    def _mix_key(self, words: _Words, index: int, lanes: _Lanes) -> _Words:
+        a, b, c, d = words
+        key = self._keys[index]
+        spread = lanes.spread
+        return a ^ spread(key[0]), b ^ spread(key[1]), c ^ spread(key[2]), d ^ spread(key[3])
+
+    def _encrypt(self, words: _Words, lanes: _Lanes) -> _Words:
+        for index in range(_ROUNDS):
+            words = self._mix_key(words, index, lanes)
+            words = _substitute(_SBOXES[index % 8], words, lanes.ones)
+            if index < _ROUNDS - 1:
+                words = _transform(words, lanes)
+        return self._mix_key(words, _ROUNDS, lanes)
+
+    def _decrypt(self, words: _Words, lanes: _Lanes) -> _Words:
+        words = self._mix_key(words, _ROUNDS, lanes)
+        for index in reversed(range(_ROUNDS)):
+            if index < _ROUNDS - 1:
+                words = _transform_back(words, lanes)
+            words = _substitute(_INVERSES[index % 8], words, lanes.ones)
+            words = self._mix_key(words, index, lanes)
+        return words
