@@ -62,7 +62,7 @@ def filter_rig() -> Rig:
     return rig
 
 
-async def group(rig: Rig, name: str = "tg", **limits: int) -> None:
+async def group(rig: Rig, name: str = "tg", /, **limits: int) -> None:
     """Make a throttle group."""
     values = {key.replace("_", "-"): value for key, value in limits.items()}
     options = from_json(
@@ -93,3 +93,8 @@ def data(fill: int, length: int) -> memoryview:
 def edges(node: Node) -> dict[str, tuple[int, int]]:
     """Return what a node takes and shares on its children."""
     return {name: (edge.perm, edge.shared) for name, edge in node.children.items()}
+
+
+def driver_of(rig: Rig, name: str) -> Any:
+    """Return the driver of a node, whatever it is."""
+    return rig.graph.nodes[name].driver

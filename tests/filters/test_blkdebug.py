@@ -15,7 +15,7 @@ from qsd.block import perms
 from qsd.block.mapping import FUA
 from qsd.block.node import Node
 from qsd.errors import QmpError
-from tests.filters.support import data, edges, filter_rig, read, refuse
+from tests.filters.support import data, driver_of, edges, filter_rig, read, refuse
 
 
 async def fails(request: Awaitable[object]) -> int:
@@ -119,10 +119,11 @@ def test_limits() -> None:
         async with filter_rig() as rig:
             node = await add(
                 rig,
-                **{"align": 4096, "max-transfer": 8192, "max-discard": 8192, "max-write-zero": 8192},
+                align=4096,
+                **{"max-transfer": 8192, "max-discard": 8192, "max-write-zero": 8192},
             )
-            log = rig.graph.nodes["n"].driver.log  # type: ignore[attr-defined]
-            rig.graph.nodes["n"].driver.fast = False  # type: ignore[attr-defined]
+            log = driver_of(rig, "n").log
+            driver_of(rig, "n").fast = False
             await node.write(4096, data(1, 20000))
             await node.zero(0, 32768)
             await node.discard(0, 32768)

@@ -40,7 +40,7 @@ def test_rules(tmp_path: Path) -> None:
     path = tmp_path / "rules"
     path.write_text(RULES)
     (first, second), (change,) = read_config(str(path))
-    assert first == ("l2_load", 2, {"write"}, errno.ENOSPC, 5 * 512, True)
+    assert first == ("l2_load", 2, frozenset({"write"}), errno.ENOSPC, 5 * 512, True)
     assert change == ("read_aio", 0, 3)
     assert second.event == "read_aio"  # the last one counts
     assert (second.errno, second.offset, second.once) == (errno.EIO, None, False)

@@ -12,7 +12,7 @@ from qsd.aio.loop import run
 from qsd.block import perms
 from qsd.block.mapping import FUA
 from qsd.filters.log_layout import ENTRY_SIZE, SUPER_SIZE, LogEntry, LogSuper
-from tests.filters.support import LENGTH, data, edges, filter_rig, refuse
+from tests.filters.support import LENGTH, data, driver_of, edges, filter_rig, refuse
 
 FLUSH, DISCARD = 1, 4
 
@@ -38,7 +38,7 @@ async def add(rig: Any, **options: Any) -> tuple[Any, Any]:
     node = await rig.add(
         driver="blklogwrites", node_name="f", file="n", log="l", discard="unmap", **options
     )
-    return node, rig.graph.nodes["l"].driver
+    return node, driver_of(rig, "l")
 
 
 @pytest.mark.parametrize("unit", [512, 4096])

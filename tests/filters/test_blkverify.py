@@ -11,7 +11,6 @@ import pytest
 
 from qsd.aio.loop import run
 from qsd.block import perms
-from qsd.filters import blkverify
 from tests.filters.support import data, edges, filter_rig, read
 
 
@@ -51,7 +50,7 @@ def test_agreement() -> None:
 def test_different_content(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(blkverify.os, "_exit", leave)
+    monkeypatch.setattr("os._exit", leave)
 
     async def main() -> None:
         async with filter_rig() as rig:
@@ -72,7 +71,7 @@ def data_in(length: int) -> memoryview:
 def test_different_failure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(blkverify.os, "_exit", leave)
+    monkeypatch.setattr("os._exit", leave)
 
     async def main() -> None:
         async with filter_rig() as rig:

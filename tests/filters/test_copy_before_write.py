@@ -14,7 +14,7 @@ from qsd.aio.loop import run
 from qsd.block import perms
 from qsd.block.backend import Backend
 from qsd.block.dirty import DirtyBitmap
-from tests.filters.support import LENGTH, data, edges, filter_rig, refuse
+from tests.filters.support import LENGTH, data, driver_of, edges, filter_rig, refuse
 
 CLUSTER = 65536
 
@@ -38,7 +38,7 @@ def test_what_is_overwritten_is_saved_once() -> None:
     async def main() -> None:
         async with filter_rig() as rig:
             node = await add(rig)
-            target = rig.graph.nodes["t"].driver
+            target = driver_of(rig, "t")
             for fill in (2, 3):
                 await node.write(CLUSTER + 100, data(fill, 10))
             await node.zero(3 * CLUSTER, 10)
@@ -53,7 +53,7 @@ def test_zeroes_are_not_copied_as_data() -> None:
     async def main() -> None:
         async with filter_rig() as rig:
             node = await add(rig)
-            rig.graph.nodes["n"].driver.data[:] = bytes(LENGTH)
+            driver_of(rig, "n").data[:] = bytes(LENGTH)
             await node.write(0, data(1, 4096))
             # Status comes in pages here, so only a range of one page is known to be zero.
             assert await old(node, 0, CLUSTER) == bytes(CLUSTER)
@@ -68,7 +68,7 @@ def test_only_what_the_bitmap_has() -> None:
             bitmap = DirtyBitmap(source.node, "b", CLUSTER)
             bitmap.attach()
             await source.node.write(CLUSTER, data(5, 10))
-            node = await rig.add(
+            node: Any = await rig.add(
                 driver="copy-before-write", node_name="f", file="n", target="t",
                 bitmap={"node": "n", "name": "b"},
             )  # fmt: skip
@@ -92,7 +92,7 @@ def test_failure_to_save(breaks_snapshot: bool) -> None:
     async def main() -> None:
         async with filter_rig() as rig:
             node = await add(rig, **{"on-cbw-error": policy})
-            target = rig.graph.nodes["t"].driver
+            target = driver_of(rig, "t")
             target.fail = lambda operation, offset: errno.ENOSPC
             if breaks_snapshot:
                 await node.write(0, data(2, 10))
@@ -113,7 +113,7 @@ def test_a_write_waits_for_who_reads_the_old_data() -> None:
     async def main() -> None:
         async with filter_rig() as rig:
             node = await add(rig)
-            source = rig.graph.nodes["n"].driver
+            source = driver_of(rig, "n")
             source.gate = asyncio.Event()
             reading = rig.tasks.spawn(old(node, 0, 10), "read")
             await asyncio.sleep(0)
@@ -133,7 +133,7 @@ def test_discarding_old_data() -> None:
     async def main() -> None:
         async with filter_rig() as rig:
             node = await add(rig)
-            target = rig.graph.nodes["t"].driver
+            target = driver_of(rig, "t")
             await node.driver.discard_old(100, 2 * CLUSTER)  # one whole cluster
             await node.write(CLUSTER, data(2, 10))
             assert not target.log

@@ -16,10 +16,10 @@ from tests.support.toyformat import CLUSTER, ZERO_CLUSTER, ToyFormat
 
 async def chain(rig: Any, **options: Any) -> tuple[Any, ToyFormat]:
     """Make base <- middle <- top, with a filter over the top one."""
-    backing = None
+    backing: str | None = None
     for name in ("base", "middle", "top"):
         await rig.memory(f"{name}-file")
-        more = {"backing": backing} if backing else {}
+        more: dict[str, Any] = {"backing": backing} if backing else {}
         await rig.add(driver="qcow2", node_name=name, file=f"{name}-file", **more)
         backing = name
     nodes = rig.graph.nodes

@@ -27,7 +27,7 @@ def test_refusals(at: int, text: str) -> None:
     packed = bytearray(LogSuper(10, 512).pack())
     packed[at] ^= 0xFF
     with pytest.raises(QmpError) as info:
-        LogSuper.parse(packed)
+        LogSuper.parse(bytes(packed))
     assert info.value.desc == text
 
 

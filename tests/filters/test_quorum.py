@@ -12,12 +12,11 @@ import pytest
 from qsd.aio.loop import run
 from qsd.block import perms
 from qsd.errors import QmpError
-from qsd.filters import quorum
 from qsd.qapi.convert import to_json
-from tests.filters.support import data, edges, filter_rig, read, refuse
+from tests.filters.support import data, driver_of, edges, filter_rig, read, refuse
 
 
-async def add(rig: Any, names: str = "abc", threshold: int = 2, **options: Any) -> Any:
+async def add(rig: Any, names: str = "abc", threshold: int = 2, /, **options: Any) -> Any:
     for index, name in enumerate(names):
         memory = await rig.memory(name, 1 << 16)
         memory.data[:4096] = bytes([9 if index == 2 else 1]) * 4096
@@ -32,7 +31,7 @@ def events(rig: Any) -> list[dict[str, Any]]:
 
 
 def break_(rig: Any, name: str, code: int) -> None:
-    driver = rig.graph.nodes[name].driver
+    driver = driver_of(rig, name)
     driver.fast = False
     driver.fail = lambda operation, offset: code
 
@@ -48,7 +47,7 @@ def test_the_majority_is_right() -> None:
                     "sector-num": 2, "sectors-count": 2,
                 }
             ]  # fmt: skip
-            assert rig.graph.nodes["c"].driver.data[1024] == 9
+            assert driver_of(rig, "c").data[1024] == 9
 
     run(main())
 
@@ -58,7 +57,7 @@ def test_rewriting() -> None:
         async with filter_rig() as rig:
             node = await add(rig, **{"rewrite-corrupted": True})
             assert await read(node, 0, 512) == bytes([1]) * 512
-            assert rig.graph.nodes["c"].driver.data[:513] == bytes([1]) * 512 + bytes([9])
+            assert driver_of(rig, "c").data[:513] == bytes([1]) * 512 + bytes([9])
 
     run(main())
 
@@ -66,7 +65,7 @@ def test_rewriting() -> None:
 def test_no_majority() -> None:
     async def main() -> None:
         async with filter_rig() as rig:
-            node = await add(rig, threshold=3)
+            node = await add(rig, "abc", 3)
             with pytest.raises(OSError) as info:
                 await read(node, 0, 512)
             assert info.value.errno == errno.EIO
@@ -80,19 +79,20 @@ def test_no_majority() -> None:
 def test_failing_children() -> None:
     async def main() -> None:
         async with filter_rig() as rig:
-            node = await add(rig, "ab", threshold=1)
+            node = await add(rig, "ab", 1)
             break_(rig, "a", errno.ENOSPC)
             await node.write(0, data(5, 512))
             assert await read(node, 0, 512) == bytes([5]) * 512
             await node.flush()
             kinds = [(event["type"], event["error"]) for event in events(rig)]
-            assert kinds == [(kind, "No space left on device") for kind in ("write", "read", "flush")]
+            text = "No space left on device"
+            assert kinds == [(kind, text) for kind in ("write", "read", "flush")]
             break_(rig, "b", errno.EIO)
             with pytest.raises(OSError):
                 await node.write(0, data(5, 512))
             assert events(rig)[-1]["event"] == "QUORUM_FAILURE"
             for name in "ab":
-                rig.graph.nodes[name].driver.fail = lambda operation, offset: 0
+                driver_of(rig, name).fail = lambda operation, offset: 0
 
     run(main())
 
@@ -102,10 +102,10 @@ def test_first_in_first_out() -> None:
         async with filter_rig() as rig:
             node = await add(rig, **{"read-pattern": "fifo"})
             break_(rig, "a", errno.ENOSPC)
-            rig.graph.nodes["b"].driver.data[0] = 7
+            driver_of(rig, "b").data[0] = 7
             assert (await read(node, 0, 512))[0] == 7
             assert [event["node-name"] for event in events(rig)] == ["a"]
-            rig.graph.nodes["a"].driver.fail = lambda operation, offset: 0
+            driver_of(rig, "a").fail = lambda operation, offset: 0
 
     run(main())
 
@@ -117,13 +117,13 @@ def test_blkverify(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     def leave(code: int) -> None:
         raise Exit
 
-    monkeypatch.setattr(quorum.os, "_exit", leave)
+    monkeypatch.setattr("os._exit", leave)
 
     async def main() -> None:
         async with filter_rig() as rig:
             node = await add(rig, "ab", blkverify=True)
             assert await read(node, 0, 512) == bytes([1]) * 512
-            rig.graph.nodes["b"].driver.data[100] = 3
+            driver_of(rig, "b").data[100] = 3
             with pytest.raises(Exit):
                 await read(node, 0, 512)
 

@@ -10,7 +10,7 @@ from typing import Any
 from qsd.aio.loop import run
 from qsd.block.drain import Drained
 from qsd.objects.throttle_group import ThrottleGroup
-from tests.filters.support import data, filter_rig, group, read, refuse
+from tests.filters.support import data, driver_of, filter_rig, group, read, refuse
 
 
 async def add(rig: Any, **limits: int) -> Any:
@@ -44,7 +44,7 @@ def test_requests_wait_and_a_drained_section_lets_them_go() -> None:
             async with Drained([node]):
                 assert task.done()
                 await node.zero(0, 10)
-            assert rig.graph.nodes["n"].driver.data[:10] == bytes(10)
+            assert driver_of(rig, "n").data[:10] == bytes(10)
 
     run(main())
 

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 import pytest
 
@@ -35,10 +34,10 @@ class Group:
 
 
 @pytest.fixture(name="clock")
-def _clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
+def _clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(throttle_queue, "time", clock)
-    yield clock
+    return clock
 
 
 def make(**limits: int) -> ThrottleQueue:
