@@ -18,6 +18,7 @@ from qsd.errors import QmpError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from qsd.net.tls import TlsSession
     from qsd.qapi.schema.char import ChardevCommon
 
 
@@ -50,10 +51,12 @@ class Environment:
         report: Prints a message on standard error.
         find: Returns another device by its label, or None.
         has_kind: Tells whether there is a device of that kind.
-        check_tls: Raises a QmpError unless TLS can be spoken with the credentials of that name.
+        find_tls: Takes the name of TLS credentials, the endpoint and the name of what decides about
+            clients, and returns what begins a connection to a host; raises a QmpError if there are
+            no such credentials.
     """
 
-    __slots__ = ("by_monitor", "check_tls", "find", "has_kind", "in_background", "report")
+    __slots__ = ("by_monitor", "find", "find_tls", "has_kind", "in_background", "report")
 
     def __init__(
         self,
@@ -63,14 +66,14 @@ class Environment:
         report: Callable[[str], None],
         find: Callable[[str], Chardev | None],
         has_kind: Callable[[str], bool],
-        check_tls: Callable[[str], None],
+        find_tls: Callable[[str, str, str | None], Callable[[str | None], TlsSession]],
     ) -> None:
         self.by_monitor = by_monitor
         self.in_background = in_background
         self.report = report
         self.find = find
         self.has_kind = has_kind
-        self.check_tls = check_tls
+        self.find_tls = find_tls
 
 
 class Chardev:

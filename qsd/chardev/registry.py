@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from qsd.chardev.base import Frontend
+    from qsd.net.tls import TlsSession
     from qsd.objects.tree import ObjectTree
     from qsd.qapi.schema.char import ChardevBackend
 
@@ -199,7 +200,7 @@ class ChardevRegistry:
             report=self._report,
             find=self.find,
             has_kind=self._has_kind,
-            check_tls=self._check_tls,
+            find_tls=self._find_tls,
         )
         common: Any = backend.branch
         await device.open(common.data, env)
@@ -208,13 +209,18 @@ class ChardevRegistry:
     def _has_kind(self, kind: str) -> bool:
         return any(device.kind == kind for device in self._devices.values())
 
-    def _check_tls(self, name: str) -> None:
-        from qsd.objects.tls_creds import TlsCreds
+    def _find_tls(
+        self, name: str, endpoint: str, authz: str | None
+    ) -> Callable[[str | None], TlsSession]:
+        from qsd.objects.tls_creds import ServerTls, TlsCreds, find_creds
 
         if self._objects is None:
             raise QmpError(TlsCreds.NOT_FOUND.format(name))
-        self._objects.resolve(name, TlsCreds)
-        raise QmpError("TLS on character devices is not available in this release")
+        creds = find_creds(self._objects, name, endpoint)
+        if endpoint == "server":
+            server = ServerTls(self._objects, creds, authz)
+            return lambda _hostname: server.session()
+        return lambda hostname: creds.session(hostname=hostname)
 
     def _insert(self, device: Chardev) -> None:
         label = device.label

@@ -25,6 +25,7 @@ from qsd.qapi.schema.sockets import InetSocketAddress, UnixSocketAddress, VsockS
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from qsd.net.tls import TlsSession
     from qsd.qapi.schema.char import ChardevSocket
     from qsd.qapi.schema.sockets import SocketAddress, SocketAddressLegacy
 
@@ -53,6 +54,45 @@ class Filter(Protocol):
         """Wrap bytes of the device for the socket."""
 
 
+class Layers:
+    """One protocol on top of another, such as websocket over TLS.
+
+    Attributes:
+        is_ready: Whether both opening handshakes are over.
+    """
+
+    def __init__(self, outer: Filter, inner: Filter) -> None:
+        self._outer = outer
+        self._inner = inner
+        self._is_started = False
+        self.is_ready = False
+
+    def start(self) -> bytes:
+        """Return what the outer protocol says first; the inner one has to wait for it."""
+        return self._outer.start()
+
+    def receive(self, data: bytes) -> tuple[bytes, bytes, bool]:
+        """Pass bytes up through both."""
+        plain, answer, goes_on = self._outer.receive(data)
+        if self._outer.is_ready and not self._is_started:
+            self._is_started = True
+            first = self._inner.start()
+            if first:
+                answer += self._outer.encode(first)
+        if not plain:
+            self.is_ready = self._is_started and self._inner.is_ready
+            return b"", answer, goes_on
+        result, inner_answer, inner_goes_on = self._inner.receive(plain)
+        if inner_answer:
+            answer += self._outer.encode(inner_answer)
+        self.is_ready = self._inner.is_ready
+        return result, answer, goes_on and inner_goes_on
+
+    def encode(self, data: bytes) -> bytes:
+        """Pass bytes down through both."""
+        return self._outer.encode(self._inner.encode(data))
+
+
 class SocketChardev(Chardev):
     """A device on a socket.
 
@@ -76,11 +116,12 @@ class SocketChardev(Chardev):
         self._retry: asyncio.TimerHandle | None = None
         self._has_complained = False
         self._report: Callable[[str], None] | None = None
+        self._new_tls: Callable[[str | None], TlsSession] | None = None
 
     # -------------------------------------------------------------------------------- opening
 
     async def _open(self, env: Environment) -> None:
-        check_options(self.options, env)
+        self._new_tls = check_options(self.options, env)
         self._report = env.report
         self._tasks = TaskOwner(f"chardev {self.label}")
         if self._is_server:
@@ -166,7 +207,16 @@ class SocketChardev(Chardev):
         if self.options.nodelay and sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(*_TCP_NODELAY)
         self._sock = sock
-        self._filter = make_filter(self.options) if self._is_server else None
+        try:
+            self._filter = self._make_filter()
+            greeting = b"" if self._filter is None else self._filter.start()
+        except QmpError as exc:
+            if self._report is not None:
+                self._report(exc.desc)
+            sock.close()
+            self._sock = None
+            self._accept()
+            return
         self._stream = ByteStream(
             sock.fileno(),
             sock.fileno(),
@@ -174,12 +224,27 @@ class SocketChardev(Chardev):
             on_eof=self._disconnected,
             on_drained=self._drained,
         )
-        if self._filter is not None:
-            self._stream.write(self._filter.start())
+        self._stream.write(greeting)
         if self._filter is None or self._filter.is_ready:
             self._begin()
         else:
             self._stream.start()
+
+    def _make_filter(self) -> Filter | None:
+        """Return what is spoken on a new connection.
+
+        Raises:
+            QmpError: TLS cannot be set up.
+        """
+        inner = make_filter(self.options) if self._is_server else None
+        if self._new_tls is None:
+            return inner
+        from qsd.net.tls import TlsFilter
+
+        part = addresses.body(self.options.addr)
+        hostname = part.host if isinstance(part, InetSocketAddress) else None
+        outer = TlsFilter(self._new_tls(hostname), self._report)
+        return outer if inner is None else Layers(outer, inner)
 
     def _begin(self) -> None:
         if self._arrival is not None and not self._arrival.done():
@@ -306,8 +371,13 @@ class SocketChardev(Chardev):
         return "unknown"
 
 
-def check_options(options: ChardevSocket, env: Environment) -> None:
+def check_options(
+    options: ChardevSocket, env: Environment
+) -> Callable[[str | None], TlsSession] | None:
     """Check what the schema cannot, in the original's order.
+
+    Returns:
+        What begins a TLS connection, None where there is to be no TLS.
 
     Raises:
         QmpError: Options contradict each other.
@@ -315,14 +385,21 @@ def check_options(options: ChardevSocket, env: Environment) -> None:
     is_server = options.server is not False
     if options.tls_authz is not None and options.tls_creds is None:
         raise QmpError("'tls_authz' option requires 'tls_creds' option")
+    new_tls = None
     if options.tls_creds is not None:
-        env.check_tls(options.tls_creds)
+        endpoint = "server" if is_server else "client"
+        new_tls = env.find_tls(options.tls_creds, endpoint, options.tls_authz)
+        kind = addresses.body(options.addr)
+        if isinstance(kind, (UnixSocketAddress, VsockSocketAddress)):
+            name = "unix" if isinstance(kind, UnixSocketAddress) else "vsock"
+            raise QmpError(f"'tls_creds' option is incompatible with '{name}' address type")
     if options.websocket and not is_server:
         raise QmpError("Websocket client is not implemented")
     if options.reconnect is not None and is_server:
         raise QmpError("'reconnect' option is incompatible with socket in server listen mode")
     if options.wait is not None and not is_server:
         raise QmpError("'wait' option is incompatible with socket in client connect mode")
+    return new_tls
 
 
 def make_filter(options: ChardevSocket) -> Filter | None:

@@ -194,6 +194,7 @@ class _Connection(NbdClient):
         "_server",
         "_sock",
         "_timer",
+        "_tls_task",
         "_transmission",
         "_watching",
     )
@@ -212,6 +213,7 @@ class _Connection(NbdClient):
         self._timer = loop.call_later(HANDSHAKE_LIMIT, self.kill)
         self._watching = False
         self._in_tls = False
+        self._tls_task: asyncio.Task[None] | None = None
 
     # Handshake
 
@@ -231,11 +233,18 @@ class _Connection(NbdClient):
             self._watching = wanted
             if wanted:
                 self._loop.add_reader(self._sock.fileno(), self._on_readable)
+                self._look_again()
             else:
                 self._loop.remove_reader(self._sock.fileno())
 
+    def _look_again(self) -> None:
+        """Have a TLS layer asked once more: it may hold data that the descriptor does not show."""
+        if self._sock is not self._raw:
+            self._loop.call_soon(self._on_readable)
+
     def _on_readable(self) -> None:
-        assert self._sock is not None
+        if self._sock is None or not self._watching:
+            return
         buffer = self._server.pool.take(_HANDSHAKE_RECEIVE)
         try:
             count = self._sock.recv_into(buffer.view[:_HANDSHAKE_RECEIVE])
@@ -249,6 +258,7 @@ class _Connection(NbdClient):
             self._handshake.eof(f"Unable to read from socket: {describe(exc)}")
         finally:
             buffer.drop()
+        self._look_again()
         self._follow()
 
     def _advance(self) -> None:
@@ -278,7 +288,9 @@ class _Connection(NbdClient):
         elif phase == handshake.TLS:
             if not (self._outlet.pending or self._in_tls):
                 self._in_tls = True
-                self._server.tasks.spawn(self._start_tls(), "NBD client's TLS handshake")
+                self._tls_task = self._server.tasks.spawn(
+                    self._start_tls(), "NBD client's TLS handshake", self._tls_over
+                )
         elif phase == handshake.DONE and not self._outlet.pending:
             self._begin()
 
@@ -286,19 +298,25 @@ class _Connection(NbdClient):
         assert self._server.tls is not None
         try:
             sock = await self._server.tls.accept(self._raw)
+        except ConnectionError:
+            return  # the client has thought better of it
         except (QsdError, OSError) as exc:
             self._server.report(f"option negotiation failed: {describe(exc)}")
-            self._close()
-            return
-        if self._sock is None:  # killed meanwhile
-            sock.close()
             return
         self._outlet.close()
         self._sock = sock
         self._outlet = Outlet(self._loop, sock, self._advance, self._lost)
         self._in_tls = False
-        self._handshake.tls_started()
-        self._watch()
+
+    def _tls_over(self, task: asyncio.Task[None]) -> None:
+        """TLS was started, or failed, or was given up."""
+        del task
+        self._tls_task = None
+        if self._in_tls:
+            self._close()
+        else:
+            self._handshake.tls_started()
+            self._watch()
 
     def _begin(self) -> None:
         """Hand the socket to the data plane."""
@@ -341,6 +359,9 @@ class _Connection(NbdClient):
         """Close a connection that never got to transmission."""
         if self._sock is None or self._transmission is not None:
             return
+        if self._tls_task is not None:
+            self._tls_task.cancel()  # it watches the socket; then this is called again
+            return
         if self._watching:
             self._watching = False
             self._loop.remove_reader(self._sock.fileno())
@@ -348,8 +369,6 @@ class _Connection(NbdClient):
         self._outlet.close()
         self._sock.close()
         self._sock = None
-        if self._handshake.phase != handshake.TLS:
-            self._raw.close()
         self._server.connection_gone(self)
 
     def _gone(self) -> None:
@@ -422,13 +441,11 @@ async def start_nbd_server(
 
 
 def _find_tls(registry: ExportRegistry, tls_creds: str, tls_authz: str | None) -> TlsProvider:
-    from qsd.objects.tls_creds import TlsCreds
+    from qsd.objects.tls_creds import ServerTls, find_creds
 
-    del tls_authz  # looked up for each client
-    credentials = registry.objects.resolve(tls_creds, TlsCreds)
-    if credentials.endpoint != "server":
-        raise QmpError("Expected TLS credentials for a server endpoint")
-    raise QmpError("TLS is not supported yet")
+    return ServerTls(
+        registry.objects, find_creds(registry.objects, tls_creds, "server"), tls_authz
+    )
 
 
 async def stop_nbd_server(registry: ExportRegistry) -> None:

@@ -131,6 +131,7 @@ class Transmission:
         "_in",
         "_in_class",
         "_in_flight_bytes",
+        "_is_layered",
         "_loop",
         "_needed",
         "_out",
@@ -194,6 +195,7 @@ class Transmission:
         self.phase = server.SERVING
         self.in_flight = 0
         self._in_flight_bytes = 0
+        self._is_layered = probe is None
         self._probe = probe
         self._copy_limit = _CAPACITY if probe is None else SENDFILE_MIN
         self._in: Buffer | None = None
@@ -228,6 +230,8 @@ class Transmission:
             self._reading = wanted
             if wanted:
                 self._loop.add_reader(self._fd, self._on_readable)
+                if self._is_layered:
+                    self._loop.call_soon(self._on_readable)
             else:
                 self._loop.remove_reader(self._fd)
 
@@ -241,6 +245,8 @@ class Transmission:
 
     def _on_readable(self) -> None:
         if self._resume_scheduled or not self._reading:
+            if self._is_layered and self._reading:
+                self._loop.call_soon(self._on_readable)
             return  # what was received already comes first
         buffer = self._in
         if buffer is None:
@@ -260,6 +266,9 @@ class Transmission:
             self._on_eof()
             return
         self._end = end + count
+        if self._is_layered and count >= missing:
+            # The layer may hold more than it gave, which the descriptor does not show.
+            self._loop.call_soon(self._on_readable)
         if count >= missing:
             self._process()
         else:

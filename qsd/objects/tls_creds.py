@@ -1,20 +1,43 @@
 # SPDX-FileCopyrightText: The qsd authors
 # SPDX-License-Identifier: MIT
-"""TLS credentials: their properties.
+"""TLS credentials: what a server or client shows, and whom it believes.
 
-Nothing speaks TLS yet.  So the types are listed with their properties and help, their members are
-checked as far as that needs no certificates, and then making one is refused.
+All kinds keep their files in a directory, under names that are fixed::
+
+    tls-creds-x509   ca-cert.pem  ca-crl.pem  server-cert.pem  server-key.pem  client-cert.pem
+                     client-key.pem  dh-params.pem
+    tls-creds-psk    keys.psk     dh-params.pem
+    tls-creds-anon   dh-params.pem
+
+Files are checked, and the messages are given, when the object is made.  A TLS context is made of
+them at the same time, so what happens to the files later has no effect.  A priority string is
+looked at for each connection, as the original does.
+
+QMP reference: "TlsCredsX509Properties", "TlsCredsPskProperties", "TlsCredsAnonProperties".
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+import binascii
+import os
+from typing import TYPE_CHECKING, ClassVar, Final
 
-from qsd.errors import QmpError
+from qsd.errors import QmpError, describe
 from qsd.objects.base import Property, UserCreatable, attribute
 
 if TYPE_CHECKING:
+    import socket
+    import ssl
+    from collections.abc import Awaitable, Callable
+
+    from qsd.net.tls import TlsSession, TlsSocket
     from qsd.objects.base import Surroundings
+    from qsd.objects.tree import ObjectTree
+
+DEFAULT_PRIORITY: Final = "NORMAL"
+DEFAULT_USER: Final = "qemu"
+#: Bytes; longest file of certificates or keys that is read.
+_MAX_FILE: Final = 16 << 20
 
 
 def _is_loaded(creds: TlsCreds) -> bool:
@@ -34,6 +57,8 @@ class TlsCreds(UserCreatable):
     TYPE = "tls-creds"
     NOT_FOUND: ClassVar[str] = "No TLS credentials with id '{}'"
     WRONG_TYPE: ClassVar[str] = "Object with id '{}' is not TLS credentials"
+    #: Cipher suites in OpenSSL's spelling, where the kind of credentials needs special ones.
+    CIPHERS: ClassVar[str | None] = None
     PROPERTIES: ClassVar[tuple[Property, ...]] = (
         attribute("endpoint", "QCryptoTLSCredsEndpoint"),
         attribute("dir", "string"),
@@ -48,26 +73,151 @@ class TlsCreds(UserCreatable):
         self.verify_peer = True
         self.priority: str | None = None
 
-    async def complete(self) -> None:
-        """Refuse: there is nothing that could use the object."""
-        raise QmpError(f"object type '{self.type_name}' is not supported yet: there is no TLS")
+    @property
+    def is_server(self) -> bool:
+        """Whether these are a server's credentials."""
+        return self.endpoint == "server"
+
+    def expect(self, endpoint: str) -> None:
+        """Refuse credentials for the other side.
+
+        Raises:
+            QmpError: They are.
+        """
+        if self.endpoint != endpoint:
+            raise QmpError(f"Expected TLS credentials for a {endpoint} endpoint")
+
+    def context(self) -> ssl.SSLContext:
+        """Make a context for new connections.
+
+        Raises:
+            QmpError: The object cannot be used for connections.
+        """
+        raise QmpError(f"TLS credentials of type '{self.type_name}' cannot be used for sessions")
+
+    def session(
+        self,
+        *,
+        hostname: str | None = None,
+        check: Callable[[TlsSession], None] | None = None,
+    ) -> TlsSession:
+        """Begin a connection.
+
+        Args:
+            hostname: For clients, whom the server's certificate must name.
+            check: See :class:`~qsd.net.tls.TlsSession`.
+
+        Raises:
+            QmpError: The priority string is no good, or the host name is missing.
+        """
+        from qsd.net.tls import TlsSession
+        from qsd.net.tls_priority import apply_priority
+
+        context = self.context()
+        apply_priority(context, self.priority or DEFAULT_PRIORITY, ciphers=self.CIPHERS)
+        return TlsSession(
+            context, server_side=self.is_server, hostname=self.peer_hostname(hostname), check=check
+        )
+
+    def peer_hostname(self, hostname: str | None) -> str | None:
+        """Return the name that the handshake is to check, None for none."""
+        del hostname
+        return None
+
+    def connector(self, hostname: str | None) -> Callable[[socket.socket], Awaitable[TlsSocket]]:
+        """Return a function that starts TLS on a client's socket."""
+
+        async def start(sock: socket.socket) -> TlsSocket:
+            from qsd.net.tls import TlsSocket
+
+            wrapped = TlsSocket(sock, self.session(hostname=hostname))
+            await wrapped.handshake()
+            return wrapped
+
+        return start
+
+    # Files
+
+    def file_path(self, name: str, *, required: bool) -> str | None:
+        """Return the path of a file of the directory, None if it is not there and need not be.
+
+        Raises:
+            QmpError: It is needed and cannot be reached.
+        """
+        path = f"{self.dir}/{name}"
+        try:
+            os.stat(path)
+        except OSError as exc:
+            if not required and isinstance(exc, FileNotFoundError):
+                return None
+            raise QmpError(f"Unable to access credentials {path}: {describe(exc)}") from None
+        return path
+
+    def load_dh_params(self, context: ssl.SSLContext) -> None:
+        """Load the Diffie-Hellman parameters, if there are any.
+
+        Raises:
+            QmpError: They are damaged.
+        """
+        if self.dir is None or not self.is_server:
+            return
+        path = self.file_path("dh-params.pem", required=False)
+        if path is None:
+            return
+        try:
+            context.load_dh_params(path)
+        except OSError:  # ssl.SSLError is one too
+            raise QmpError(
+                f"Unable to load DH parameters from {path}: Base64 unexpected header error."
+            ) from None
 
 
 class TlsCredsAnon(TlsCreds):
-    """Credentials without certificates."""
+    """Credentials without certificates: encryption, but nobody knows with whom."""
 
     TYPE = "tls-creds-anon"
+    CIPHERS = "aNULL:@SECLEVEL=0"
     PROPERTIES: ClassVar[tuple[Property, ...]] = (Property("loaded", "bool", _is_loaded),)
+
+    async def complete(self) -> None:
+        """Check the parameters."""
+        self.context()
+
+    def context(self) -> ssl.SSLContext:
+        """Make a context: anonymous key exchange exists up to TLS 1.2 only."""
+        import ssl
+
+        context = _bare_context(self)
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        if self.is_server:
+            from qsd.net.tls_dh import load_default_params
+
+            load_default_params(context)
+        self.load_dh_params(context)
+        return context
+
+
+def _bare_context(creds: TlsCreds) -> ssl.SSLContext:
+    """Make a context without certificates."""
+    import ssl
+
+    if creds.is_server:
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 class TlsCredsPsk(TlsCreds):
     """Pre-shared keys.
 
     Attributes:
-        username: Whose key it is, or None.
+        username: Whose key a client uses, or None for the usual one.
     """
 
     TYPE = "tls-creds-psk"
+    CIPHERS = "ECDHEPSK:DHEPSK:PSK:@SECLEVEL=1"
     PROPERTIES: ClassVar[tuple[Property, ...]] = (
         attribute("username", "string"),
         Property("loaded", "bool", _is_loaded),
@@ -76,12 +226,66 @@ class TlsCredsPsk(TlsCreds):
     def __init__(self, tree: Surroundings) -> None:
         super().__init__(tree)
         self.username: str | None = None
+        self._keys = ""
+        # Contexts call back into Python: what they call must not be collected before them.
+        self._context: ssl.SSLContext | None = None
+        self._kept: object = None
 
     async def complete(self) -> None:
-        """Refuse, with the reason that the C daemon would give if it has one."""
+        """Check that there are keys.
+
+        Raises:
+            QmpError: There is no directory, no file, or not the key of the user.
+        """
         if self.dir is None:
             raise QmpError("Missing 'dir' property value")
-        await super().complete()
+        if self.is_server and self.username is not None:
+            raise QmpError("username should not be set when endpoint=server")
+        path = self.file_path("keys.psk", required=True)
+        assert path is not None
+        self._keys = path
+        if not self.is_server:
+            user = self.username or DEFAULT_USER
+            key = self.find_key(user.encode("utf-8", "surrogateescape"))
+            if key is None:
+                raise QmpError(f"Username {user} not found in PSK file {path}")
+        self.load_dh_params(_bare_context(self))
+
+    async def finalize(self) -> None:
+        """Let the context go, as soon as no connection uses it."""
+        self._context = None
+
+    def find_key(self, user: bytes) -> bytes | None:
+        """Return the key of a user; the file is read each time, so that new users are known."""
+        try:
+            with open(self._keys, "rb") as handle:
+                content = handle.read(_MAX_FILE)
+        except OSError:
+            return None
+        for line in content.splitlines():
+            name, colon, digits = line.partition(b":")
+            if colon and name == user and not line.startswith(b"#"):
+                try:
+                    return binascii.unhexlify(digits.strip())
+                except binascii.Error:
+                    return None
+        return None
+
+    def context(self) -> ssl.SSLContext:
+        """Return the one context; it is shared by all connections."""
+        from qsd.net.tls_psk import serve_keys, use_key
+
+        if self._context is None:
+            context = _bare_context(self)
+            context.set_ciphers(self.CIPHERS)
+            if self.is_server:
+                self._kept = serve_keys(context, self.find_key)
+            else:
+                user = (self.username or DEFAULT_USER).encode("utf-8", "surrogateescape")
+                self._kept = use_key(context, user, self.find_key(user) or b"")
+            self.load_dh_params(context)
+            self._context = context
+        return self._context
 
 
 class TlsCredsX509(TlsCreds):
@@ -103,12 +307,141 @@ class TlsCredsX509(TlsCreds):
         super().__init__(tree)
         self.sanity_check = True
         self.passwordid: str | None = None
+        self._context: ssl.SSLContext | None = None
 
     async def complete(self) -> None:
-        """Refuse, with the reason that the C daemon would give if it has one."""
+        """Load and check all files.
+
+        Raises:
+            QmpError: One is missing or not fit.
+        """
         if self.dir is None:
             raise QmpError("Missing 'dir' property value")
-        await super().complete()
+        role = self.endpoint
+        authority = self.file_path("ca-cert.pem", required=True)
+        assert authority is not None
+        revoked = self.file_path("ca-crl.pem", required=False) if self.is_server else None
+        own = self.file_path(f"{role}-cert.pem", required=self.is_server)
+        key = self.file_path(f"{role}-key.pem", required=self.is_server)
+        if self.sanity_check:
+            _check_files(role, authority, own)
+        self._context = self._load(authority, revoked, own, key)
+
+    def _load(
+        self, authority: str, revoked: str | None, own: str | None, key: str | None
+    ) -> ssl.SSLContext:
+        import ssl
+
+        context = ssl.SSLContext(
+            ssl.PROTOCOL_TLS_SERVER if self.is_server else ssl.PROTOCOL_TLS_CLIENT
+        )
+        try:
+            context.load_verify_locations(authority)
+        except OSError:
+            raise QmpError(
+                f"Cannot load CA certificate '{authority}': Base64 unexpected header error."
+            ) from None
+        if own is not None and key is not None:
+            self._load_own(context, own, key)
+        if revoked is not None:
+            try:
+                context.load_verify_locations(revoked)
+            except OSError:
+                raise QmpError(f"Cannot load CRL '{revoked}': Base64 decoding error.") from None
+            context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+        # Any certificate of the file is trusted, also one that somebody else has issued.
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        self.load_dh_params(context)
+        return context
+
+    def _load_own(self, context: ssl.SSLContext, own: str, key: str) -> None:
+        import ssl
+
+        # Without a password, OpenSSL would ask for one at the terminal.
+        password = b""
+        if self.passwordid is not None:
+            from qsd.objects.secret import SecretCommon
+
+            password = self.tree.resolve(self.passwordid, SecretCommon).value()
+        try:
+            context.load_cert_chain(own, key, password)
+        except ssl.SSLError as exc:
+            reason = exc.reason or ""
+            if "MISMATCH" in reason:
+                text = "The certificate and the given key do not match."
+            elif "DECRYPT" in reason or "PASSWORD" in reason:
+                text = "Decryption has failed."
+            else:
+                text = _why_not(key)
+            raise QmpError(f"Cannot load certificate '{own}' & key '{key}': {text}") from None
+        except OSError as exc:
+            raise QmpError(
+                f"Cannot load certificate '{own}' & key '{key}': {describe(exc)}"
+            ) from None
+
+    def context(self) -> ssl.SSLContext:
+        """Return the context, with `verify-peer` as it is now."""
+        import ssl
+
+        context = self._context
+        if context is None:
+            raise QmpError("TLS credentials are not loaded")
+        context.check_hostname = not self.is_server and self.verify_peer
+        context.verify_mode = ssl.CERT_REQUIRED if self.verify_peer else ssl.CERT_NONE
+        return context
+
+    def peer_hostname(self, hostname: str | None) -> str | None:
+        """Return the name that the server must show."""
+        if self.is_server:
+            return None
+        if hostname is None and self.verify_peer:
+            raise QmpError("No hostname for certificate validation")
+        return hostname
+
+    async def finalize(self) -> None:
+        """Forget the key."""
+        self._context = None
+
+
+def _why_not(key: str) -> str:
+    """Tell why a key could not be loaded, where OpenSSL only says that PEM failed."""
+    if b"ENCRYPTED" in _read(key):
+        return "Decryption has failed."
+    return "The requested data were not available."
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as handle:
+            return handle.read(_MAX_FILE)
+    except OSError:
+        return b""
+
+
+def _check_files(role: str, authority: str, own: str | None) -> None:
+    """Check certificates before use.
+
+    Raises:
+        QmpError: One is not fit for its purpose.
+    """
+    from qsd.crypto.x509 import check_authority, check_issued, check_leaf, load_certificates
+
+    chain = []
+    if own is not None:
+        chain = load_certificates(_read(own))
+        if not chain:
+            raise QmpError(
+                f"Unable to import {role} certificate {own}: Base64 unexpected header error."
+            )
+    authorities = load_certificates(_read(authority))
+    if not authorities:
+        raise QmpError(f"Unable to import CA certificate list {authority}")
+    if chain:
+        check_leaf(chain[0], own or "", role)
+    for certificate in authorities:
+        check_authority(certificate, authority)
+    if chain:
+        check_issued(chain, authorities, own or "", authority)
 
 
 class TlsCipherSuites(TlsCreds):
@@ -117,7 +450,71 @@ class TlsCipherSuites(TlsCreds):
     TYPE = "tls-cipher-suites"
 
     async def complete(self) -> None:
-        """Refuse, with the reason that the C daemon would give if it has one."""
+        """Check that there is a list."""
         if self.priority is None:
             raise QmpError("'priority' property is not set")
-        await super().complete()
+
+
+# Users
+
+
+def find_creds(objects: ObjectTree, name: str, endpoint: str) -> TlsCreds:
+    """Return the credentials of that name for one side.
+
+    Raises:
+        QmpError: There are none, or they are for the other side.
+    """
+    creds = objects.resolve(name, TlsCreds)
+    creds.expect(endpoint)
+    return creds
+
+
+class ServerTls:
+    """Lets clients in.
+
+    Attributes:
+        creds: What the server shows.
+        authz: Id of the object that is asked about clients, looked up for each; None for no one.
+    """
+
+    __slots__ = ("_objects", "authz", "creds")
+
+    def __init__(self, objects: ObjectTree, creds: TlsCreds, authz: str | None) -> None:
+        self._objects = objects
+        self.creds = creds
+        self.authz = authz
+
+    def session(self) -> TlsSession:
+        """Begin a connection."""
+        return self.creds.session(check=self._check)
+
+    async def accept(self, sock: socket.socket) -> TlsSocket:
+        """Do the TLS handshake on a non-blocking socket and check who the client is.
+
+        Raises:
+            QsdError: With the reason why the client is not let in; the socket stays the caller's.
+            OSError: The connection failed.
+        """
+        from qsd.net.tls import TlsSocket
+
+        wrapped = TlsSocket(sock, self.session())
+        await wrapped.handshake()
+        return wrapped
+
+    def _check(self, session: TlsSession) -> None:
+        """Refuse a client that the authorization object does not allow.
+
+        Only certificates name their owner: other kinds of credentials are not asked about.
+        """
+        if self.authz is None or not isinstance(self.creds, TlsCredsX509):
+            return
+        from qsd.objects.authz import Authz
+
+        found = self._objects.find(self.authz)
+        if found is None:
+            raise QmpError(f"Cannot find QAuthZ object ID {self.authz}")
+        if not isinstance(found, Authz):
+            raise QmpError(f"Object '{self.authz}' is not a QAuthZ subclass")
+        name = session.peer_name()
+        if name is None or not found.is_allowed(name):
+            raise QmpError(f"TLS x509 authz check for {name} is denied")

@@ -5,9 +5,11 @@
 from __future__ import annotations
 
 import os
+from typing import NoReturn
 
 from qsd.chardev.base import Environment
 from qsd.chardev.descriptor import DescriptorChardev
+from qsd.errors import QmpError
 from tests.chardev.support import Desk, Recorder, with_desk
 
 
@@ -22,6 +24,10 @@ class Pair(DescriptorChardev):
         self._use(*self._fds)
 
 
+def _no_tls(name: str, endpoint: str, authz: str | None) -> NoReturn:
+    raise QmpError("there is no TLS here")
+
+
 def test_input_waits_for_a_user_and_the_end_closes() -> None:
     async def main(desk: Desk) -> None:
         source, feed = os.pipe()
@@ -33,7 +39,7 @@ def test_input_waits_for_a_user_and_the_end_closes() -> None:
             report=print,
             find=desk.registry.find,
             has_kind=lambda kind: False,
-            check_tls=lambda name: None,
+            find_tls=_no_tls,
         )
         await device.open(None, env)
         os.write(feed, b"early")

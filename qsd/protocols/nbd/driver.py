@@ -99,10 +99,10 @@ class NbdDriver(Driver):
         limits.discard_alignment = agreement.min_block
 
     def _tls_starter(self, options: BlockdevOptionsNbd) -> TlsStarter:
-        from qsd.objects.tls_creds import find_client_creds
+        from qsd.objects.tls_creds import find_creds
 
         assert options.tls_creds is not None
-        creds = find_client_creds(self.node.graph.objects, options.tls_creds)
+        creds = find_creds(self.node.graph.objects, options.tls_creds, "client")
         hostname = options.tls_hostname
         part = addresses.body(options.server)
         if hostname is None and options.server.type == "inet":
