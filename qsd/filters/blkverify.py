@@ -97,7 +97,7 @@ class BlkverifyDriver(FilterDriver):
             raise os_error(codes[0])
 
     def _disagree(self, kind: str, offset: int, length: int, what: str) -> None:
-        sys.stderr.write(f"blkverify: {kind} offset {offset} bytes {length} {what}\n")
+        sys.stderr.write(f"blkverify: {kind} offset={offset} bytes={length} {what}\n")
         sys.stderr.flush()
         os._exit(1)
 

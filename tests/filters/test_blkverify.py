@@ -60,7 +60,7 @@ def test_different_content(
                 await node.read(4096, data_in(4096))
 
     run(main())
-    text = "blkverify: read offset 4096 bytes 4096 contents mismatch at offset 5000\n"
+    text = "blkverify: read offset=4096 bytes=4096 contents mismatch at offset 5000\n"
     assert capsys.readouterr().err == text
 
 
@@ -83,7 +83,7 @@ def test_different_failure(
 
     run(main())
     assert capsys.readouterr().err == (
-        "blkverify: write offset 0 bytes 512 return value mismatch -5 != 0\n"
+        "blkverify: write offset=0 bytes=512 return value mismatch -5 != 0\n"
     )
 
 
