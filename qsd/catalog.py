@@ -55,6 +55,7 @@ CREATORS: Final[Mapping[str, str]] = {
 EXPORTS: Final[Mapping[str, str]] = {
     "fuse": "exports.fuse:FuseExport",
     "nbd": "exports.nbd:NbdExport",
+    "vduse-blk": "exports.vduse_blk:VduseBlkExport",
     "vhost-user-blk": "exports.vhost_user_blk:VhostUserBlkExport",
 }
 

@@ -45,6 +45,8 @@ STARTERS = {
     "create": "blockdev-create",
     "amend": "x-blockdev-amend",
 }
+#: Options are checked, then it is refused for want of the kernel's part.
+REFUSED_EXPORTS = {"vduse-blk"}
 #: Types that are known, and refused for the time being by what their classes do.
 REFUSED_OBJECTS = {"tls-creds-anon", "tls-creds-psk", "tls-creds-x509"}
 
@@ -94,7 +96,7 @@ def expected() -> dict[str, dict[str, str]]:
         "Actions of `transaction`": _states(values("TransactionActionKind"), ACTIONS, ()),
         "Events": _states(list(event_names()), _emitted(), FOREIGN_EVENTS),
         "Block drivers": _states(values("BlockdevDriver"), DRIVERS, REFUSED_DRIVERS),
-        "Exports": _states(values("BlockExportType"), EXPORTS, ()),
+        "Exports": _states(values("BlockExportType"), set(EXPORTS) - REFUSED_EXPORTS, ()),
         "Jobs": _states(values("JobType"), _jobs(), FOREIGN_JOBS),
         "Objects": _states(objects, creatable - REFUSED_OBJECTS, objects - creatable),
         "Character devices": _states(backends, BACKENDS, set(backends) - set(BACKENDS)),
