@@ -52,11 +52,8 @@ class CopyOnReadDriver(FilterDriver):
         self._bottom = bottom
 
     def child_perms(self, edge: Edge, perm: int, shared: int) -> tuple[int, int]:
-        """Write what is there already; the content does not change."""
-        taken = perm & perms.ALL
-        if not self.node.read_only:
-            taken |= perms.WRITE_UNCHANGED
-        return taken, shared & perms.ALL
+        """Write what is there already, also under a read-only filter: the content stays the same."""
+        return perm & perms.ALL | perms.WRITE_UNCHANGED, shared & perms.ALL
 
     def _needs_no_copy(self, offset: int, length: int) -> bool:
         """Tell whether a range is surely allocated where it would be copied to."""
@@ -70,18 +67,17 @@ class CopyOnReadDriver(FilterDriver):
 
     def read_nowait(self, offset: int, view: memoryview) -> bool:
         """Read at once what needs no copy."""
-        if not (self.node.read_only or self._needs_no_copy(offset, len(view))):
+        if not self._needs_no_copy(offset, len(view)):
             return False
         return self.edge.node.read_nowait(offset, view)
 
     async def read(self, offset: int, view: memoryview) -> None:
         """Copy what has to be copied, then read."""
         node = self.edge.node
-        if not self.node.read_only:
-            if self._bottom is None:
-                await node.copy_up(offset, len(view))
-            else:
-                await self._copy_down_to_bottom(offset, len(view))
+        if self._bottom is None:
+            await node.copy_up(offset, len(view))
+        else:
+            await self._copy_down_to_bottom(offset, len(view))
         await node.read(offset, view)
 
     async def _copy_down_to_bottom(self, offset: int, length: int) -> None:

@@ -127,7 +127,7 @@ class QuorumDriver(Driver):
     def child_perms(self, edge: Edge, perm: int, shared: int) -> tuple[int, int]:
         """Let nobody change a copy behind our back; correcting one is a write of our own."""
         taken = perm & perms.ALL
-        if self._rewrite and not self.node.read_only:
+        if self._rewrite:
             taken |= perms.WRITE
         return taken, shared & perms.CONSISTENT_READ | perms.WRITE_UNCHANGED
 
