@@ -52,7 +52,7 @@ class CopyOnReadDriver(FilterDriver):
         self._bottom = bottom
 
     def child_perms(self, edge: Edge, perm: int, shared: int) -> tuple[int, int]:
-        """Write what is there already, also under a read-only filter: the content stays the same."""
+        """Write what is there already, also if the filter itself is read-only."""
         return perm & perms.ALL | perms.WRITE_UNCHANGED, shared & perms.ALL
 
     def _needs_no_copy(self, offset: int, length: int) -> bool:
