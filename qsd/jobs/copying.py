@@ -44,11 +44,16 @@ LOOK_AHEAD: Final = 1 << 30
 IGNORE_REST: Final = 0.01
 
 
+#: Seconds; how much of lost time the speed limit makes up for.
+CATCH_UP: Final = 0.1
+
+
 class SpeedLimit:
     """Spreads work evenly over time.
 
     A piece of work may start when all before it has had its share of time.  So the average is right
-    to within one piece, and time that was not used is lost: there are no bursts after a pause.
+    to within one piece.  A little time that was not used, because work took longer or the loop was
+    busy, is made up for; more is lost, so that there is no burst after a pause.
     """
 
     __slots__ = ("_next", "_speed")
@@ -65,8 +70,11 @@ class SpeedLimit:
             amount: Bytes.
             speed: Bytes per second, 0 for no limit.
         """
-        self._speed = speed
-        self._next = max(self._next, now) + amount / speed if speed else 0.0
+        if speed != self._speed:
+            self._speed = speed
+            self._next = now
+        if speed:
+            self._next = max(self._next, now - CATCH_UP) + amount / speed
 
     def delay(self, now: float, speed: int) -> float:
         """Return how many seconds to wait before the next piece of work.

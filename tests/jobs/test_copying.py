@@ -1,0 +1,207 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+from __future__ import annotations
+
+import asyncio
+import errno
+from typing import TYPE_CHECKING, ClassVar
+
+import pytest
+
+from qsd.block.copy import CopyError
+from qsd.errors import os_error
+from qsd.jobs.copying import CHUNK, MAX_CHUNKS, ChunkedJob, SpeedLimit, Workers
+from tests.jobs.support import ScriptedJob, in_world, succeed
+from tests.jobs.support import World as JobWorld
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from qsd.qapi.schema.block_job import BlockdevOnError
+    from qsd.qapi.schema.job import JobType
+
+MIB = 1 << 20
+
+
+class Walker(ChunkedJob):
+    """Notes what it is asked to do."""
+
+    TYPE: ClassVar[JobType] = "stream"
+
+    def __init__(
+        self, world: JobWorld, length: int, policy: BlockdevOnError = "report", **options: Any
+    ) -> None:
+        nothing: Any = None
+        self.length = length
+        self.policy: BlockdevOnError = policy
+        self.treated: list[int] = []
+        self.at_once = 0
+        self.most = 0
+        self.fail: dict[int, int] = {}
+        self.skip = False
+        self.unseen: set[int] = set()
+        super().__init__(world.registry, nothing, "j", auto_dismiss=False, **options)
+
+    async def run(self) -> None:
+        await self.go_over(self.length, self.policy)
+
+    async def look(self, offset: int, length: int) -> tuple[int, bool]:
+        if offset in self.unseen:
+            self.unseen.remove(offset)
+            raise os_error(errno.EIO)
+        return min(length, MIB - offset % MIB), offset // MIB % 2 == 0
+
+    async def treat(self, offset: int, length: int) -> None:
+        assert length <= CHUNK
+        self.at_once += 1
+        self.most = max(self.most, self.at_once)
+        await asyncio.sleep(0.001)
+        self.at_once -= 1
+        if self.fail.get(offset, 0):
+            self.fail[offset] -= 1
+            raise CopyError(False, offset, os_error(errno.ENOSPC))
+        self.treated.append(offset)
+
+    def ignored(self, offset: int, cause: OSError) -> bool:
+        return self.skip
+
+
+async def finish(job: Walker) -> None:
+    await job.wait_end()
+    job.dismiss()
+
+
+def test_every_chunk_is_treated_once_and_several_at_a_time() -> None:
+    async def story(world: JobWorld) -> None:
+        job = Walker(world, 40 * MIB)
+        job.start()
+        await finish(job)
+        wanted = [start + half for start in range(0, 40 * MIB, 2 * MIB) for half in (0, CHUNK)]
+        assert sorted(job.treated) == wanted
+        assert job.most == MAX_CHUNKS
+        assert job.progress_current == job.progress_total == 40 * MIB
+        assert job.error is None
+
+    in_world(story)
+
+
+def test_a_failure_shows_as_if_chunks_came_one_by_one() -> None:
+    async def story(world: JobWorld) -> None:
+        job = Walker(world, 40 * MIB)
+        job.fail = {4 * MIB: 1, 4 * MIB + CHUNK: 1, 6 * MIB: 1}
+        job.start()
+        await finish(job)
+        assert job.progress_current == 4 * MIB
+        assert isinstance(job.error, OSError)
+        assert job.error.errno == errno.ENOSPC
+        assert world.take().count("BLOCK_JOB_ERROR") == 1
+
+    in_world(story)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_ignoring_tries_again_or_goes_on(skip: bool) -> None:
+    async def story(world: JobWorld) -> None:
+        job = Walker(world, 10 * MIB, "ignore")
+        job.skip = skip
+        job.fail = {4 * MIB: 2}
+        job.unseen = {6 * MIB}
+        job.start()
+        await finish(job)
+        assert job.error is None
+        assert (4 * MIB in job.treated) == (not skip)
+        assert len(set(job.treated)) == len(job.treated)
+        assert job.progress_current == 10 * MIB
+
+    in_world(story)
+
+
+def test_stopping_pauses_until_the_user_resumes() -> None:
+    async def story(world: JobWorld) -> None:
+        job = Walker(world, 10 * MIB, "stop")
+        job.fail = {2 * MIB: 1}
+        job.start()
+        while job.status != "paused":
+            await asyncio.sleep(0.01)
+        assert job.at_once == 0
+        assert job.progress_current == 2 * MIB
+        job.user_resume()
+        await finish(job)
+        assert job.error is None
+        assert len(set(job.treated)) == len(job.treated) == 10
+
+    in_world(story)
+
+
+@pytest.mark.parametrize("speed", [MIB, 10 * MIB, 64 * MIB])
+def test_the_speed_limit_is_kept(speed: int) -> None:
+    async def story(world: JobWorld) -> None:
+        loop = asyncio.get_running_loop()
+        job = Walker(world, 64 * MIB, speed=speed)
+        before = loop.time()
+        job.start()
+        await finish(job)
+        # Half of the range needs work.
+        assert loop.time() - before == pytest.approx(32 * MIB / speed, rel=0.1)
+
+    in_world(story)
+
+
+def test_a_new_speed_holds_at_once() -> None:
+    async def story(world: JobWorld) -> None:
+        loop = asyncio.get_running_loop()
+        job = Walker(world, 64 * MIB, speed=1)
+        job.start()
+        await asyncio.sleep(5)
+        assert job.progress_current == CHUNK
+        before = loop.time()
+        job.user_set_speed(0)
+        await finish(job)
+        assert loop.time() - before < 1
+
+    in_world(story)
+
+
+def test_cancelling_waits_for_what_is_in_flight() -> None:
+    async def story(world: JobWorld) -> None:
+        job = Walker(world, 64 * MIB)
+        job.start()
+        await asyncio.sleep(0.0015)
+        assert job.at_once
+        await job.user_cancel(force=True)
+        await finish(job)
+        assert job.at_once == 0
+        assert job.progress_current < 64 * MIB
+
+    in_world(story)
+
+
+def test_a_limit_knows_no_bursts() -> None:
+    limit = SpeedLimit()
+    assert limit.delay(10.0, 0) == 0
+    limit.spend(10.0, 100, 100)
+    assert limit.delay(10.0, 100) == 1.0
+    assert limit.delay(10.5, 100) == 0.5
+    assert limit.delay(10.5, 200) == 0  # another speed
+    limit.spend(11.25, 100, 100)
+    assert limit.delay(12.0, 100) == pytest.approx(0.15)  # not all of the lost time is made up for
+    limit.spend(20.0, 100, 100)
+    assert limit.delay(20.0, 100) == pytest.approx(0.9)
+
+
+def test_unexpected_errors_of_workers_are_raised() -> None:
+    async def story(world: JobWorld) -> None:
+        job = ScriptedJob(world, "j", succeed)
+        workers = Workers(job, 2)
+
+        async def fail() -> None:
+            await asyncio.sleep(0)
+            raise ValueError
+
+        await workers.start(fail())
+        with pytest.raises(ValueError, match=r"^$"):
+            await workers.join()
+        await workers.join()  # raised once
+        job.discard()
+
+    in_world(story)

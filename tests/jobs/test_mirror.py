@@ -1,0 +1,317 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+from __future__ import annotations
+
+import asyncio
+import errno
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qsd.block.drain import Drained
+from qsd.errors import QmpError
+from tests.jobs.chains import SIZE, Guest, World, content, tell
+from tests.support.toyformat import CLUSTER
+
+
+@pytest.mark.parametrize("mode", ["background", "write-blocking"])
+def test_guest_writes_are_in_the_copy(mode: str) -> None:
+    async def story(world: World) -> None:
+        (top, *_), target = await world.chain(), await world.image("t")
+        guest = Guest(world.rig, top)
+        await guest.learn()
+        await world.qmp(
+            "blockdev-mirror", job_id="j", device="top", target="t", sync="full", copy_mode=mode
+        )
+        await guest.work(1, 60)
+        await world.status("ready")
+        await guest.work(2, 60)
+        await world.qmp("job-complete", id="j")
+        await guest.work(3, 60)
+        await world.status()
+        assert guest.backend.node is target
+        await guest.work(4, 20)
+        await guest.check()
+        assert await content(target) == guest.content
+        await guest.leave()
+
+    tell(story)
+
+
+def test_what_is_written_while_pending_is_in_the_copy() -> None:
+    async def story(world: World) -> None:
+        (top, *_), target = await world.chain(), await world.image("t")
+        guest = Guest(world.rig, top)
+        await guest.learn()
+        await world.qmp(
+            "blockdev-mirror",
+            job_id="j",
+            device="top",
+            target="t",
+            sync="full",
+            auto_finalize=False,
+        )
+        await world.status("ready")
+        await world.qmp("job-complete", id="j")
+        await world.status("pending")
+        await guest.work(5, 40)
+        await world.qmp("job-finalize", id="j")
+        await world.status()
+        await guest.check()
+        assert await content(target) == guest.content
+        await guest.leave()
+
+    tell(story)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_cancelling_in_sync_leaves_the_graph_as_it_was(soft: bool) -> None:
+    async def story(world: World) -> None:
+        (top, *_), target = await world.chain(), await world.image("t")
+        before = world.edges()
+        guest = Guest(world.rig, top)
+        await guest.learn()
+        await world.qmp("blockdev-mirror", job_id="j", device="top", target="t", sync="full")
+        await world.status("ready")
+        await guest.work(6, 20)
+        world.take()
+        await world.qmp("block-job-cancel", device="j", force=not soft)
+        await world.status()
+        end = "BLOCK_JOB_COMPLETED" if soft else "BLOCK_JOB_CANCELLED"
+        assert end in world.take()
+        assert world.edges() == before
+        assert guest.backend.node is top
+        await guest.check()
+        if soft:
+            assert await content(target) == guest.content
+        await guest.leave()
+
+    tell(story)
+
+
+@pytest.mark.parametrize("side", ["read", "write"])
+def test_a_failure_leaves_the_graph_as_it_was(side: str) -> None:
+    async def story(world: World) -> None:
+        (top, *_), _ = await world.chain(), await world.image("t")
+        before = world.edges()
+        guest = Guest(world.rig, top)
+        await guest.learn()
+        culprit = world.driver("mid-file" if side == "read" else "t-file")
+        culprit.fail = lambda operation, offset: errno.EIO if operation == side else 0
+        await world.qmp(
+            "blockdev-mirror", job_id="j", device="top", target="t", sync="full",
+            auto_dismiss=False,
+        )  # fmt: skip
+        await world.status("concluded")
+        events = world.take()
+        assert "BLOCK_JOB_ERROR" in events
+        assert events[-3:] == ["aborting", "BLOCK_JOB_COMPLETED", "concluded"]
+        assert world.job().info().error == "Input/output error"
+        culprit.fail = lambda operation, offset: 0
+        assert world.edges() == before
+        await guest.check()
+        await world.qmp("job-dismiss", id="j")
+        await guest.leave()
+
+    tell(story)
+
+
+@pytest.mark.parametrize("mode", ["background", "write-blocking"])
+def test_stop_pauses_and_resume_tries_again(mode: str) -> None:
+    async def story(world: World) -> None:
+        (top, *_), target = await world.chain(), await world.image("t")
+        guest = Guest(world.rig, top)
+        await guest.learn()
+        await world.qmp(
+            "blockdev-mirror", job_id="j", device="top", target="t", sync="full",
+            on_target_error="enospc", copy_mode=mode,
+        )  # fmt: skip
+        await world.status("ready")
+        culprit = world.driver("t-file")
+        culprit.fail = lambda operation, offset: errno.ENOSPC if operation == "write" else 0
+        await guest.write(100, b"x" * 5000)
+        await world.status("standby")
+        assert world.job().io_status == "nospace"
+        await guest.work(7, 20)
+        culprit.fail = lambda operation, offset: 0
+        await world.qmp("job-resume", id="j")
+        assert world.job().io_status == "ok"
+        await world.qmp("job-complete", id="j")
+        await world.status()
+        assert await content(target) == guest.content
+        await guest.leave()
+
+    tell(story)
+
+
+def test_pausing_and_draining_lose_nothing() -> None:
+    async def story(world: World) -> None:
+        (top, *_), target = await world.chain(), await world.image("t")
+        guest = Guest(world.rig, top)
+        await guest.learn()
+        await world.qmp(
+            "blockdev-mirror", job_id="j", device="top", target="t", sync="full", speed=4096
+        )
+        await world.status("running")
+        await world.qmp("job-pause", id="j")
+        await world.status("paused")
+        copied = world.job().progress_current
+        await guest.work(8, 20)
+        assert world.job().progress_current == copied
+        async with Drained([top]):
+            await asyncio.sleep(0)
+        assert world.job().status == "paused"
+        await world.qmp("block-job-set-speed", device="j", speed=0)
+        await world.qmp("job-resume", id="j")
+        await world.status("ready")
+        await guest.work(9, 20)
+        await world.qmp("job-complete", id="j")
+        await world.status()
+        assert await content(target) == guest.content
+        await guest.leave()
+
+    tell(story)
+
+
+def test_only_the_top_layer_is_copied_with_sync_top() -> None:
+    async def story(world: World) -> None:
+        await world.chain()
+        target = await world.image("t")
+        await world.qmp(
+            "blockdev-mirror", job_id="j", device="top", target="t", sync="top", granularity=4096
+        )
+        await world.status("ready")
+        job = world.job()
+        assert job.progress_current == job.progress_total == 3 * CLUSTER
+        await world.qmp("job-cancel", id="j")
+        await world.status()
+        got = await content(target)
+        for index in range(64):
+            want = 32 + index + 1 if index in (2, 6, 10) else 0
+            assert got[index * CLUSTER] == want
+
+    tell(story)
+
+
+def test_sizes_must_agree() -> None:
+    async def story(world: World) -> None:
+        await world.chain()
+        await world.rig.memory("small", 4096)
+        await world.qmp("blockdev-mirror", job_id="j", device="top", target="small", sync="full")
+        await world.status()
+        failed = [event for event in world.rig.events.events if hasattr(event, "error")]
+        assert failed[0].error == "Source and target image have different sizes"
+
+    tell(story)
+
+
+def test_an_active_commit_merges_and_switches() -> None:
+    async def story(world: World) -> None:
+        top, mid, base = await world.chain()
+        guest = Guest(world.rig, top)
+        await guest.learn()
+        await world.qmp("block-commit", job_id="j", device="top")
+        await guest.work(10, 40)
+        await world.status("ready")
+        await guest.work(11, 40)
+        await world.qmp("job-complete", id="j")
+        await guest.work(12, 40)
+        await world.status()
+        assert guest.backend.node is base
+        assert await content(base) == guest.content
+        assert mid.children["backing"].node is base
+        await guest.leave()
+
+    tell(story)
+
+
+def test_a_node_in_use_cannot_be_mirrored_again() -> None:
+    async def story(world: World) -> None:
+        await world.chain()
+        await world.image("t")
+        await world.image("u")
+        await world.qmp("blockdev-mirror", job_id="j", device="top", target="t", sync="none")
+        with pytest.raises(QmpError, match="Need a root block node"):
+            await world.qmp("blockdev-mirror", job_id="k", device="top", target="u", sync="none")
+        with pytest.raises(QmpError, match="busy: block device is in use by block job: mirror"):
+            await world.qmp("blockdev-mirror", job_id="k", device="u", target="t", sync="none")
+        await world.qmp("job-cancel", id="j")
+        await world.status()
+
+    tell(story)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 1 << 30),
+    mode=st.sampled_from(["background", "write-blocking"]),
+    sync=st.sampled_from(["full", "top"]),
+    steps=st.lists(
+        st.sampled_from(["write", "pause", "resume", "fail", "heal", "drain", "speed"]),
+        max_size=12,
+    ),
+    ending=st.sampled_from(["complete", "cancel", "soft"]),
+)
+def test_nothing_is_ever_lost(
+    seed: int, mode: str, sync: str, steps: list[str], ending: str
+) -> None:
+    async def story(world: World) -> None:
+        top, *_ = await world.chain()
+        target = await world.image("t", "mid" if sync == "top" else None)
+        before = world.edges()
+        guest = Guest(world.rig, top)
+        await guest.learn()
+        await world.qmp(
+            "blockdev-mirror", job_id="j", device="top", target="t", sync=sync, copy_mode=mode,
+            on_target_error="stop", granularity=4096,
+        )  # fmt: skip
+        culprit = world.driver("t-file")
+        for number, step in enumerate(steps):
+            job = world.job()
+            if step == "pause" and not job.user_paused:
+                await world.qmp("job-pause", id="j")
+            elif step == "resume" and job.user_paused:
+                await world.qmp("job-resume", id="j")
+            elif step == "fail":
+                culprit.fail = lambda operation, offset: (
+                    errno.EIO if operation == "write" else 0
+                )
+            elif step == "heal":
+                culprit.fail = lambda operation, offset: 0
+            elif step == "drain":
+                async with Drained([top]):
+                    await asyncio.sleep(0)
+            elif step == "speed":
+                await world.qmp("block-job-set-speed", device="j", speed=1 << 20)
+            await guest.work(seed + number, 10)
+        culprit.fail = lambda operation, offset: 0
+        while world.job().status != "ready":
+            if world.job().user_paused:
+                await world.qmp("job-resume", id="j")
+            await asyncio.sleep(0.01)
+        if ending == "complete":
+            await world.qmp("job-complete", id="j")
+        else:
+            await world.qmp("block-job-cancel", device="j", force=ending == "cancel")
+        await guest.work(seed - 1, 10)
+        while world.context.jobs.find("j") is not None:
+            if world.job().user_paused:
+                await world.qmp("job-resume", id="j")
+            await asyncio.sleep(0.01)
+        await guest.check()
+        if ending == "complete":
+            assert guest.backend.node is target
+        else:
+            assert guest.backend.node is top
+            assert world.edges() == before
+        await guest.leave()
+
+    tell(story)
+
+
+def test_the_toy_is_as_long_as_the_tests_think() -> None:
+    async def story(world: World) -> None:
+        assert (await world.image("t")).length() == SIZE
+
+    tell(story)
