@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,8 +27,16 @@ def command_line(which: str) -> list[str]:
     if which == "ours":
         return [sys.executable, "-m", "qsd"]
     if which == "real":
-        return ["qemu-storage-daemon"]
+        return [real_daemon()]
     return shlex.split(which)
+
+
+def real_daemon() -> str:
+    """Return the C daemon's path, and not that of our command of the same name."""
+    ours = Path(sys.executable).parent
+    folders = [folder for folder in os.get_exec_path() if Path(folder) != ours]
+    found = shutil.which("qemu-storage-daemon", path=os.pathsep.join(folders))
+    return found or "qemu-storage-daemon"
 
 
 class Daemon:

@@ -243,26 +243,6 @@ class Driver:
         return Status(length, ST_DATA | ST_ALLOCATED)
 
     def extents_nowait(self, offset: int, length: int, limit: int) -> list[tuple[int, int]]:
-        """Describe several extents at once, as a user of the node sees them, backing files and all.
-
-        The fast path of block status for images in many pieces; it may always give up.
-
-        Args:
-            offset: Start.
-            length: How far the caller is interested; positive.
-            limit: Extents; how many the caller has room for.
-
-        Returns:
-            (bytes, ST_ flags of :func:`~qsd.block.status.chain_status`) one after the other from
-            `offset` on, neighbours of one kind joined; empty if something must be waited for.
-        """
-        return []
-
-    def known_data_end(self, offset: int) -> int:
-        """Return where data ends that is known to surround a place; 0 if nothing is known."""
-        return 0
-
-    def extents_nowait(self, offset: int, length: int, limit: int) -> list[tuple[int, int]]:
         """Describe several extents at once, as a user of the node sees them, backing files included.
 
         The fast path of block status for images in many pieces; it may always give up.

@@ -7,8 +7,8 @@ A session begins when a client connects and ends when it leaves::
     NEGOTIATING --qmp_capabilities--> COMMANDS
 
 * The server greets with its version and the capabilities it offers.
-* While NEGOTIATING every command but ``qmp_capabilities`` is refused; in COMMANDS that one is.
-  Both are ``CommandNotFound``.
+* While NEGOTIATING every command but ``qmp_capabilities`` is refused; in COMMANDS that one is, once
+  its arguments have been checked.  Both are ``CommandNotFound``.
 * A request is judged when its turn comes, not when it arrives: a client may send
   ``qmp_capabilities`` and the first commands in one go.
 * Each request gets one reply, in the order of requests.  The reply carries the request's ``id``, of
@@ -139,14 +139,6 @@ class Session:
                 ),
                 request_id,
             )
-        if self.state == COMMANDS and command == NEGOTIATION_COMMAND and not out_of_band:
-            raise Refused(
-                QmpError(
-                    "Capabilities negotiation is already complete, command ignored",
-                    COMMAND_NOT_FOUND,
-                ),
-                request_id,
-            )
         return Request(command, item.get("arguments", {}), request_id, out_of_band)
 
     def _command(self, item: dict[str, JsonValue]) -> tuple[str, bool]:
@@ -179,7 +171,15 @@ class Session:
         return command, out_of_band
 
     def negotiated(self, enable: Iterable[str]) -> None:
-        """Note that the client finished the negotiation and which capabilities it wants."""
+        """Note that the client finished the negotiation and which capabilities it wants.
+
+        Raises:
+            QmpError: It had done so before; nothing changed.
+        """
+        if self.state not in _MOVES:
+            raise QmpError(
+                "Capabilities negotiation is already complete, command ignored", COMMAND_NOT_FOUND
+            )
         self.state = _MOVES[self.state]
         self.capabilities = frozenset(enable)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from typing import Any, cast
 
@@ -38,6 +37,7 @@ from qsd.qapi.schema.block_protocols import BlockdevOptionsNull
 from qsd.qapi.schema.sockets import SocketAddressLegacy, UnixSocketAddressWrapper
 from qsd.qapi.schema.transaction import TransactionAction
 from tests.qapi.cases_json import ACCEPTED, REFUSED
+from tests.support.tools import real_daemon
 
 
 def arguments_of(command: str) -> type[Struct]:
@@ -66,14 +66,11 @@ def test_accepted_arguments(command: str, arguments: dict[str, Any]) -> None:
 @pytest.mark.interop
 @pytest.mark.slow
 def test_the_real_daemon_refuses_with_the_same_words() -> None:
-    daemon = shutil.which("qemu-storage-daemon")
-    if daemon is None:
-        pytest.skip("qemu-storage-daemon is not installed")
     requests: list[dict[str, Any]] = [{"execute": "qmp_capabilities"}]
     requests += [{"execute": name, "arguments": given_} for name, given_, _ in REFUSED]
     requests.append({"execute": "quit"})
     done = subprocess.run(
-        [daemon, "--chardev", "stdio,id=m", "--monitor", "m"],
+        [real_daemon(), "--chardev", "stdio,id=m", "--monitor", "m"],
         input="\n".join(map(json.dumps, requests)),
         capture_output=True,
         text=True,

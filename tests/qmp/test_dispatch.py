@@ -112,6 +112,12 @@ def test_negotiation() -> None:
         good = '{"execute":"qmp_capabilities","arguments":{"enable":["oob"]}}'
         assert await ask(target, good, session) == {"return": {}}
         assert session.capabilities == {"oob"}
+        assert await ask(target, bad, session) == error(
+            "Parameter 'null' does not accept value 'bogus'"
+        )
+        assert await ask(target, good, session) == error(
+            "Capabilities negotiation is already complete, command ignored", "CommandNotFound"
+        )
         assert await ask(target, '{"exec-oob":"query-jobs"}', session) == error(
             "The command query-jobs does not support OOB"
         )

@@ -51,13 +51,13 @@ def test_negotiation() -> None:
     assert session.check(item) == Request("qmp_capabilities", {}, NO_ID, False)
     session.negotiated(["oob"])
     assert session.state == COMMANDS
-    assert refusal(session, '{"execute":"qmp_capabilities"}') == (
-        "CommandNotFound",
-        "Capabilities negotiation is already complete, command ignored",
-        NO_ID,
-    )
-    with pytest.raises(KeyError):
+    with pytest.raises(QmpError) as caught:
         session.negotiated([])
+    assert caught.value.error_class == "CommandNotFound"
+    assert (
+        caught.value.desc == "Capabilities negotiation is already complete, command ignored"
+    )
+    assert session.capabilities == {"oob"}
 
 
 @pytest.mark.parametrize(

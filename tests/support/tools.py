@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,3 +20,16 @@ def need(*tools: str) -> None:
     for tool in tools:
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed (scripts/test installs it where it may)")
+
+
+def real_daemon() -> str:
+    """Return the path of the C daemon; skip the running test without one.
+
+    Where this package is installed, its own command of that name comes first in the search path.
+    """
+    ours = Path(sys.executable).parent
+    folders = [folder for folder in os.get_exec_path() if Path(folder) != ours]
+    found = shutil.which("qemu-storage-daemon", path=os.pathsep.join(folders))
+    if found is None:
+        pytest.skip("qemu-storage-daemon is not installed")
+    return found

@@ -23,7 +23,7 @@ from qsd.errors import QmpError
 from qsd.protocols.file import locks
 from qsd.protocols.file.locks import ImageLock, LockConflict, find_holders
 from tests.support.memory import Rig
-from tests.support.tools import need
+from tests.support.tools import need, real_daemon
 
 READ, WRITE, RESIZE = perms.CONSISTENT_READ, perms.WRITE, perms.RESIZE
 
@@ -239,9 +239,8 @@ def test_tools_are_kept_out(image: Path) -> None:
 
 @pytest.mark.interop
 def test_we_are_kept_out_by_the_tools(image: Path) -> None:
-    need("qemu-storage-daemon")
     words = [
-        "qemu-storage-daemon",
+        real_daemon(),
         *("--blockdev", f"file,filename={image},node-name=f"),
         *("--nbd-server", f"addr.type=unix,addr.path={image}.sock"),
         *("--export", "nbd,id=e,node-name=f,writable=on"),
