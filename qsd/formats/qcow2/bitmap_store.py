@@ -27,6 +27,7 @@ from qsd.formats.qcow2.layout import OFFSET_MASK
 from qsd.formats.qcow2.overlap import BITMAP_DIRECTORY
 from qsd.formats.qcow2.refcount import FREE_OTHER
 from qsd.util.bitmap import Bitmap
+from qsd.util.ranges import align_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -153,7 +154,7 @@ class _Taken:
         self.runs.append((first, count))
         offset = first << bits
         image.used((first + count) << bits)
-        await image.file.write(offset, memoryview(data.ljust(count << bits, b"\0")))
+        await image.file.write(offset, memoryview(data.ljust(align_up(len(data), 512), b"\0")))
         return offset
 
     def give_back(self) -> None:
