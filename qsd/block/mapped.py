@@ -118,6 +118,19 @@ class MappedDriver(Driver):
         """Fill `view` from a SPECIAL mapping (compressed, encrypted)."""
         raise os_error(errno.ENOTSUP)
 
+    # Where data is not stored as it is (encryption), a format overrides these two, and says nothing
+    # in `locate_*_nowait`.
+
+    async def read_data(self, offset: int, edge: Edge, host: int, view: memoryview) -> None:
+        """Read an extent of plain data; what lies beyond the end of the child is zero."""
+        await edge.node.read_or_zero(host, view)
+
+    async def write_data(
+        self, offset: int, edge: Edge, host: int, view: memoryview, flags: int
+    ) -> None:
+        """Write an extent of plain data."""
+        await edge.node.write(host, view, flags)
+
     # What a format must do: writing.  The engine holds the exclusive claim on the range.
 
     async def allocate(self, offset: int, length: int) -> Allocation:
@@ -258,7 +271,7 @@ class MappedDriver(Driver):
         if kind == DATA:
             assert mapping.edge is not None  # by definition of DATA
             mapping.edge.node.driver.debug_event("read_aio")
-            await mapping.edge.node.read_or_zero(mapping.host_offset, view)
+            await self.read_data(offset, mapping.edge, mapping.host_offset, view)
         elif kind == HOLE and (backing := self.node.children.get("backing")) is not None:
             self.debug_event_of_file("read_backing_aio")
             await backing.node.read_or_zero(offset, view)
@@ -316,8 +329,12 @@ class MappedDriver(Driver):
                     break
                 assert mapping.edge is not None  # by definition of DATA
                 mapping.edge.node.driver.debug_event("write_aio")
-                await mapping.edge.node.write(
-                    mapping.host_offset, view[done : done + mapping.length], flags & ~FUA
+                await self.write_data(
+                    offset + done,
+                    mapping.edge,
+                    mapping.host_offset,
+                    view[done : done + mapping.length],
+                    flags & ~FUA,
                 )
                 done += mapping.length
         finally:
@@ -347,12 +364,12 @@ class MappedDriver(Driver):
 
     async def _fill(self, allocation: Allocation, data: memoryview) -> None:
         """Write new data together with the old content around it into reserved space."""
-        child = allocation.edge.node
+        edge = allocation.edge
         offset, length = allocation.offset, allocation.length
-        debug_event = child.driver.debug_event
+        debug_event = edge.node.driver.debug_event
         if not (allocation.head or allocation.tail):
             debug_event("write_aio")
-            await child.write(allocation.host_offset, data)
+            await self.write_data(offset, edge, allocation.host_offset, data, 0)
             return
         debug_event("cow_read")
         # Copy on write: one buffer and one write make the cluster complete.
@@ -365,7 +382,7 @@ class MappedDriver(Driver):
         whole[len(head) + length :] = tail
         debug_event("cow_write")
         debug_event("write_aio")
-        await child.write(host - len(head), whole)
+        await self.write_data(offset - len(head), edge, host - len(head), whole, 0)
 
     async def _old_content(self, offset: int, length: int, may_skip_zeroes: bool) -> memoryview:
         """Read what a guest sees in a range; empty if it is zero and needs no write."""

@@ -54,10 +54,10 @@ class Engine(Protocol):
 def load_numpy() -> Any:
     """Return the module numpy, or None."""
     try:
-        import numpy
+        import numpy as np
     except ImportError:
         return None
-    return numpy
+    return np
 
 
 def make_engine(mode: str, name: str, key: bytes, ivgen: IvGen | None, numpy: Any) -> Engine:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from qsd.aio.bounce import BouncePool
 from qsd.crypto import luks
+from qsd.crypto.cipher import ALGORITHMS
 from qsd.crypto.volume import CipherSpec, Volume
 from qsd.errors import QmpError
 
@@ -38,8 +39,15 @@ DEFAULT_ITER_TIME_MS: Final = 2000
 _DIGEST_SHARE: Final = 8
 
 
-def find_password(graph: Graph, key_secret: str | None) -> bytes:
+def find_password(
+    graph: Graph, key_secret: str | None, parameter: str = "key-secret"
+) -> bytes:
     """Return the password that a secret holds.
+
+    Args:
+        graph: Knows the secrets.
+        key_secret: The secret's identifier, or None if none was given.
+        parameter: What the option is called that was to give it.
 
     Raises:
         QmpError: No secret was named, there is none of that name, or it holds no text.
@@ -47,7 +55,7 @@ def find_password(graph: Graph, key_secret: str | None) -> bytes:
     from qsd.objects.secret import SecretCommon
 
     if key_secret is None:
-        raise QmpError("Parameter 'key-secret' is required for cipher")
+        raise QmpError(f"Parameter '{parameter}' is required for cipher")
     value: bytes = graph.objects.resolve(key_secret, SecretCommon).value()
     try:
         value.decode()
@@ -185,7 +193,7 @@ def check_create_options(options: Any) -> LuksSpec:
     ivgen_hash = options.ivgen_hash_alg
     if ivgen == "essiv" and ivgen_hash is None:
         ivgen_hash = "sha256"
-    if cipher not in luks.ALGORITHMS:
+    if cipher not in ALGORITHMS:
         raise QmpError(f"Algorithm '{cipher}' not supported")
     spec = CipherSpec(cipher, mode, ivgen, ivgen_hash)
     luks.check_hash(hash_spec)

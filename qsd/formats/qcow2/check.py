@@ -97,6 +97,10 @@ async def count_references(image: Image, bitmaps: Sequence[BitmapEntry]) -> Refe
         await _count_l1(
             image, found, await image.read_l1(snapshot.l1_table_offset, snapshot.l1_size)
         )
+    if header.crypt_method == 2:
+        body = header.extension(layout.EXT_CRYPTO)
+        if body is not None and len(body) >= 16:
+            found.add_table(*(layout.U64.unpack_from(body, at)[0] for at in (0, 8)))
     extension = bitmap_io.active_extension(header)
     if extension is not None:
         found.add_table(extension.directory_offset, extension.directory_size)

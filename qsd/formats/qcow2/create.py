@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from qsd.block import perms
 from qsd.block.create import open_target
 from qsd.errors import QmpError, describe, os_error, prefixed
+from qsd.formats.qcow2 import encryption, layout
 from qsd.formats.qcow2 import header as header_io
-from qsd.formats.qcow2 import layout
 from qsd.formats.qcow2.layout import Extension, Geometry, Header
 
 if TYPE_CHECKING:
@@ -38,13 +38,14 @@ async def create(graph: Graph, options: BlockdevCreateOptionsQcow2) -> None:
     """
     async with open_target(graph, options.file) as target:
         header = make_header(options)
+        plan = encryption.Plan(graph, options.encrypt) if options.encrypt is not None else None
         if options.data_file is not None:
             async with open_target(graph, options.data_file) as data:
                 data_name = data.node.name
                 data.set_perms(0, perms.ALL)
-                await _fill(graph, target, header, options, data_name)
+                await _fill(graph, target, header, options, data_name, plan)
         else:
-            await _fill(graph, target, header, options, None)
+            await _fill(graph, target, header, options, None, plan)
 
 
 def make_header(options: BlockdevCreateOptionsQcow2) -> Header:
@@ -88,11 +89,6 @@ def make_header(options: BlockdevCreateOptionsQcow2) -> Header:
         _needs_v3(header, "Non-zlib compression type is only supported with")
         header.compression_type = 1
         header.incompatible_features |= layout.INCOMPAT_COMPRESSION
-    if options.encrypt is not None:
-        raise QmpError(
-            f"qcow2: making images with {options.encrypt.format} encryption is not supported by "
-            "this version"
-        )
     header.refcount_table_offset = size
     header.refcount_table_clusters = 1
     return header
@@ -131,6 +127,7 @@ async def _fill(
     header: Header,
     options: BlockdevCreateOptionsQcow2,
     data_name: str | None,
+    plan: encryption.Plan | None,
 ) -> None:
     if header.version >= 3:
         header.extensions.append(Extension(layout.EXT_FEATURES, layout.pack_features()))
@@ -141,7 +138,7 @@ async def _fill(
     name = target.node.name
     # The format takes the node for itself now; this user only keeps it open.
     target.set_perms(0, perms.ALL)
-    await _complete(graph, name, data_name, options)
+    await _complete(graph, name, data_name, options, plan)
 
 
 async def _write_empty(target: Backend, header: Header) -> None:
@@ -166,7 +163,11 @@ async def _write_empty(target: Backend, header: Header) -> None:
 
 
 async def _complete(
-    graph: Graph, file_name: str, data_name: str | None, options: BlockdevCreateOptionsQcow2
+    graph: Graph,
+    file_name: str,
+    data_name: str | None,
+    options: BlockdevCreateOptionsQcow2,
+    plan: encryption.Plan | None,
 ) -> None:
     """Open the empty image, give it its size, its names and its preallocation."""
     from qsd.block.backend import Backend
@@ -192,6 +193,8 @@ async def _complete(
                     0, Extension(layout.EXT_DATA_FILE, name.encode(errors="surrogateescape"))
                 )
             await header_io.write_whole(driver.image.file, driver.image.header)
+        if plan is not None:
+            await plan.apply(driver.image)
         prealloc = options.preallocation or "off"
         try:
             await _resize(driver, options, prealloc)

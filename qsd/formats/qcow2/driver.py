@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from qsd.block import perms
 from qsd.block.mapped import MappedDriver
-from qsd.block.mapping import HOLE, NO_FALLBACK, ST_OFFSET, ZERO, Status
+from qsd.block.mapping import HOLE, NO_FALLBACK, ST_DATA, ST_OFFSET, ST_RECURSE, ZERO, Status
 from qsd.errors import QmpError, describe, os_error
-from qsd.formats.qcow2 import bitmap_store, bitmaps, layout
+from qsd.formats.qcow2 import bitmap_store, bitmaps, encryption, layout
 from qsd.formats.qcow2 import header as header_io
 from qsd.formats.qcow2.changes import Changer
 from qsd.formats.qcow2.compress import Compressor
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from qsd.block.node import Node
     from qsd.block.open import ChildOpener
 
+#: Bytes; the unit of encryption.
+_SECTOR = 512
 _PLAIN = (1 << 64) - 1 - COPIED
 
 
@@ -59,6 +61,7 @@ class Qcow2Driver(MappedDriver):
         "_cleaner",
         "_compressor",
         "_data_edge",
+        "_encryption",
         "_extended",
         "_hot",
         "_index_mask",
@@ -78,6 +81,7 @@ class Qcow2Driver(MappedDriver):
         # Whether what must happen before the first change has happened.
         self._ready = False
         self._cleaner: asyncio.Task[None] | None = None
+        self._encryption: encryption.Encryption | None = None
 
     # Life cycle
 
@@ -93,7 +97,7 @@ class Qcow2Driver(MappedDriver):
             bool(header.incompatible_features & layout.INCOMPAT_EXTENDED_L2),
         )
         checked = Options(options, header, geometry, node.discard_unmap)
-        _check_encryption(options, header)
+        encryption.check_options(options.encrypt, header)
         data_edge = await _open_data_file(options, opener, header, file_edge)
         image = self.image = Image(node, header, checked, file_edge, data_edge)
         from qsd.formats.qcow2.snapshots import read_snapshots
@@ -101,6 +105,7 @@ class Qcow2Driver(MappedDriver):
         image.snapshots = await read_snapshots(file_edge.node, header)
         await image.load()
         self._bind(image)
+        await self._unlock(options.encrypt)
         self.bitmaps = await bitmaps.read_bitmaps(file_edge.node, header)
         if not node.read_only:
             await self._start_writing()
@@ -116,13 +121,22 @@ class Qcow2Driver(MappedDriver):
             backing_format.decode(errors="replace") if backing_format is not None else None,
         )
 
+    async def _unlock(self, given: Any) -> None:
+        image = self.image
+        self._encryption = await encryption.Encryption.open(
+            self.node.graph, image.file, image.header, given
+        )
+        if self._encryption is not None:
+            self.limits.request_alignment = _SECTOR
+
     def _bind(self, image: Image) -> None:
         """Copy what the fast paths need into attributes of this object."""
         geometry = image.geometry
         self._mapper = Mapper(image)
         self._changer = Changer(image)
         self._compressor = Compressor(image)
-        self._hot = image.l2.hot
+        # Encrypted data is nowhere as it is, so the fast paths shall find none.
+        self._hot = image.l2.hot if not image.encrypted else {}
         self._slice_bits = image.slice_bits
         self._bits = geometry.cluster_bits
         self._index_mask = image.slice_entries - 1
@@ -170,6 +184,8 @@ class Qcow2Driver(MappedDriver):
                 await self._settle()
             except OSError:
                 pass  # there is nobody left to tell; a flush would have told
+        if self._encryption is not None:
+            self._encryption.forget()
 
     async def _store_bitmaps(self) -> None:
         """Store the persistent bitmaps; if that fails, the image says that they are in use."""
@@ -391,7 +407,7 @@ class Qcow2Driver(MappedDriver):
         return self._data_edge.node.read_nowait(host, view)
 
     def write_nowait(self, offset: int, view: memoryview) -> bool:
-        """Fast: overwrite in place, or fill fresh clusters."""
+        """Fast: overwrite in place, fill fresh clusters, or copy one on write."""
         if self.ranges.exclusive_count:
             return False
         length = len(view)
@@ -399,12 +415,20 @@ class Qcow2Driver(MappedDriver):
         if host >= 0:
             if not self._data_edge.node.write_nowait(host, view):
                 return False
-        elif not self._ready or not self._changer.write_fresh_nowait(offset, view):
+        elif not self._ready or not (
+            self._changer.write_fresh_nowait(offset, view)
+            or (not self._is_used(offset) and self._changer.write_copy_nowait(offset, view))
+        ):
             return False
         node = self.node
         if offset + length > node.wr_highest_offset:
             node.wr_highest_offset = offset + length
         return True
+
+    def _is_used(self, offset: int) -> bool:
+        """Tell whether somebody holds the cluster of an offset."""
+        start = offset & ~self._within_mask
+        return self.ranges.is_blocked(start, start + self._within_mask + 1, True)
 
     def map_nowait(self, offset: int, length: int) -> Mapping | None:
         """Map from memory."""
@@ -418,9 +442,28 @@ class Qcow2Driver(MappedDriver):
         """Read from a compressed cluster."""
         await self._compressor.read(mapping.special, offset & self._within_mask, view)
 
+    async def read_data(self, offset: int, edge: Edge, host: int, view: memoryview) -> None:
+        """Read plain or encrypted data."""
+        if self._encryption is None:
+            await edge.node.read_or_zero(host, view)
+        else:
+            await self._encryption.read(offset, edge, host, view)
+
+    async def write_data(
+        self, offset: int, edge: Edge, host: int, view: memoryview, flags: int
+    ) -> None:
+        """Write data plainly or encrypted."""
+        if self._encryption is None:
+            await edge.node.write(host, view, flags)
+        else:
+            await self._encryption.write(offset, edge, host, view, flags)
+
     async def block_status(self, offset: int, length: int, want_zero: bool) -> Status:
         """Translate the mapping; a reserved but unused subcluster shows where its place is."""
         status = await super().block_status(offset, length, want_zero)
+        if self._encryption is not None and status.flags & ST_DATA:
+            # What the file has there, holes even, means nothing to a guest.
+            return Status(status.length, status.flags & ~(ST_OFFSET | ST_RECURSE))
         if not status.flags and self._extended:
             mapping = self.map_nowait(offset, status.length)
             if mapping is not None and mapping.kind == HOLE and mapping.host_offset >= 0:
@@ -446,6 +489,8 @@ class Qcow2Driver(MappedDriver):
 
     async def write_from(self, offset: int, descriptor: int, host_offset: int, length: int) -> bool:
         """Write data that lies in a file."""
+        if self._encryption is not None:
+            return False
         await self._begin_change()
         return await super().write_from(offset, descriptor, host_offset, length)
 
@@ -463,6 +508,8 @@ class Qcow2Driver(MappedDriver):
 
     async def write_compressed(self, offset: int, view: memoryview) -> None:
         """Store a cluster compressed, or plainly if that would not be shorter."""
+        if self._encryption is not None:
+            raise encryption.refuse_compression()
         if await self._compressor.write(self._changer, offset, view):
             return
         position = 0
@@ -592,6 +639,16 @@ class Qcow2Driver(MappedDriver):
                 return
         raise os_error(errno.ENOENT)
 
+    async def amend(self, options: Any, force: bool) -> None:
+        """Change the keys of an encrypted image."""
+        given = options.encrypt
+        if given is None:
+            return
+        if self._encryption is None:
+            raise QmpError("image is not encrypted, can't amend")
+        async with self.image.change_lock:
+            await self._encryption.amend(self.node.graph, given, force=force)
+
     # Description
 
     def backing_file(self) -> tuple[str, str | None] | None:
@@ -640,6 +697,8 @@ class Qcow2Driver(MappedDriver):
         if self.bitmaps:
             data["bitmaps"] = [entry.info() for entry in self.bitmaps]
         data["refcount-bits"] = image.geometry.refcount_bits
+        if self._encryption is not None:
+            data["encrypt"] = self._encryption.info()
         if v3:
             data["corrupt"] = bool(header.incompatible_features & layout.INCOMPAT_CORRUPT)
             data["extended-l2"] = image.geometry.extended
@@ -653,26 +712,11 @@ class Qcow2Driver(MappedDriver):
             "cluster-size": image.geometry.cluster_size,
             "format-specific": {"type": "qcow2", "data": data},
         }
+        if self._encryption is not None:
+            info["encrypted"] = True
         if image.snapshots:
             info["snapshots"] = [snapshot.info() for snapshot in image.snapshots]
         return info
-
-
-def _check_encryption(options: Any, header: Header) -> None:
-    """Refuse encrypted images, and encryption options for images without.
-
-    Raises:
-        QmpError: One or the other.
-    """
-    given = options.encrypt
-    if header.crypt_method == 0:
-        if given is not None:
-            raise QmpError(
-                f"No encryption in image header, but options specified format '{given.format}'"
-            )
-        return
-    method = "AES" if header.crypt_method == 1 else "LUKS"
-    raise QmpError(f"qcow2: images with {method} encryption are not supported by this version")
 
 
 async def _open_data_file(

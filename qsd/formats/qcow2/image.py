@@ -165,6 +165,11 @@ class Image:
         return self.file_edge.node
 
     @property
+    def encrypted(self) -> bool:
+        """Whether guest data is encrypted."""
+        return self.header.crypt_method != 0
+
+    @property
     def external_data(self) -> bool:
         """Whether data lives in a file of its own, at its guest offsets."""
         return self.data_edge is not self.file_edge

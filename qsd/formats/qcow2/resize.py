@@ -204,7 +204,7 @@ async def _preallocate_run(
             if mode in ("falloc", "full") and not backed and table[at + 1] != ALL_ZERO:
                 table[at + 1] = ALL_ALLOCATED
         else:
-            table[at] = entry | ZERO_FLAG if zero or backed else entry
+            table[at] = entry | ZERO_FLAG if zero or backed or image.encrypted else entry
     image.l2.mark(offset >> image.slice_bits, index * words, (index + count) * words)
     image.needs_barrier = True
     return count << bits

@@ -1,0 +1,239 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""Encrypted qcow2 images ("crypt_method" of the header).
+
+=====  =================================================================================  ========
+1      AES-128-CBC with the password as the key ("AES encryption", of old)                 by guest
+2      LUKS: a LUKS header in clusters of its own, which a header extension points to     by host
+       ("Full disk encryption header pointer")
+=====  =================================================================================  ========
+
+The last column says whether the sector numbers that go into the initialization vectors are those of
+the guest, or those of the place in the file.
+
+Only guest data is encrypted: neither metadata nor compressed clusters are.  So no plain data is
+ever compressed here, and a fresh cluster that reads as zeroes in the file does not read as zeroes
+for the guest.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Any, Final
+
+from qsd.crypto.volume import CipherSpec, Volume
+from qsd.errors import QmpError, os_error
+from qsd.formats.encryption import (
+    LuksHeader,
+    LuksSpec,
+    Place,
+    Sectors,
+    check_create_options,
+    find_password,
+)
+from qsd.formats.qcow2 import header as header_io
+from qsd.formats.qcow2 import layout
+from qsd.formats.qcow2.layout import Extension
+
+if TYPE_CHECKING:
+    from qsd.block.graph import Edge, Graph
+    from qsd.block.node import Node
+    from qsd.formats.qcow2.image import Image
+    from qsd.formats.qcow2.layout import Header
+
+NONE: Final = 0
+AES: Final = 1
+LUKS: Final = 2
+_NAMES: Final = {AES: "aes", LUKS: "luks"}
+_PARAMETER: Final = "encrypt.key-secret"
+#: Bytes; "AES encryption": the key is the password, cut or filled up with zeroes.
+_AES_KEY_LENGTH: Final = 16
+_AES: Final = CipherSpec("aes-128", "cbc", "plain64", None)
+#: Bytes of the extension: offset and length.
+_POINTER_LENGTH: Final = 16
+#: Bytes; the longest LUKS header that is believed; those of known ciphers have 2 MiB.
+_MAX_LUKS_LENGTH: Final = 64 << 20
+
+
+def check_options(given: Any, header: Header) -> None:
+    """Compare the encryption that options expect with that of the image.
+
+    Raises:
+        QmpError: They differ.
+    """
+    method = header.crypt_method
+    if given is None:
+        return
+    if method == NONE:
+        raise QmpError(
+            f"No encryption in image header, but options specified format '{given.format}'"
+        )
+    if given.format != _NAMES[method]:
+        raise QmpError(
+            f"Header reported '{_NAMES[method]}' encryption format but options specify "
+            f"'{given.format}'"
+        )
+
+
+def luks_place(file: Node, header: Header) -> Place:
+    """Return where the LUKS header is.
+
+    Raises:
+        QmpError: It is nowhere.
+    """
+    body = header.extension(layout.EXT_CRYPTO)
+    if body is None:
+        raise QmpError("Missing CRYPTO header for crypt method 2")
+    if len(body) != _POINTER_LENGTH:
+        raise QmpError(
+            f"CRYPTO header extension size {len(body)}, but expected size {_POINTER_LENGTH}"
+        )
+    offset = layout.U64.unpack_from(body, 0)[0]
+    length = layout.U64.unpack_from(body, 8)[0]
+    cluster_size = 1 << header.cluster_bits
+    if offset % cluster_size:
+        raise QmpError(
+            f"Encryption header offset '{offset}' is not a multiple of cluster size "
+            f"'{cluster_size}'"
+        )
+    if offset >= header_io.MAX_HOST_OFFSET or length > _MAX_LUKS_LENGTH:
+        raise QmpError("Encryption header is misplaced or too long")
+    return Place(file, offset, length)
+
+
+def _aes_volume(password: bytes) -> Volume:
+    return Volume(_AES, password[:_AES_KEY_LENGTH].ljust(_AES_KEY_LENGTH, b"\0"))
+
+
+class Encryption:
+    """The encryption of one open image."""
+
+    __slots__ = ("_by_host", "_key_secret", "_luks", "_sectors")
+
+    def __init__(self, sectors: Sectors, luks: LuksHeader | None, key_secret: str | None) -> None:
+        self._sectors = sectors
+        self._luks = luks
+        self._by_host = luks is not None
+        self._key_secret = key_secret
+
+    @classmethod
+    async def open(cls, graph: Graph, file: Node, header: Header, given: Any) -> Encryption | None:
+        """Unlock an image; None if it is not encrypted.
+
+        Args:
+            graph: Knows the secrets and has the threads.
+            file: The node with the metadata.
+            header: The image's header.
+            given: The "encrypt" member of the options, or None.
+
+        Raises:
+            QmpError: It cannot be unlocked.
+        """
+        if header.crypt_method == NONE:
+            return None
+        key_secret = given.branch.key_secret if given is not None else None
+        password = find_password(graph, key_secret, _PARAMETER)
+        if header.crypt_method == AES:
+            return cls(Sectors(_aes_volume(password), graph.pool), None, key_secret)
+        luks = await LuksHeader.read(luks_place(file, header), graph.pool)
+        return cls(luks.make_sectors(await luks.unlock(password)), luks, key_secret)
+
+    def forget(self) -> None:
+        """Drop the key."""
+        self._sectors.forget()
+
+    async def read(self, offset: int, edge: Edge, host: int, view: memoryview) -> None:
+        """Read and decrypt whole sectors of one extent."""
+        await edge.node.read_or_zero(host, view)
+        await self._sectors.decrypt(host if self._by_host else offset, view)
+
+    async def write(
+        self, offset: int, edge: Edge, host: int, view: memoryview, flags: int
+    ) -> None:
+        """Encrypt and write whole sectors of one extent."""
+
+        async def store(start: int, encrypted: memoryview) -> None:
+            await edge.node.write(host + start, encrypted, flags)
+
+        await self._sectors.write(host if self._by_host else offset, view, store)
+
+    async def amend(self, graph: Graph, given: Any, *, force: bool) -> None:
+        """Change the keys, as QCryptoBlockAmendOptions says.
+
+        Raises:
+            QmpError: With the C daemon's text.
+        """
+        if given.format != ("luks" if self._luks is not None else "qcow"):
+            if self._luks is not None:
+                raise QmpError("Amend can't be used to change the qcow2 encryption format")
+            raise QmpError(
+                "Only LUKS encryption options can be amended for qcow2 with blockdev-amend"
+            )
+        if self._luks is None:
+            raise QmpError(
+                "Only LUKS encryption options can be amended for qcow2 with blockdev-amend"
+            )
+        await self._luks.amend(graph, given.branch, self._key_secret, force=force)
+
+    def info(self) -> dict[str, Any]:
+        """Describe the encryption (QMP reference, "ImageInfoSpecificQCow2Encryption")."""
+        if self._luks is None:
+            return {"format": "aes"}
+        return {"format": "luks", **self._luks.info()}
+
+
+# New images
+
+
+class Plan:
+    """How a new image is to be encrypted.
+
+    Attributes:
+        method: AES or LUKS.
+    """
+
+    __slots__ = ("_password", "_spec", "method")
+
+    def __init__(self, graph: Graph, given: Any) -> None:
+        """Check `given`, a QCryptoBlockCreateOptions.
+
+        Raises:
+            QmpError: It makes no encryption.
+        """
+        self.method = AES if given.format == "qcow" else LUKS
+        self._password = find_password(graph, given.branch.key_secret, _PARAMETER)
+        self._spec: LuksSpec | None = None
+        if self.method == LUKS:
+            self._spec = check_create_options(given.branch)
+
+    async def apply(self, image: Image) -> None:
+        """Make an empty image an encrypted one.
+
+        Raises:
+            OSError, QmpError: That failed.
+        """
+        header = image.header
+        if self._spec is not None:
+            length = self._spec.header_length
+            bits = header.cluster_bits
+            count = -(-length >> bits)
+            first = await image.refcounts.take_exactly(count)
+            offset = first << bits
+            image.used(offset + (count << bits))
+            pool = image.node.graph.pool
+            # What lies between header and key material must read as zeroes, up to the end.
+            if image.file.length() < offset + (count << bits):
+                await image.file.truncate(offset + (count << bits))
+            await LuksHeader.create(
+                Place(image.file, offset, length), pool, self._spec, self._password
+            )
+            body = layout.U64.pack(offset) + layout.U64.pack(length)
+            header.extensions.insert(0, Extension(layout.EXT_CRYPTO, body))
+            await image.write_back(durable=True, with_refcounts=True)
+        header.crypt_method = self.method
+        await header_io.write_whole(image.file, header)
+
+
+def refuse_compression() -> OSError:
+    """Return the error for compressed writes, which would store plain data."""
+    return os_error(errno.ENOTSUP)
