@@ -56,7 +56,10 @@ class ExportRig(Rig):
         if exc_type is None:
             assert not self.errors, self.errors
 
-    async def export(self, kind: str, node: str, *, by_monitor: bool = False, **more: Any) -> Export:
+    async def export(
+        self, kind: str, node: str, *, by_monitor: bool = False, **more: Any
+    ) -> Export:
         options: dict[str, Any] = {"type": kind, "id": "e", "node-name": node}
         options.update({key.replace("_", "-"): value for key, value in more.items()})
-        return await self.registry.add(from_json(BlockExportOptions, options), by_monitor=by_monitor)
+        typed = from_json(BlockExportOptions, options)
+        return await self.registry.add(typed, by_monitor=by_monitor)

@@ -99,16 +99,15 @@ def test_a_second_front_end_waits_for_the_first() -> None:
             await rig.serve()
 
             def both() -> None:
-                with rig.connect() as second:
-                    with rig.connect() as third:
-                        second.set_up()
-                        assert second.request(IN, 0, read=512)[0] == 0
-                        third.sock.settimeout(0.05)
-                        with pytest.raises(TimeoutError):
-                            third.negotiate()
-                        third.sock.settimeout(10)
-                        second.sock.shutdown(socket.SHUT_RDWR)
-                        assert third.receive()[0] == 1
+                with rig.connect() as second, rig.connect() as third:
+                    second.set_up()
+                    assert second.request(IN, 0, read=512)[0] == 0
+                    third.sock.settimeout(0.05)
+                    with pytest.raises(TimeoutError):
+                        third.negotiate()
+                    third.sock.settimeout(10)
+                    second.sock.shutdown(socket.SHUT_RDWR)
+                    assert third.receive()[0] == 1
 
             await asyncio.to_thread(both)
 

@@ -127,7 +127,6 @@ class Frontend:
 
     def __init__(self, path: str, size: int = 8 << 20) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(10)
         self.memfd = os.memfd_create("guest", os.MFD_CLOEXEC)
         self.size = size
         os.ftruncate(self.memfd, size)
@@ -137,7 +136,8 @@ class Frontend:
         self.data = size // 2  # payload and headers live in the upper half
         self.backend_req: socket.socket | None = None
         try:
-            self.sock.connect(path)
+            self.sock.connect(path)  # waits while the back end serves another
+            self.sock.settimeout(10)
         except BaseException:
             self.close()
             raise

@@ -1,0 +1,297 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""Sessions of vhost-user: set-up in any order, reconnection, and front ends that mean harm."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import struct
+from collections.abc import Callable
+
+import pytest
+
+from qsd.aio import loop
+from tests.exports.export_rig import ExportRig
+from tests.support import vhost_frontend as vf
+from tests.support.memory import MemoryDriver
+from tests.support.vhost_frontend import GUEST_BASE, IN, OUT, Frontend, Gone
+
+
+def serve(use: Callable[[Frontend], None], *, goes_on: bool = True) -> list[str]:
+    """Run `use` with a connected front end, then see that the next one is served.
+
+    Returns:
+        What the export reported.
+    """
+
+    async def main() -> list[str]:
+        async with ExportRig() as rig:
+            await rig.memory("m")
+            address = {"type": "unix", "path": rig.path("s")}
+            await rig.export("vhost-user-blk", "m", addr=address, num_queues=2, writable=True)
+
+            def client() -> None:
+                with Frontend(rig.path("s")) as frontend:
+                    use(frontend)
+                with Frontend(rig.path("s")) as frontend:
+                    assert frontend.set_up().request(IN, 0, read=512)[0] == 0
+
+            await asyncio.to_thread(client)
+            return rig.reports
+
+    return loop.run(main())
+
+
+def test_what_is_offered() -> None:
+    def use(frontend: Frontend) -> None:
+        frontend.negotiate()
+        for bit in (2, 6, 9, 10, 11, 12, 13, 14, 28, 29, 30, 32):
+            assert frontend.features >> bit & 1
+        assert not frontend.features >> 5 & 1  # not read-only
+        assert frontend.protocol == 1 << 0 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 12 | 1 << 15
+        assert frontend.ask_number(vf.GET_QUEUE_NUM) == 2
+        assert frontend.ask_number(vf.GET_MAX_MEM_SLOTS) == 32
+
+    assert serve(use) == []
+
+
+def test_event_index() -> None:
+    def use(frontend: Frontend) -> None:
+        frontend.negotiate(want=vf.F_VERSION_1 | vf.F_EVENT_IDX | vf.F_PROTOCOL)
+        frontend.set_memory()
+        frontend.add_queue()
+        for sector in range(200):
+            assert frontend.request(OUT, sector, bytes([sector]) * 512)[0] == 0
+        assert frontend.request(IN, 150, read=512)[1] == bytes([150]) * 512
+
+    assert serve(use) == []
+
+
+def test_a_queue_stops_and_goes_on() -> None:
+    def use(frontend: Frontend) -> None:
+        frontend.set_up(2)
+        for _ in range(70):
+            assert frontend.request(IN, 0, read=512, queue=1)[0] == 0
+        state = frontend.ask(vf.GET_VRING_BASE, struct.pack("<II", 1, 0))
+        assert struct.unpack("<II", state) == (1, 70)
+        frontend.start_queue(frontend.queues[1], 70)
+        assert frontend.request(IN, 0, read=512, queue=1)[0] == 0
+        assert frontend.request(IN, 0, read=512, queue=0)[0] == 0
+
+    assert serve(use) == []
+
+
+def test_a_disabled_queue_is_not_served() -> None:
+    def use(frontend: Frontend) -> None:
+        frontend.set_up()
+        assert frontend.command(vf.SET_VRING_ENABLE, struct.pack("<II", 0, 0)) == 0
+        frontend.queues[0].offer(0)
+        with pytest.raises(TimeoutError):
+            frontend.queues[0].wait_used(timeout=0.05)
+        struct.pack_into("<IIQ", frontend.mem, frontend.data, IN, 0, 0)
+        frontend.queues[0].put_desc(0, GUEST_BASE + frontend.data, 16, 1, 1)
+        frontend.queues[0].put_desc(1, GUEST_BASE + frontend.data + 512, 1, 2)
+        assert frontend.command(vf.SET_VRING_ENABLE, struct.pack("<II", 0, 1)) == 0
+        assert frontend.queues[0].wait_used() == [(0, 1)]
+
+    assert serve(use) == []
+
+
+def test_memory_in_slots_and_in_a_file_at_an_offset() -> None:
+    def use(frontend: Frontend) -> None:
+        frontend.negotiate()
+        half = frontend.size // 2
+        for start in (0, half):
+            region = struct.pack("<QQQQQ", 0, GUEST_BASE + start, half, vf.USER_BASE + start, start)
+            frontend.send(vf.ADD_MEM_REG, region, [frontend.memfd])
+        frontend.add_queue()
+        assert frontend.request(OUT, 0, b"z" * 512)[0] == 0
+        # A region goes that nothing needs.
+        extra = struct.pack("<QQQQQ", 0, 0, 4096, 0, 4096)
+        frontend.send(vf.ADD_MEM_REG, extra, [frontend.memfd])
+        assert frontend.command(vf.REM_MEM_REG, extra) == 0
+        assert frontend.command(vf.REM_MEM_REG, extra) == 1
+        assert frontend.request(IN, 0, read=512) == (0, b"z" * 512)
+
+    assert serve(use) == []
+
+
+def test_payload_across_regions() -> None:
+    def use(frontend: Frontend) -> None:
+        frontend.negotiate()
+        cut = frontend.data + 4096 + 1024
+        regions = b"".join(
+            struct.pack("<QQQQ", GUEST_BASE + start, size, vf.USER_BASE + start, start)
+            for start, size in ((0, cut), (cut, frontend.size - cut))
+        )
+        table = struct.pack("<II", 2, 0) + regions
+        frontend.send(vf.SET_MEM_TABLE, table, [frontend.memfd] * 2)
+        frontend.add_queue()
+        data = random.Random(1).randbytes(4096)
+        assert frontend.request(OUT, 0, data)[0] == 0
+        assert frontend.request(IN, 0, read=4096) == (0, data)
+
+    assert serve(use) == []
+
+
+def test_inflight_region_replays_what_a_dead_daemon_left() -> None:
+    def use(frontend: Frontend) -> None:
+        frontend.negotiate()
+        frontend.set_memory()
+        frontend.send(vf.GET_INFLIGHT_FD, struct.pack("<QQHH", 0, 0, 1, 64))
+        request, _, body, fds = frontend.receive()
+        assert request == vf.GET_INFLIGHT_FD
+        _, offset, queues, queue_size = struct.unpack_from("<QQHH", body)
+        assert (offset, queues, queue_size) == (0, 1, 64)
+        # A daemon took chain 5 and died before it gave it back.
+        os.pwrite(fds[0], struct.pack("<QHHHH", 0, 1, 64, 0, 0), 0)
+        os.pwrite(fds[0], struct.pack("<B5xHQ", 1, 0, 0), 16 + 16 * 5)
+        frontend.send(vf.SET_INFLIGHT_FD, body, fds)
+        queue = vf.Queue(frontend, 0, 64, 0)
+        frontend.queues.append(queue)
+        struct.pack_into("<IIQ", frontend.mem, frontend.data, IN, 0, 0)
+        queue.put_desc(5, GUEST_BASE + frontend.data, 16, 1, 6)
+        queue.put_desc(6, GUEST_BASE + frontend.data + 512, 513, 2)
+        queue.offer(5, kick=False)
+        frontend.start_queue(queue, 0)
+        assert queue.wait_used() == [(5, 513)]
+        assert os.pread(fds[0], 1, 16 + 16 * 5) == b"\0"
+        assert os.pread(fds[0], 2, 14) == b"\1\0"  # used_idx
+        assert frontend.request(IN, 0, read=512)[0] == 0
+        os.close(fds[0])
+
+    assert serve(use) == []
+
+
+def test_acknowledgements() -> None:
+    def use(frontend: Frontend) -> None:
+        frontend.negotiate()
+        assert frontend.command(vf.SET_OWNER) == 0
+        assert frontend.command(99) == 1
+        assert frontend.command(vf.SET_FEATURES, struct.pack("<Q", 1 << 40)) == 1
+        assert frontend.command(vf.SET_CONFIG, struct.pack("<III", 0, 1, 0) + b"\1") == 1
+        assert frontend.command(vf.SET_CONFIG, struct.pack("<III", 32, 1, 0) + b"\0") == 0
+        assert frontend.config()[32] == 0
+
+    assert serve(use) == []
+
+
+def u64(value: int) -> bytes:
+    return struct.pack("<Q", value)
+
+
+def region(size: int, offset: int = 0) -> bytes:
+    return struct.pack("<IIQQQQ", 1, 0, 0, size, 0, offset)
+
+
+HOSTILE: dict[str, Callable[[Frontend], None]] = {
+    "unknown request": lambda f: f.send(99),
+    "no queue 2": lambda f: f.send(vf.SET_VRING_NUM, struct.pack("<II", 2, 64)),
+    "short": lambda f: f.send(vf.SET_VRING_NUM, b"1234"),
+    "long": lambda f: f.sock.sendall(struct.pack("<III", 1, 1, 1 << 30)),
+    "version": lambda f: f.send(1, flags=2),
+    "memory without a file": lambda f: f.send(vf.SET_MEM_TABLE, region(4096)),
+    "memory beyond its file": lambda f: f.send(vf.SET_MEM_TABLE, region(1 << 40), [f.memfd]),
+    "memory far away": lambda f: f.send(vf.SET_MEM_TABLE, region(4096, 1 << 63), [f.memfd]),
+    "empty memory": lambda f: f.send(vf.SET_MEM_TABLE, region(0), [f.memfd]),
+    "memory in a socket": lambda f: f.send(vf.SET_MEM_TABLE, region(4096), [f.sock.fileno()]),
+    "many regions": lambda f: f.send(vf.SET_MEM_TABLE, struct.pack("<II", 1 << 31, 0)),
+    "many descriptors": lambda f: f.send(vf.SET_OWNER, fds=[f.memfd] * 40),
+    "kick without event": lambda f: f.send(vf.SET_VRING_KICK, u64(0)),
+    "call without event": lambda f: f.send(vf.SET_VRING_CALL, u64(0)),
+    "channel that is no socket": lambda f: f.send(vf.SET_BACKEND_REQ_FD, b"", [f.memfd]),
+    "config beyond": lambda f: f.send(vf.GET_CONFIG, struct.pack("<III", 0, 1 << 31, 0)),
+    "inflight too small": lambda f: f.send(
+        vf.SET_INFLIGHT_FD, struct.pack("<QQHH", 16, 0, 1, 64), [f.memfd]
+    ),
+    "inflight for nothing": lambda f: f.send(vf.GET_INFLIGHT_FD, struct.pack("<QQHH", 0, 0, 0, 64)),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_messages_end_the_session_only(name: str) -> None:
+    def use(frontend: Frontend) -> None:
+        HOSTILE[name](frontend)
+        with pytest.raises(Gone):
+            frontend.receive()
+
+    assert len(serve(use)) == 1
+
+
+def test_a_kick_that_cannot_be_waited_for() -> None:
+    def use(frontend: Frontend) -> None:
+        frontend.negotiate()
+        frontend.set_memory()
+        queue = vf.Queue(frontend, 0, 64, 0)
+        frontend.queues.append(queue)
+        frontend.send(vf.SET_VRING_NUM, struct.pack("<II", 0, 64))
+        base = vf.USER_BASE
+        body = struct.pack("<IIQQQQ", 0, 0, base, base + queue.used, base + queue.avail, 0)
+        frontend.send(vf.SET_VRING_ADDR, body)
+        frontend.send(vf.SET_VRING_KICK, u64(0), [frontend.memfd])
+        frontend.send(vf.SET_VRING_ENABLE, struct.pack("<II", 0, 1))
+        with pytest.raises(Gone):
+            frontend.receive()
+
+    assert len(serve(use)) == 1
+
+
+@pytest.mark.parametrize("where", ["ring", "size"])
+def test_rings_that_cannot_be(where: str) -> None:
+    def use(frontend: Frontend) -> None:
+        frontend.set_up()
+        frontend.ask(vf.GET_VRING_BASE, struct.pack("<II", 0, 0))
+        if where == "size":
+            frontend.queues[0].size = 63
+            frontend.start_queue(frontend.queues[0])
+        else:
+            frontend.queues[0].desc = 1 << 40
+            frontend.start_queue(frontend.queues[0])
+        with pytest.raises(Gone):
+            frontend.receive()
+
+    assert len(serve(use)) == 1
+
+
+def test_damaged_chains_end_the_session_only() -> None:
+    def use(frontend: Frontend) -> None:
+        frontend.set_up()
+        frontend.queues[0].put_desc(0, 0x1234, 100)
+        frontend.queues[0].offer(0)
+        with pytest.raises(Gone):
+            frontend.queues[0].wait_used()
+
+    (report,) = serve(use)
+    assert "is no guest memory" in report
+
+
+def test_random_messages() -> None:
+    source = random.Random(3)
+
+    def use(path: str) -> None:
+        for _ in range(40):
+            with Frontend(path, 1 << 16) as frontend:
+                try:
+                    for _ in range(10):
+                        body = source.randbytes(source.choice([0, 4, 8, 12, 40, 48, 100]))
+                        fds = [frontend.memfd] * source.randrange(3)
+                        frontend.send(source.randrange(45), body, fds, 9)
+                except Gone:
+                    pass
+
+    async def main() -> None:
+        async with ExportRig() as rig:
+            node = await rig.memory("m")
+            before = bytes(node.data)
+            address = {"type": "unix", "path": rig.path("s")}
+            await rig.export("vhost-user-blk", "m", addr=address)
+            await asyncio.to_thread(use, rig.path("s"))
+            with Frontend(rig.path("s")) as frontend:
+                await asyncio.to_thread(frontend.set_up)
+                assert (await asyncio.to_thread(frontend.request, IN, 0, read=512))[0] == 0
+            assert isinstance(node, MemoryDriver)
+            assert bytes(node.data) == before
+
+    loop.run(main())
