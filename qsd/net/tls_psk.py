@@ -111,5 +111,9 @@ def use_key(context: ssl.SSLContext, user: bytes, key: bytes) -> object:
         return len(key)
 
     kept = _CLIENT_CALLBACK(callback)
-    _library().SSL_CTX_set_psk_client_callback(_pointer(context), kept)
+    library = _library()
+    # In TLS 1.3 OpenSSL treats the key as a session, and refuses it where the context has a name
+    # for its sessions, which Python gives to every context.
+    library.SSL_CTX_set_session_id_context(_pointer(context), b"", 0)
+    library.SSL_CTX_set_psk_client_callback(_pointer(context), kept)
     return kept

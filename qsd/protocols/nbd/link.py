@@ -116,7 +116,7 @@ async def negotiate(
             assert tls is not None
             try:
                 stream = await tls(sock)
-            except (QsdError, OSError) as exc:
+            except OSError as exc:
                 raise QmpError(f"TLS handshake failed: {describe(exc)}") from exc
             handshake.tls_started()
             continue
