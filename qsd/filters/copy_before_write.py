@@ -154,11 +154,29 @@ class CopyBeforeWriteDriver(FilterDriver):
         if self._error or self.pending.next_dirty(offset, offset + length) is None:
             return
         try:
-            await asyncio.wait_for(self.save(offset, length), self._timeout)
+            if self._timeout is None:
+                await self.save(offset, length)
+            else:
+                await self._save_in_time(offset, length, self._timeout)
         except CopyError as exc:
             self._fail(exc.cause.errno or errno.EIO, exc)
         except TimeoutError as exc:
             self._fail(errno.ETIMEDOUT, exc)
+
+    async def _save_in_time(self, offset: int, length: int, seconds: float) -> None:
+        """Save, but give up after a while.
+
+        Raises:
+            TimeoutError: It took too long.
+            CopyError: It failed.
+        """
+        task = self.node.graph.tasks.spawn(self.save(offset, length), "save", awaited=True)
+        done, _ = await asyncio.wait([task], timeout=seconds)
+        if not done:
+            task.cancel()
+            await asyncio.wait([task])
+            raise TimeoutError
+        task.result()
 
     def _fail(self, code: int, exc: Exception) -> None:
         """Give up the snapshot, or fail the guest's request."""

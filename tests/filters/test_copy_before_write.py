@@ -109,6 +109,24 @@ def test_failure_to_save(breaks_snapshot: bool) -> None:
     run(main())
 
 
+def test_taking_too_long() -> None:
+    async def main() -> None:
+        async with filter_rig() as rig:
+            node = await add(rig, **{"cbw-timeout": 1})
+            await node.write(CLUSTER, data(2, 10))  # in time
+            node.driver._timeout = 0.01
+            target = driver_of(rig, "t")
+            target.gate = asyncio.Event()
+            with pytest.raises(OSError) as info:
+                await node.write(0, data(2, 10))
+            assert info.value.errno == errno.ETIMEDOUT
+            target.gate.set()
+            target.gate = None
+            assert await old(node, 0, 10) == bytes([1]) * 10
+
+    run(main())
+
+
 def test_a_write_waits_for_who_reads_the_old_data() -> None:
     async def main() -> None:
         async with filter_rig() as rig:
