@@ -214,9 +214,9 @@ def test_failures_are_judged_by_the_user(side: str) -> None:
 
         driver.fail, driver.fast = fail, False
         job = await world.start(sync="full", **{f"on_{side}_error": "enospc"})
-        while job.status != "paused" or not job.user_paused:
+        while "BLOCK_JOB_ERROR" not in world.events() or job.busy:
             await _turn()
-        assert job.io_status == "nospace"
+        assert (job.user_paused, job.io_status) == (True, "nospace")
         job.user_resume()
         await job.wait_end()
         assert job.error is None
