@@ -208,15 +208,21 @@ class RangeCopier(NodeCopier):
         """Do what :meth:`copy` does, for the owner of a drained section of both nodes."""
         source, target = self.source.node, self.target.node
         end = offset + length
+        begin = offset  # where data starts that was found and is not copied yet
         moved = 0
         while offset < end:
             status = await source_status(source, offset, end - offset)
             if status.flags & ST_ZERO or not status.flags & ST_DATA:
+                if begin < offset:
+                    await self.move(source, target, begin, offset - begin)
                 await self.zero_node(target, offset, status.length)
+                begin = offset + status.length
             else:
-                await self.move(source, target, offset, status.length)
                 moved += status.length
             offset += status.length
+        if begin < offset:
+            # In one go, however many extents it lies in: what a call costs outweighs the bytes.
+            await self.move(source, target, begin, offset - begin)
         return moved
 
     async def copy_data(self, offset: int, length: int) -> None:

@@ -19,6 +19,7 @@ none.
 from __future__ import annotations
 
 import errno
+from array import array
 from typing import TYPE_CHECKING
 
 from qsd.block.mapping import (
@@ -42,7 +43,6 @@ from qsd.formats.qcow2.layout import (
 )
 
 if TYPE_CHECKING:
-    from array import array
 
     from qsd.formats.qcow2.image import Image
 
@@ -116,16 +116,9 @@ class Mapper:
         if host & (size - 1):
             return None
         step = size if host or image.external_data else 0
-        count = 1
         needed = (within + length + size - 1) >> image.geometry.cluster_bits
         if needed > 1:
-            expected = entry
-            for other in table[index + 1 : index + needed]:
-                expected += step
-                if other != expected:
-                    break
-                count += 1
-            length = min(length, count * size - within)
+            length = min(length, _count(table, index, needed, step) * size - within)
         if entry & self._zero_flag:
             return Mapping(ZERO, length, image.data_edge, host + within if host else -1)
         if not host and not (image.external_data and entry & COPIED):
@@ -275,3 +268,30 @@ def _run(bitmap: int, kind: int, sub: int) -> int:
     if not different:
         return SUBCLUSTERS - sub
     return (different & -different).bit_length() - 1
+
+
+def _count(table: array[int], index: int, limit: int, step: int) -> int:
+    """Count entries from `index` on of which each is the one before plus `step`.
+
+    Pieces of growing length are compared as a whole: a job that asks for the rest of the image at
+    every step would spend its time here otherwise.
+    """
+    entry = table[index]
+    count = 1
+    piece = 8
+    while count < limit:
+        size = min(piece, limit - count)
+        first = entry + count * step
+        found = table[index + count : index + count + size]
+        if step:
+            expected = array("Q", range(first, first + size * step, step))
+        else:
+            expected = array("Q", (first,)) * size
+        if found != expected:
+            for one, other in zip(found, expected, strict=True):
+                if one != other:
+                    return count
+                count += 1
+        count += size
+        piece *= 4
+    return count
