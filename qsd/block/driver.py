@@ -243,7 +243,7 @@ class Driver:
         return Status(length, ST_DATA | ST_ALLOCATED)
 
     def extents_nowait(self, offset: int, length: int, limit: int) -> list[tuple[int, int]]:
-        """Describe several extents at once, as a user of the node sees them, backing files included.
+        """Describe several extents at once, as a user of the node sees them, backing files and all.
 
         The fast path of block status for images in many pieces; it may always give up.
 
