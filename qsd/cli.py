@@ -357,6 +357,11 @@ def main(words: Sequence[str] | None = None) -> int:
     """
     if words is None:
         words = sys.argv[1:]
+        if words[:1] == ["pki"] and os.path.basename(sys.argv[0]) != PROGRAM:
+            # Not under the name that promises to be the original.
+            from qsd import pki
+
+            return pki.main(words[1:])
     reporter = Reporter()
     try:
         options = read_process_options(words)
