@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from qsd.qapi.schema.job import JobType
 
 #: Bytes; the longest chunk.
-CHUNK: Final = 1 << 20
+CHUNK: Final = 2 << 20
 #: Chunks in flight.
 MAX_CHUNKS: Final = 16
 #: Bytes; what the speed limit lets pass in one go, as in the C daemon.
