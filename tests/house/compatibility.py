@@ -29,8 +29,6 @@ DOCUMENT = ROOT / "docs" / "compatibility.md"
 CREATES = "creates images"
 #: Answered by the session itself.
 SESSION = {"qmp_capabilities"}
-#: There is a handler, which refuses after its checks; take it out when it does more.
-CHECKS_ONLY = {"x-blockdev-amend"}
 #: In the original's schema, but its daemon refuses them, and so do we.
 REFUSED_DRIVERS = {"blkreplay"}
 #: Jobs that only the emulator runs, and what it emits.
@@ -47,8 +45,6 @@ STARTERS = {
 }
 #: Options are checked, then it is refused for want of the kernel's part.
 REFUSED_EXPORTS = {"vduse-blk"}
-#: Types that are known, and refused for the time being by what their classes do.
-REFUSED_OBJECTS = {"tls-creds-anon", "tls-creds-psk", "tls-creds-x509"}
 
 
 def values(enum: str) -> Collection[str]:
@@ -65,8 +61,7 @@ def _states(names: Collection[str], yes: Collection[str], no: Collection[str]) -
 
 
 def _jobs() -> set[str]:
-    there = set(HANDLERS) - CHECKS_ONLY
-    return {job for job, command in STARTERS.items() if command in there}
+    return {job for job, command in STARTERS.items() if command in HANDLERS}
 
 
 def _emitted() -> set[str]:
@@ -79,8 +74,6 @@ def _emitted() -> set[str]:
         assert event is not None
         if re.search(rf"\b{event.__name__}\(", source):
             found.add(name)
-    if not _jobs() & {"commit", "stream", "mirror", "backup"}:
-        found = {name for name in found if not name.startswith("BLOCK_JOB_")}
     return found
 
 
@@ -88,7 +81,7 @@ def expected() -> dict[str, dict[str, str]]:
     """Return by heading the states of all that the schema names, sorted."""
     options = [f"--{name}" for name in OPTIONS.long]
     backends, objects = values("ChardevBackendKind"), set(values("ObjectType"))
-    commands = {*HANDLERS, *SESSION} - CHECKS_ONLY
+    commands = {*HANDLERS, *SESSION}
     creatable = set(user_creatable_names())
     return {
         "Command line": _states(options, options, ()),
@@ -98,7 +91,7 @@ def expected() -> dict[str, dict[str, str]]:
         "Block drivers": _states(values("BlockdevDriver"), DRIVERS, REFUSED_DRIVERS),
         "Exports": _states(values("BlockExportType"), set(EXPORTS) - REFUSED_EXPORTS, ()),
         "Jobs": _states(values("JobType"), _jobs(), FOREIGN_JOBS),
-        "Objects": _states(objects, creatable - REFUSED_OBJECTS, objects - creatable),
+        "Objects": _states(objects, creatable, objects - creatable),
         "Character devices": _states(backends, BACKENDS, set(backends) - set(BACKENDS)),
     }
 

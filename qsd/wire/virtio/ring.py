@@ -20,7 +20,7 @@ side wants to be told.
 from __future__ import annotations
 
 import struct
-from threading import Lock
+from _thread import allocate_lock
 from typing import TYPE_CHECKING, Final
 
 from qsd.errors import PeerError
@@ -48,7 +48,7 @@ _USED = struct.Struct("<II")
 #: Chain: what the device reads, what it writes, the descriptor the chain begins with.
 Chain = tuple[list[memoryview], list[memoryview], int]
 
-_fence = Lock()
+_fence = allocate_lock()
 
 
 def _barrier() -> None:
