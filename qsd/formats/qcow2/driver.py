@@ -403,7 +403,7 @@ class Qcow2Driver(MappedDriver):
         """Fast: read plain data in one piece."""
         host = self.locate_data_nowait(offset, len(view))
         if host < 0:
-            return self.read_pieces_nowait(offset, view)
+            return not self.image.header.crypt_method and self.read_pieces_nowait(offset, view)
         return self._data_edge.node.read_nowait(host, view)
 
     def write_nowait(self, offset: int, view: memoryview) -> bool:
