@@ -60,6 +60,7 @@ def measure(
 
 def line(result: dict[str, Any], cpu: bool) -> str:
     """Format a row."""
+    cpu = cpu and result.get("qsd_cost_us") is not None  # memory and latency have no such cost
     suffix = "_cost_us" if cpu else ""
     ratio = result["cost_ratio" if cpu else "ratio"]
 
