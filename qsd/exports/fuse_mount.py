@@ -94,9 +94,10 @@ def _mount_by_helper(path: str, allow_other: bool) -> int:
             )
         if done.returncode:
             raise OSError(errno.EPERM, done.stderr.strip() or "fusermount3 failed")
-        _, fds, _, _ = socket.recv_fds(ours, 1, 1, socket.MSG_CMSG_CLOEXEC)
+        _, fds, _, _ = socket.recv_fds(ours, 1, 1)
     if not fds:
         raise OSError(errno.EPROTO, "fusermount3 passed no descriptor")
+    os.set_inheritable(fds[0], False)
     os.set_blocking(fds[0], False)
     return fds[0]
 
