@@ -69,6 +69,8 @@ if TYPE_CHECKING:
 
 #: Bytes; how much is copied from a backing file in one piece.
 COPY_UP_CHUNK = 1 << 20
+#: Bytes; what is looked at to tell that a piece does not consist of zeroes.
+_PROBE = 4096
 
 
 class MappedDriver(Driver):
@@ -462,22 +464,28 @@ class MappedDriver(Driver):
             mapping = self.map_nowait(offset, length) or await self.map(offset, length)
             if mapping.writable and mapping.kind == DATA:
                 return 0
-            allocation = await self.allocate(offset, length)
-            written = False
-            try:
-                if not (allocation.head or allocation.tail):
-                    written = await allocation.edge.node.write_from(
-                        allocation.host_offset, descriptor, host_offset, allocation.length
-                    )
-            finally:
-                if not written:
-                    self.abandon(allocation)
-            if not written:
-                return 0
-            await self.commit(allocation)
-            return allocation.length
+            return await self._allocate_from(offset, descriptor, host_offset, length)
         finally:
             self.ranges.release(hold)
+
+    async def _allocate_from(
+        self, offset: int, descriptor: int, host_offset: int, length: int
+    ) -> int:
+        """Do the work of `write_from` under an exclusive claim, for the start of a range."""
+        allocation = await self.allocate(offset, length)
+        written = False
+        try:
+            if not (allocation.head or allocation.tail):
+                written = await allocation.edge.node.write_from(
+                    allocation.host_offset, descriptor, host_offset, allocation.length
+                )
+        finally:
+            if not written:
+                self.abandon(allocation)
+        if not written:
+            return 0
+        await self.commit(allocation)
+        return allocation.length
 
     # Copying up
 
@@ -513,6 +521,8 @@ class MappedDriver(Driver):
 
     async def _copy_up_hole(self, offset: int, length: int) -> int:
         """Fill the start of an aligned hole; return how much that was."""
+        if done := await self._copy_up_descriptor(offset, length):
+            return done
         view = memoryview(bytearray(length))
         await self.read_mapped(offset, view)
         if is_zero(view):
@@ -531,6 +541,31 @@ class MappedDriver(Driver):
             raise
         await self.commit(allocation)
         return allocation.length
+
+    async def _copy_up_descriptor(self, offset: int, length: int) -> int:
+        """Fast: fill a hole in the kernel, unless it may read as zeroes, which are not stored.
+
+        Returns:
+            How much was filled; 0 if it must be done otherwise.
+        """
+        edge = self.node.children.get("backing")
+        if edge is None or offset + length > edge.node.length():
+            return 0
+        holds: list[Callable[[], None]] = []
+        try:
+            place = edge.node.driver.pin_nowait(offset, length, holds)
+            if place is None:
+                return 0
+            probe = memoryview(bytearray(min(length, _PROBE)))
+            await edge.node.read(offset, probe)
+            if is_zero(probe):
+                return 0
+            return await self._allocate_from(offset, *place, length)
+        except OSError:
+            return 0  # the slow way finds out what is wrong
+        finally:
+            for release in holds:
+                release()
 
     # Zeroing and discarding
 

@@ -60,9 +60,6 @@ if TYPE_CHECKING:
 #: What makes an auto-read-only file writable.
 _WRITING: Final = perms.WRITE | perms.WRITE_UNCHANGED | perms.RESIZE
 
-#: Seconds; an inline copy that takes longer waited for a disk.
-SLOW_COPY: Final = 0.005
-
 #: What copy_file_range(2) says where it cannot copy between two files at all.
 _CANNOT_COPY: Final = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
 
@@ -518,7 +515,7 @@ class FileDriver(Driver):
             self._written += 1
             self._data.clear()
             after = monotonic()
-            if after - before > SLOW_COPY:
+            if after - before > SLOW_CALL:
                 self._slow_copy_until = after + SLOW_PAUSE
         self._grow(offset + length)
         return True
