@@ -64,6 +64,8 @@ def count_iterations(
         seconds: The time.
         clock: Returns seconds; processor time of the calling thread is best.
     """
+    if not seconds:
+        return 1
     trial = _FIRST_TRIAL
     while True:
         start = clock()

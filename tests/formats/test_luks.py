@@ -1,0 +1,358 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""The "luks" driver: content, keys, geometry; images of the real tools and for them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+
+from qsd.aio.loop import run
+from qsd.block.mapping import ST_ALLOCATED, ST_DATA
+from qsd.block.node import Node
+from qsd.errors import QmpError
+from tests.formats.secrets import SecretRig
+from tests.support import conformance
+from tests.support.memory import MemoryDriver
+from tests.support.tools import need
+
+LENGTH = 300 * 1024
+#: Bytes before the payload with keys of 128 bits.
+PAYLOAD = 528384
+
+CIPHERS: list[dict[str, Any]] = [
+    {},
+    {"cipher-alg": "aes-128", "cipher-mode": "cbc", "ivgen-alg": "essiv"},
+    {"cipher-alg": "serpent-256"},
+    {"cipher-alg": "twofish-128", "cipher-mode": "cbc", "ivgen-alg": "plain"},
+    {"cipher-alg": "cast5-128", "cipher-mode": "cbc", "hash-alg": "sha1"},
+]
+SMALL = {"cipher_alg": "aes-128", "cipher_mode": "cbc", "iter_time": 0}
+
+
+def on_volume(body: Callable[[SecretRig, MemoryDriver, Node], Coroutine[Any, Any, None]]) -> None:
+    """Run `body` with a small volume in memory."""
+
+    async def main() -> None:
+        async with SecretRig() as rig:
+            memory = await rig.memory("m", 4096)
+            await rig.create("luks", file="m", size=LENGTH, key_secret="s", **SMALL)
+            node = await rig.add(driver="luks", node_name="l", file="m", key_secret="s")
+            await body(rig, memory, node)
+
+    run(main())
+
+
+async def failure(awaitable: Coroutine[Any, Any, Any]) -> str:
+    with pytest.raises(QmpError) as caught:
+        await awaitable
+    return caught.value.desc
+
+
+# Content
+
+
+@settings(max_examples=25, deadline=None)
+@given(program=conformance.programs(LENGTH))
+def test_like_a_bytearray(program: list[conformance.Step]) -> None:
+    async def body(rig: SecretRig, memory: MemoryDriver, node: Node) -> None:
+        await conformance.check_program(rig, node, program)
+
+    on_volume(body)
+
+
+def test_contract() -> None:
+    async def body(rig: SecretRig, memory: MemoryDriver, node: Node) -> None:
+        await conformance.check_contract(rig, node)
+
+    on_volume(body)
+
+
+@pytest.mark.parametrize("length", [512, 4096, 32768, 65536, LENGTH - 4096])
+def test_nothing_plain_is_stored(length: int) -> None:
+    async def body(rig: SecretRig, memory: MemoryDriver, node: Node) -> None:
+        backend = conformance.attach(rig, node)
+        text = bytearray(b"plainly readable" * (length // 16))
+        await backend.write(4096, memoryview(text))
+        assert b"readable" not in memory.data
+        assert b"readable" in text  # the caller's buffer is the caller's
+        assert await conformance.read(backend, 4096, length) == text
+        await backend.detach()
+
+    on_volume(body)
+
+
+def test_status_and_info() -> None:
+    async def body(rig: SecretRig, memory: MemoryDriver, node: Node) -> None:
+        status = await node.block_status(0, LENGTH)
+        assert (status.length, status.flags) == (LENGTH, ST_DATA | ST_ALLOCATED)
+        info = node.driver.image_info()
+        data = info["format-specific"]["data"]
+        assert info["encrypted"] is True
+        assert (data["cipher-alg"], data["payload-offset"]) == ("aes-128", PAYLOAD)
+        assert data["slots"][0]["stripes"] == 4000
+        assert data["slots"][7] == {"active": False, "key-offset": 4096 + 7 * 65536}
+
+    on_volume(body)
+
+
+def test_resize() -> None:
+    async def body(rig: SecretRig, memory: MemoryDriver, node: Node) -> None:
+        await node.truncate(1 << 20)
+        assert (node.length(), len(memory.data)) == (1 << 20, PAYLOAD + (1 << 20))
+        text = await failure(node.truncate((1 << 63) - 512))
+        assert text == "The requested file size is too large"
+
+    on_volume(body)
+
+
+# Opening
+
+
+@pytest.mark.parametrize(("more", "text"), [
+    ({}, "Parameter 'key-secret' is required for cipher"),
+    ({"key_secret": "nope"}, "No secret with id 'nope'"),
+    ({"key_secret": "t"}, "Invalid password, cannot unlock any keyslot"),
+    ({"key_secret": "raw"}, "Data from secret raw is not valid UTF-8"),
+])  # fmt: skip
+def test_wrong_keys(more: dict[str, str], text: str) -> None:
+    async def body(rig: SecretRig, memory: MemoryDriver, node: Node) -> None:
+        assert await failure(rig.add(driver="luks", node_name="x", file="m", **more)) == text
+
+    on_volume(body)
+
+
+def test_truncated() -> None:
+    async def body(rig: SecretRig, memory: MemoryDriver, node: Node) -> None:
+        await rig.remove("l")
+        del memory.data[PAYLOAD - 512 :]
+        memory.node.length_changed()
+        text = await failure(rig.add(driver="luks", node_name="l", file="m", key_secret="s"))
+        assert text == "Could not refresh total sector count: Input/output error"
+
+    on_volume(body)
+
+
+def test_key_is_dropped() -> None:
+    async def body(rig: SecretRig, memory: MemoryDriver, node: Node) -> None:
+        volume = node.driver._sectors.volume  # type: ignore[attr-defined]
+        await rig.remove("l")
+        assert volume._key == b""
+        assert not volume._free
+
+    on_volume(body)
+
+
+# Making
+
+
+@pytest.mark.parametrize(("options", "text"), [
+    ({"key_secret": None}, "Parameter 'key-secret' is required for cipher"),
+    ({"cipher_alg": "des"}, "Algorithm 'des' not supported"),
+    ({"cipher_alg": "cast5-128"}, "Unsupported cipher mode xts"),
+    ({"ivgen_alg": "essiv", "ivgen_hash_alg": "sha1"}, "No AES cipher with key size 20 available"),
+    ({"size": (1 << 64) - 512}, "The requested file size is too large"),
+])  # fmt: skip
+def test_options_that_make_no_volume(options: dict[str, Any], text: str) -> None:
+    async def main() -> None:
+        async with SecretRig() as rig:
+            await rig.memory("m", 4096)
+            merged = {"size": LENGTH, "key_secret": "s", "iter_time": 0, **options}
+            given = {key: value for key, value in merged.items() if value is not None}
+            assert await failure(rig.create("luks", file="m", **given)) == text
+
+    run(main())
+
+
+# Keys
+
+
+def test_add_and_erase() -> None:
+    async def body(rig: SecretRig, memory: MemoryDriver, node: Node) -> None:
+        await rig.amend("l", state="active", new_secret="t", iter_time=0)
+        await rig.amend("l", state="inactive", old_secret="s")
+        material = bytes(memory.data[4096 : 4096 + 64000])
+        await rig.remove("l")
+        assert "Invalid password" in await failure(
+            rig.add(driver="luks", node_name="l", file="m", key_secret="s")
+        )
+        again = await rig.add(driver="luks", node_name="l", file="m", key_secret="t")
+        slots = again.driver.image_info()["format-specific"]["data"]["slots"]
+        assert [slot["active"] for slot in slots[:3]] == [False, True, False]
+        assert len(set(material)) == 256  # overwritten, not just forgotten
+
+    on_volume(body)
+
+
+REFUSALS: list[tuple[dict[str, Any], str]] = [
+    ({"state": "active"}, "'new-secret' is required to activate a keyslot"),
+    (
+        {"state": "active", "new-secret": "t", "old-secret": "s"},
+        "'old-secret' must not be given when activating keyslots",
+    ),
+    (
+        {"state": "active", "new-secret": "t", "keyslot": 0},
+        "Refusing to overwrite active keyslot 0 - please erase it first",
+    ),
+    (
+        {"state": "active", "new-secret": "t", "keyslot": -1},
+        "Invalid keyslot 4294967295 specified, must be between 0 and 7",
+    ),
+    (
+        {"state": "active", "new-secret": "t", "secret": "t"},
+        "Invalid password, cannot unlock any keyslot",
+    ),
+    ({"state": "active", "new-secret": "nope"}, "No secret with id 'nope'"),
+    (
+        {"state": "inactive"},
+        "To erase keyslot(s), either explicit keyslot index or the password currently contained "
+        "in them must be given",
+    ),
+    (
+        {"state": "inactive", "new-secret": "t"},
+        "'new-secret' must not be given when erasing keyslots",
+    ),
+    (
+        {"state": "inactive", "iter-time": 10},
+        "'iter-time' must not be given when erasing keyslots",
+    ),
+    (
+        {"state": "inactive", "keyslot": -1},
+        "Invalid keyslot -1 specified, must be between 0 and 7",
+    ),
+    ({"state": "inactive", "keyslot": 1}, "Given keyslot 1 is already erased (inactive) "),
+    (
+        {"state": "inactive", "keyslot": 0, "old-secret": "t"},
+        "Given keyslot 0 doesn't contain the given old password for erase operation",
+    ),
+    (
+        {"state": "inactive", "keyslot": 0},
+        "Attempt to erase the only active keyslot 0 which will erase all the data in the image "
+        "irreversibly - refusing operation",
+    ),
+    (
+        {"state": "inactive", "old-secret": "t"},
+        "No keyslots match given (old) password for erase operation",
+    ),
+    (
+        {"state": "inactive", "old-secret": "s"},
+        "All the active keyslots match the (old) password that was given and erasing them will "
+        "erase all the data in the image irreversibly - refusing operation",
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "text"), REFUSALS)
+def test_refused_changes_of_keys(options: dict[str, Any], text: str) -> None:
+    async def body(rig: SecretRig, memory: MemoryDriver, node: Node) -> None:
+        before = bytes(memory.data)
+        assert await failure(rig.amend("l", **options)) == text
+        assert memory.data == before
+
+    on_volume(body)
+
+
+def test_force() -> None:
+    async def body(rig: SecretRig, memory: MemoryDriver, node: Node) -> None:
+        await rig.amend("l", force=True, state="inactive", keyslot=0)
+        text = await failure(rig.amend("l", state="active", new_secret="s", iter_time=0))
+        assert text == "Invalid password, cannot unlock any keyslot"
+
+    on_volume(body)
+
+
+# The real tools
+
+SECRET = "secret,id=s,data=one"
+
+
+def tool(*command: str | Path, stdin: str | None = None) -> str:
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+async def open_file(rig: SecretRig, path: Path) -> Node:
+    return await rig.add(
+        driver="luks", node_name="l", key_secret="s",
+        file={"driver": "file", "filename": str(path)},
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cipher", CIPHERS, ids=lambda one: one.get("cipher-alg", "default"))
+def test_interop_with_qemu_img(cipher: dict[str, str], tmp_path: Path) -> None:
+    need("qemu-img")
+    theirs, ours, raw = tmp_path / "theirs", tmp_path / "ours", tmp_path / "raw"
+    content = os.urandom(LENGTH)
+    raw.write_bytes(content)
+    options = "".join(f",{key}={value}" for key, value in cipher.items())
+    tool(
+        "qemu-img", "create", "-q", "-f", "luks", "--object", SECRET, "-o",
+        f"key-secret=s,iter-time=10{options}", theirs, str(LENGTH),
+    )  # fmt: skip
+
+    def target(path: Path) -> str:
+        return f"driver=luks,key-secret=s,file.filename={path}"
+
+    tool(
+        "qemu-img", "convert", "-n", "--object", SECRET, "--target-image-opts",
+        raw, target(theirs),
+    )  # fmt: skip
+
+    async def main() -> None:
+        async with SecretRig() as rig:
+            backend = conformance.attach(rig, await open_file(rig, theirs))
+            assert await conformance.read_all(backend) == content
+            await backend.detach()
+            await rig.remove("l")
+            ours.touch()
+            await rig.create(
+                "luks", file={"driver": "file", "filename": str(ours)}, size=LENGTH,
+                key_secret="s", iter_time=0, **cipher,
+            )  # fmt: skip
+            backend = conformance.attach(rig, await open_file(rig, ours))
+            await backend.write(0, memoryview(bytearray(content)))
+            await backend.detach()
+
+    run(main())
+    tool(
+        "qemu-img", "compare", "--object", SECRET, "--image-opts",
+        f"driver=raw,file.filename={raw}", target(ours),
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_interop_with_cryptsetup(tmp_path: Path) -> None:
+    """Each knows the other's passwords; the content would need the device mapper."""
+    need("cryptsetup")
+    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
+    theirs.write_bytes(bytes(4 << 20))
+    tool(
+        "cryptsetup", "luksFormat", "-q", "--type", "luks1", "--pbkdf-force-iterations", "1000",
+        "--key-file", "-", theirs, stdin="one",
+    )  # fmt: skip
+
+    async def main() -> None:
+        async with SecretRig() as rig:
+            await open_file(rig, theirs)
+            await rig.amend("l", state="active", new_secret="t", iter_time=0)
+            ours.touch()
+            await rig.create(
+                "luks", file={"driver": "file", "filename": str(ours)}, size=LENGTH,
+                key_secret="s", iter_time=0,
+            )  # fmt: skip
+
+    run(main())
+    for path, password in ((theirs, "one"), (theirs, "two"), (ours, "one")):
+        tool(
+            "cryptsetup", "open", "--test-passphrase", "--type", "luks1", "--key-file", "-", path,
+            stdin=password,
+        )  # fmt: skip
+    assert "xts-plain64" in tool("cryptsetup", "luksDump", ours)
