@@ -16,15 +16,12 @@ key, so it has no repr that would show one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: What can be read as bytes: bytes, bytearray, memoryview, numpy array.
-Readable: TypeAlias = "bytes | bytearray | memoryview"
-#: What can be written as bytes.
-Writable: TypeAlias = "bytearray | memoryview"
+    from qsd.crypto.buffers import Readable, Writable
 
 #: Bytes that an output buffer must have beyond the data (the library asks for it).
 SLACK: Final = 16

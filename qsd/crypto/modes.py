@@ -23,12 +23,14 @@ An engine works in buffers of its own and serves one thread at a time.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from qsd.crypto.cipher import ALGORITHMS, SLACK, make_ecb
 
 if TYPE_CHECKING:
-    from qsd.crypto.cipher import Ecb, Readable, Writable
+    from qsd.crypto.buffers import Readable, Writable
+    from qsd.crypto.cipher import Ecb
     from qsd.crypto.ivgen import IvGen
 
 #: Bytes; the unit of encryption.
@@ -49,15 +51,6 @@ class Engine(Protocol):
 
     def decrypt(self, first: int, data: Readable, out: Writable) -> None:
         """Decrypt whole sectors from number `first` on; `out` may be the same memory as `data`."""
-
-
-def load_numpy() -> Any:
-    """Return the module numpy, or None."""
-    try:
-        import numpy as np
-    except ImportError:
-        return None
-    return np
 
 
 def make_engine(mode: str, name: str, key: bytes, ivgen: IvGen | None, numpy: Any) -> Engine:
@@ -89,7 +82,7 @@ def make_engine(mode: str, name: str, key: bytes, ivgen: IvGen | None, numpy: An
     return Ctr(ecb, block_length, ivgen)
 
 
-class _Rows:
+class _Rows(ABC):
     """Cuts what comes into rows."""
 
     __slots__ = ()
@@ -119,10 +112,11 @@ class _Rows:
                 encrypting=encrypting,
             )
 
+    @abstractmethod
     def _row(
         self, first: int, count: int, data: Readable, out: Writable, *, encrypting: bool
     ) -> None:
-        raise NotImplementedError
+        """Work on at most ROW_SECTORS sectors."""
 
 
 class EcbRows(_Rows):

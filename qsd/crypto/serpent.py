@@ -17,8 +17,10 @@ from functools import reduce
 from operator import xor
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
+from qsd.crypto.buffers import load_numpy
+
 if TYPE_CHECKING:
-    from qsd.crypto.cipher import Readable, Writable
+    from qsd.crypto.buffers import Readable, Writable
 
 #: "Appendix A.5: S-boxes".
 _TABLES: Final = (
@@ -185,8 +187,6 @@ class Serpent:
     __slots__ = ("_keys", "_np")
 
     def __init__(self, key: bytes) -> None:
-        from qsd.crypto.modes import load_numpy
-
         self._keys = _expand(key)
         self._np = load_numpy()
 

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from qsd.crypto.buffers import load_numpy
+
 if TYPE_CHECKING:
-    from qsd.crypto.cipher import Readable, Writable
+    from qsd.crypto.buffers import Readable, Writable
 
 _WORD: Final = 0xFFFFFFFF
 _ROUNDS: Final = 16
@@ -116,8 +118,6 @@ class Twofish:
     __slots__ = ("_array_tables", "_keys", "_np", "_tables")
 
     def __init__(self, key: bytes) -> None:
-        from qsd.crypto.modes import load_numpy
-
         words = [key[at : at + 4] for at in range(0, len(key), 4)]
         even, odd = words[0::2], words[1::2]
         self._keys: list[int] = []

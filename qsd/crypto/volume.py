@@ -6,11 +6,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from qsd.crypto.buffers import load_numpy
 from qsd.crypto.ivgen import make_ivgen
-from qsd.crypto.modes import load_numpy, make_engine
+from qsd.crypto.modes import make_engine
 
 if TYPE_CHECKING:
-    from qsd.crypto.cipher import Readable, Writable
+    from qsd.crypto.buffers import Readable, Writable
     from qsd.crypto.modes import Engine
 
 

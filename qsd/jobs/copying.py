@@ -21,6 +21,7 @@ the frontier; chunks that are done already are not done again.
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final
 
 from qsd.aio import eager
@@ -146,13 +147,14 @@ class Workers:
         self._check()
 
 
-class ChunkedJob(BlockJob):
+class ChunkedJob(BlockJob, ABC):
     """A block job that goes over a range once; see the module's docstring."""
 
-    __slots__ = ("_done", "_failures", "_frontier", "_position", "_speed_limit", "_workers")
+    __slots__ = ("_ahead", "_done", "_failures", "_frontier", "_position", "_speed_limit", "_workers")
 
     # What subclasses fill in
 
+    @abstractmethod
     async def look(self, offset: int, length: int) -> tuple[int, bool]:
         """Find out what to do with the start of a range.
 
@@ -162,15 +164,14 @@ class ChunkedJob(BlockJob):
         Raises:
             OSError: It cannot be found out; counts as a failure to read.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     async def treat(self, offset: int, length: int) -> None:
         """Do the work on a chunk.
 
         Raises:
             CopyError: It failed.
         """
-        raise NotImplementedError
 
     def ignored(self, offset: int, cause: OSError) -> bool:
         """Learn of an error that the user wants to be ignored; return whether to go on behind it.
@@ -193,6 +194,7 @@ class ChunkedJob(BlockJob):
         self._done: dict[int, int] = {}
         self._failures: list[tuple[CopyError, int, int]] = []
         self._frontier = self._position = 0
+        self._ahead = CHUNK
         self.set_remaining(length)
         while self._frontier < length:
             if self._failures:
@@ -226,10 +228,12 @@ class ChunkedJob(BlockJob):
             self._position += self._done[offset]
             return
         try:
-            count, needed = await self.look(offset, min(LOOK_AHEAD, length - offset))
+            count, needed = await self.look(offset, min(self._ahead, length - offset))
         except OSError as exc:
             self._failures.append((CopyError(True, offset, exc), offset, CHUNK))
             return
+        # Looking far costs time where there is much, and saves it where there is nothing.
+        self._ahead = CHUNK if needed else LOOK_AHEAD
         if not needed:
             self._position += count
             self._finished(offset, count)

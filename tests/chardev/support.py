@@ -73,7 +73,7 @@ def inet(host: str, port: str, **more: Any) -> dict[str, Any]:
 async def until(condition: Callable[[], object]) -> None:
     """Let the loop run until `condition` holds, for what nobody announces."""
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0.001)
 
 

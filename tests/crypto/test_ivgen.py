@@ -8,9 +8,9 @@ from hashlib import sha256
 
 import pytest
 
+from qsd.crypto.buffers import load_numpy
 from qsd.crypto.cipher import make_ecb
 from qsd.crypto.ivgen import essiv_algorithm, make_ivgen
-from qsd.crypto.modes import load_numpy
 
 BIG = (1 << 32) + 5
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
+from qsd.crypto.buffers import load_numpy
 from qsd.crypto.ivgen import make_ivgen
-from qsd.crypto.modes import ROW_SECTORS, SECTOR, Engine, load_numpy, make_engine
+from qsd.crypto.modes import ROW_SECTORS, SECTOR, Engine, make_engine
 
 WAYS = [None, load_numpy()]
 COUNTS = [1, 2, 7, ROW_SECTORS, ROW_SECTORS + 3]

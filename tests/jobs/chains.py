@@ -122,7 +122,7 @@ class World(Daemon):
 
     async def chain(self) -> list[Node]:
         """Make base <- mid <- top with different data in each; return them from the top."""
-        nodes = []
+        nodes: list[Node] = []
         for number, (name, backing) in enumerate(
             [("base", None), ("mid", "base"), ("top", "mid")]
         ):

@@ -177,7 +177,7 @@ def test_what_becomes_of_a_bitmap(mode: str, fails: bool) -> None:
         job = await world.start(
             sync="bitmap", bitmap="b", bitmap_mode=mode, x_perf={"max-workers": 1}
         )
-        assert bitmap.busy
+        assert [bitmap.busy] == [True]
         await world.write(8 * CLUSTER, 10, 2)
         await job.wait_end()
         assert (job.error is not None) is fails

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -123,13 +124,14 @@ def test_a_read_only_base_is_writable_for_the_time_of_the_job() -> None:
 def test_what_it_refuses() -> None:
     async def story(world: World) -> None:
         await world.chain()
-        for arguments, text in [
+        cases: list[tuple[dict[str, Any], str]] = [
             ({"speed": -1}, "Parameter 'speed' expects a non-negative value"),
             ({"top_node": "base"}, "cannot commit an image into itself"),
             ({"top_node": "base", "base_node": "mid"}, "'mid' is not in this backing file chain"),
             ({"top_node": "mid", "filter_node_name": "mid"}, "Duplicate nodes"),
             ({"backing_file": "x"}, "'backing-file' specified, but 'top' is the active layer"),
-        ]:
+        ]
+        for arguments, text in cases:
             before = world.edges()
             with pytest.raises(QmpError, match=text):
                 await world.qmp("block-commit", job_id="j", device="top", **arguments)

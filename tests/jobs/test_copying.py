@@ -37,7 +37,7 @@ class Walker(ChunkedJob):
         self.treated: list[int] = []
         self.at_once = 0
         self.most = 0
-        self.fail: dict[int, int] = {}
+        self.failing: dict[int, int] = {}
         self.skip = False
         self.unseen: set[int] = set()
         super().__init__(world.registry, nothing, "j", auto_dismiss=False, **options)
@@ -57,8 +57,8 @@ class Walker(ChunkedJob):
         self.most = max(self.most, self.at_once)
         await asyncio.sleep(0.001)
         self.at_once -= 1
-        if self.fail.get(offset, 0):
-            self.fail[offset] -= 1
+        if self.failing.get(offset, 0):
+            self.failing[offset] -= 1
             raise CopyError(False, offset, os_error(errno.ENOSPC))
         self.treated.append(offset)
 
@@ -88,7 +88,7 @@ def test_every_chunk_is_treated_once_and_several_at_a_time() -> None:
 def test_a_failure_shows_as_if_chunks_came_one_by_one() -> None:
     async def story(world: JobWorld) -> None:
         job = Walker(world, 40 * MIB)
-        job.fail = {4 * MIB: 1, 4 * MIB + CHUNK: 1, 6 * MIB: 1}
+        job.failing = {4 * MIB: 1, 4 * MIB + CHUNK: 1, 6 * MIB: 1}
         job.start()
         await finish(job)
         assert job.progress_current == 4 * MIB
@@ -104,7 +104,7 @@ def test_ignoring_tries_again_or_goes_on(skip: bool) -> None:
     async def story(world: JobWorld) -> None:
         job = Walker(world, 10 * MIB, "ignore")
         job.skip = skip
-        job.fail = {4 * MIB: 2}
+        job.failing = {4 * MIB: 2}
         job.unseen = {6 * MIB}
         job.start()
         await finish(job)
@@ -119,7 +119,7 @@ def test_ignoring_tries_again_or_goes_on(skip: bool) -> None:
 def test_stopping_pauses_until_the_user_resumes() -> None:
     async def story(world: JobWorld) -> None:
         job = Walker(world, 10 * MIB, "stop")
-        job.fail = {2 * MIB: 1}
+        job.failing = {2 * MIB: 1}
         job.start()
         while job.status != "paused":
             await asyncio.sleep(0.01)

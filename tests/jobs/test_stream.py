@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -127,12 +128,13 @@ def test_stop_waits_for_the_user() -> None:
 def test_what_it_refuses() -> None:
     async def story(world: World) -> None:
         await world.chain()
-        for arguments, text in [
+        cases: list[tuple[dict[str, Any], str]] = [
             ({"speed": -1}, "Parameter 'speed' expects a non-negative value"),
             ({"base_node": "top"}, "Node 'top' is not a backing image of 'top'"),
             ({"filter_node_name": "mid"}, "Could not create node: Duplicate nodes"),
             ({"backing_file": "x"}, "backing file specified, but streaming the entire chain"),
-        ]:
+        ]
+        for arguments, text in cases:
             before = world.edges()
             with pytest.raises(QmpError, match=text):
                 await world.qmp("block-stream", job_id="j", device="top", **arguments)

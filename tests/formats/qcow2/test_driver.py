@@ -16,10 +16,12 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from qsd.aio.loop import run
+from qsd.block.dirty import bitmaps_of
 from qsd.block.mapping import MAY_UNMAP, NO_FALLBACK, ST_ALLOCATED, ST_DATA, ST_OFFSET, ST_ZERO
 from qsd.block.node import Node
 from qsd.block.reopen import reopen
 from qsd.errors import QmpError
+from qsd.formats.qcow2.bitmaps import FLAG_IN_USE
 from qsd.formats.qcow2.driver import Qcow2Driver
 from qsd.qapi.convert import from_json
 from qsd.qapi.schema.block_options import BlockdevOptions
@@ -464,21 +466,26 @@ def test_reopen_changes_caches_and_writability(tmp_path: Path) -> None:
     check(path)
 
 
-def test_bitmaps_are_invalid_after_a_write_and_kept_without(tmp_path: Path) -> None:
+def test_bitmaps_are_in_use_while_they_may_change(tmp_path: Path) -> None:
     need("qemu-img")
     path = make(tmp_path / "image", "1M")
     tool("qemu-img", "bitmap", "--add", path, "b0")
 
     async def main(write: bool) -> None:
         async with rig() as graph:
-            node = await add_image(graph, path)
+            node = await add_image(graph, path, read_only=not write)
             if write:
                 await node.write(0, memoryview(b"a"))
+            driver = node.driver
+            assert isinstance(driver, Qcow2Driver)
+            assert [entry.flags & FLAG_IN_USE for entry in driver.bitmaps] == [write * FLAG_IN_USE]
+            (bitmap,) = bitmaps_of(node)
+            assert bitmap.bits.dirty_bytes() == (bitmap.granularity if write else 0)
 
     run(main(write=False))
     assert "in-use" not in tool("qemu-img", "info", path)
     run(main(write=True))
-    assert "in-use" in tool("qemu-img", "info", path)
+    assert "in-use" not in tool("qemu-img", "info", path)
     check(path)
 
 

@@ -1,0 +1,21 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""What ciphers work on, and the library that works on many blocks at once where it is installed."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+#: What can be read as bytes: bytes, bytearray, memoryview, numpy array.
+Readable: TypeAlias = "bytes | bytearray | memoryview"
+#: What can be written as bytes.
+Writable: TypeAlias = "bytearray | memoryview"
+
+
+def load_numpy() -> Any:
+    """Return the module numpy, or None."""
+    try:
+        import numpy as np
+    except ImportError:
+        return None
+    return np
