@@ -43,7 +43,7 @@ def check_authority(certificate: x509.Certificate, name: str) -> None:
     Raises:
         QmpError: It is not fit.
     """
-    _check_validity(certificate, name)
+    _check_validity(certificate, f"The CA certificate {name}")
     if not _is_authority(certificate):
         raise QmpError(f"The certificate {name} basic constraints do not show a CA")
     usage = _extension(certificate, x509.KeyUsage)
@@ -62,7 +62,7 @@ def check_leaf(certificate: x509.Certificate, name: str, role: str) -> None:
     Raises:
         QmpError: It is not fit.
     """
-    _check_validity(certificate, name)
+    _check_validity(certificate, f"The {role} certificate {name}")
     if _is_authority(certificate):
         raise QmpError(
             f"The certificate {name} basic constraints show a CA, but we need one for a {role}"
@@ -118,12 +118,12 @@ def _issued(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
     return True
 
 
-def _check_validity(certificate: x509.Certificate, name: str) -> None:
+def _check_validity(certificate: x509.Certificate, what: str) -> None:
     now = dt.datetime.now(dt.UTC)
     if certificate.not_valid_after_utc < now:
-        raise QmpError(f"The certificate {name} has expired")
+        raise QmpError(f"{what} has expired")
     if certificate.not_valid_before_utc > now:
-        raise QmpError(f"The certificate {name} is not yet active")
+        raise QmpError(f"{what} is not yet active")
 
 
 def _is_authority(certificate: x509.Certificate) -> bool:

@@ -28,11 +28,11 @@ _SETS: Final = {
     "SECURE256": "AES256:CHACHA20:!aNULL",
 }
 _VERSIONS: Final = {
-    "VERS-TLS1.0": ssl.OP_NO_TLSv1,
-    "VERS-TLS1.1": ssl.OP_NO_TLSv1_1,
-    "VERS-TLS1.2": ssl.OP_NO_TLSv1_2,
-    "VERS-TLS1.3": ssl.OP_NO_TLSv1_3,
+    "VERS-TLS1.2": ssl.TLSVersion.TLSv1_2,
+    "VERS-TLS1.3": ssl.TLSVersion.TLSv1_3,
 }
+#: Versions that are never spoken here, so forbidding them changes nothing.
+_OLD_VERSIONS: Final = frozenset({"VERS-TLS1.0", "VERS-TLS1.1", "VERS-SSL3.0"})
 _ALL_VERSIONS: Final = frozenset({"VERS-ALL", "VERS-TLS-ALL"})
 _EXCHANGES: Final = frozenset({"ANON-DH", "ANON-ECDH", "PSK", "DHE-PSK", "ECDHE-PSK"})
 #: Switches whose effect OpenSSL has anyway, or whose subject it does not have.
@@ -60,6 +60,7 @@ def apply_priority(context: ssl.SSLContext, priority: str, *, ciphers: str | Non
     if first not in _SETS:
         raise QmpError(f"Unable to set TLS session priority {priority}: The request is invalid.")
     context.set_ciphers(ciphers or _SETS[first])
+    allowed = set(_VERSIONS.values())
     for word in words:
         if word in _SWITCHES:
             if word == "%SERVER_PRECEDENCE":
@@ -68,21 +69,27 @@ def apply_priority(context: ssl.SSLContext, priority: str, *, ciphers: str | Non
                 context.options |= ssl.OP_NO_TICKET
             continue
         sign, name = word[:1], word[1:]
-        if sign not in ("+", "-", "!"):
-            name = ""
-        if name in _ALL_VERSIONS:
-            flags = list(_VERSIONS.values())
-        elif name in _VERSIONS:
-            flags = [_VERSIONS[name]]
-        elif name in _EXCHANGES and sign == "+":
+        if sign == "+" and (name in _EXCHANGES or name in _ALL_VERSIONS or name in _VERSIONS):
+            allowed.update(_versions(name))
+        elif sign in ("-", "!") and name in _OLD_VERSIONS:
             continue
+        elif sign in ("-", "!") and (name in _ALL_VERSIONS or name in _VERSIONS):
+            allowed.difference_update(_versions(name))
         else:
             raise QmpError(
                 f"Unable to set TLS session priority {priority}: "
                 f"'{word}' has no counterpart in OpenSSL"
             )
-        for flag in flags:
-            if sign == "+":
-                context.options &= ~flag
-            else:
-                context.options |= flag
+    if context.maximum_version == ssl.TLSVersion.TLSv1_2:
+        allowed.discard(ssl.TLSVersion.TLSv1_3)  # anonymous key exchange goes no further
+    if not allowed:
+        raise QmpError(
+            f"Unable to set TLS session priority {priority}: no protocol version is left"
+        )
+    context.minimum_version, context.maximum_version = min(allowed), max(allowed)
+
+
+def _versions(name: str) -> list[ssl.TLSVersion]:
+    if name in _ALL_VERSIONS:
+        return list(_VERSIONS.values())
+    return [_VERSIONS[name]] if name in _VERSIONS else []

@@ -273,6 +273,8 @@ class TlsCredsPsk(TlsCreds):
 
     def context(self) -> ssl.SSLContext:
         """Return the one context; it is shared by all connections."""
+        import ssl
+
         from qsd.net.tls_psk import serve_keys, use_key
 
         if self._context is None:
@@ -285,6 +287,7 @@ class TlsCredsPsk(TlsCreds):
                 self._kept = use_key(context, user, self.find_key(user) or b"")
             self.load_dh_params(context)
             self._context = context
+        self._context.maximum_version = ssl.TLSVersion.MAXIMUM_SUPPORTED
         return self._context
 
 
@@ -386,6 +389,8 @@ class TlsCredsX509(TlsCreds):
         context = self._context
         if context is None:
             raise QmpError("TLS credentials are not loaded")
+        # Whatever another priority string has left.
+        context.maximum_version = ssl.TLSVersion.MAXIMUM_SUPPORTED
         context.check_hostname = not self.is_server and self.verify_peer
         context.verify_mode = ssl.CERT_REQUIRED if self.verify_peer else ssl.CERT_NONE
         return context

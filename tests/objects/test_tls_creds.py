@@ -1,27 +1,30 @@
 # SPDX-FileCopyrightText: The qsd authors
 # SPDX-License-Identifier: MIT
-"""TLS credentials: declared, and refused with one clear message."""
+"""TLS credentials: their files, and who is let in by them."""
 
 from __future__ import annotations
+
+import shutil
+import socket
+from pathlib import Path
 
 import pytest
 
 from qsd.aio.loop import run
-from qsd.errors import QmpError
-from qsd.objects.tls_creds import TlsCreds, TlsCredsX509
+from qsd.aio.tasks import TaskOwner
+from qsd.errors import QmpError, QsdError
+from qsd.net.tls import TlsSocket
+from qsd.objects.tls_creds import ServerTls, TlsCreds, TlsCredsX509, find_creds
 from qsd.objects.tree import ObjectTree
-from qsd.qapi.schema.crypto import TlsCredsProperties, TlsCredsX509Properties
-
-KINDS = ["tls-cipher-suites", "tls-creds-anon", "tls-creds-psk", "tls-creds-x509"]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_refused(kind: str) -> None:
-    tree = ObjectTree()
-    with pytest.raises(QmpError) as caught:
-        run(tree.create(kind, "t", TlsCredsProperties(dir="/x", priority="NORMAL")))
-    assert caught.value.desc == f"object type '{kind}' is not supported yet: there is no TLS"
-    assert tree.find("t") is None
+from qsd.qapi.convert import from_json
+from qsd.qapi.model import Struct
+from qsd.qapi.schema.authz import AuthZSimpleProperties
+from qsd.qapi.schema.crypto import (
+    TlsCredsAnonProperties,
+    TlsCredsPskProperties,
+    TlsCredsX509Properties,
+)
+from tests.support.certificates import make_directories
 
 
 @pytest.mark.parametrize(
@@ -60,3 +63,156 @@ def test_messages_of_users() -> None:
         tree.resolve("zz", TlsCreds)
     with pytest.raises(QmpError, match=r"^Object with id 'io' is not TLS credentials$"):
         tree.resolve("io", TlsCreds)
+
+
+async def meet(server: ServerTls, client: TlsCreds, hostname: str | None) -> TlsSocket:
+    """Let a client in; return the server's side."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    tasks = TaskOwner("test", lambda _name, _exc: None)
+    try:
+
+        async def connect() -> None:
+            await client.connector(hostname)(theirs)
+
+        other = tasks.spawn(connect(), "client")
+        accepted = await server.accept(ours)
+        await other
+        return accepted
+    finally:
+        await tasks.close()
+        theirs.close()
+        ours.close()
+
+
+async def both(tree: ObjectTree, kind: str, server: Struct, client: Struct) -> None:
+    await tree.create(kind, "s", server)
+    await tree.create(kind, "c", client)
+
+
+def x509(endpoint: str, place: str, **more: object) -> TlsCredsX509Properties:
+    return from_json(TlsCredsX509Properties, {"endpoint": endpoint, "dir": place, **more})
+
+
+def test_certificates_and_authorization(tmp_path: Path) -> None:
+    server_dir, client_dir = make_directories(tmp_path)
+
+    async def main() -> None:
+        tree = ObjectTree()
+        await both(tree, "tls-creds-x509", x509("server", server_dir), x509("client", client_dir))
+        server, client = find_creds(tree, "s", "server"), find_creds(tree, "c", "client")
+        await meet(ServerTls(tree, server, None), client, "localhost")
+        with pytest.raises(QmpError, match=r"^Cannot find QAuthZ object ID z$"):
+            await meet(ServerTls(tree, server, "z"), client, "localhost")
+        await tree.create("authz-simple", "z", AuthZSimpleProperties(identity="CN=bob"))
+        with pytest.raises(QmpError, match=r"^TLS x509 authz check for CN=alice is denied$"):
+            await meet(ServerTls(tree, server, "z"), client, "localhost")
+        await tree.create("authz-simple", "y", AuthZSimpleProperties(identity="CN=alice"))
+        await meet(ServerTls(tree, server, "y"), client, "localhost")
+        with pytest.raises((QsdError, OSError)):
+            await meet(ServerTls(tree, server, None), client, "elsewhere")
+
+    run(main())
+
+
+def test_only_the_authority_is_needed_by_a_client(tmp_path: Path) -> None:
+    server_dir, client_dir = make_directories(tmp_path)
+    for name in ("client-cert.pem", "client-key.pem"):
+        Path(client_dir, name).unlink()
+
+    async def main() -> None:
+        tree = ObjectTree()
+        await both(tree, "tls-creds-x509", x509("server", server_dir), x509("client", client_dir))
+        server, client = find_creds(tree, "s", "server"), find_creds(tree, "c", "client")
+        with pytest.raises(QmpError, match="did not return a certificate"):
+            await meet(ServerTls(tree, server, None), client, "localhost")
+        server.verify_peer = False
+        await meet(ServerTls(tree, server, None), client, "localhost")
+
+    run(main())
+
+
+def test_keys(tmp_path: Path) -> None:
+    (tmp_path / "keys.psk").write_text("# comment\nalice:00112233445566778899aabbccddeeff\n")
+
+    async def main() -> None:
+        tree = ObjectTree()
+        server = TlsCredsPskProperties(dir=str(tmp_path), endpoint="server")
+        client = TlsCredsPskProperties(dir=str(tmp_path), endpoint="client", username="alice")
+        await both(tree, "tls-creds-psk", server, client)
+        await meet(
+            ServerTls(tree, find_creds(tree, "s", "server"), None),
+            find_creds(tree, "c", "client"),
+            None,
+        )
+        with pytest.raises(QmpError, match=r"^Username qemu not found in PSK file "):
+            await tree.create("tls-creds-psk", "d", TlsCredsPskProperties(dir=str(tmp_path)))
+
+    run(main())
+
+
+def test_nobody_knows_whom() -> None:
+    async def main() -> None:
+        tree = ObjectTree()
+        await both(
+            tree,
+            "tls-creds-anon",
+            TlsCredsAnonProperties(endpoint="server"),
+            TlsCredsAnonProperties(endpoint="client"),
+        )
+        await meet(
+            ServerTls(tree, find_creds(tree, "s", "server"), None),
+            find_creds(tree, "c", "client"),
+            None,
+        )
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("ca-cert.pem", "Unable to import CA certificate list {}/ca-cert.pem"),
+        (
+            "server-cert.pem",
+            "Unable to import server certificate {}/server-cert.pem: "
+            "Base64 unexpected header error.",
+        ),
+        (
+            "server-key.pem",
+            "Cannot load certificate '{0}/server-cert.pem' & key '{0}/server-key.pem': "
+            "The requested data were not available.",
+        ),
+        ("ca-crl.pem", "Cannot load CRL '{}/ca-crl.pem': Base64 decoding error."),
+        (
+            "dh-params.pem",
+            "Unable to load DH parameters from {}/dh-params.pem: Base64 unexpected header error.",
+        ),
+    ],
+)
+def test_damaged_files(name: str, message: str, tmp_path: Path) -> None:
+    place, _ = make_directories(tmp_path)
+    Path(place, name).write_text("garbage\n")
+    with pytest.raises(QmpError) as caught:
+        run(ObjectTree().create("tls-creds-x509", "t", x509("server", place)))
+    assert caught.value.desc == message.format(place)
+
+
+def test_key_of_another(tmp_path: Path) -> None:
+    place, other = make_directories(tmp_path)
+    shutil.copy(f"{other}/client-key.pem", f"{place}/server-key.pem")
+    with pytest.raises(QmpError, match="The certificate and the given key do not match"):
+        run(ObjectTree().create("tls-creds-x509", "t", x509("server", place)))
+
+
+def test_wrong_endpoint(tmp_path: Path) -> None:
+    place, _ = make_directories(tmp_path)
+
+    async def main() -> None:
+        tree = ObjectTree()
+        await tree.create("tls-creds-x509", "s", x509("server", place))
+        with pytest.raises(QmpError, match=r"^Expected TLS credentials for a client endpoint$"):
+            find_creds(tree, "s", "client")
+
+    run(main())

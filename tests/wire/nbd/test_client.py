@@ -1,0 +1,167 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""The client's handshake, mostly against the server's."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable, Sequence
+
+import pytest
+
+from qsd.errors import QmpError
+from qsd.wire.nbd import client, handshake
+from qsd.wire.nbd import messages as nbd
+
+
+class Offer:
+    name = "x"
+    description = None
+    size = 4096
+    flags = nbd.FLAGS_WRITABLE
+    minimum_block = 512
+    contexts: Sequence[tuple[int, str]] = ((0, "base:allocation"), (2, "qemu:dirty-bitmap:b"))
+
+
+class Directory:
+    def find(self, name: str) -> Offer | None:
+        return Offer() if name == "x" else None
+
+    def offers(self) -> Iterable[Offer]:
+        return [Offer()]
+
+
+def play(ours: client.ClientHandshake, theirs: handshake.ServerHandshake, step: int = 1000) -> None:
+    """Carry bytes to and fro until nobody has anything to say."""
+    while True:
+        out = theirs.take_output()
+        for at in range(0, len(out), step):
+            ours.receive(out[at : at + step])
+        answer = ours.take_output()
+        if answer:
+            theirs.receive(answer)
+        elif not out:
+            return
+
+
+@pytest.mark.parametrize("step", [1, 7, 1000])
+def test_agreement(step: int) -> None:
+    ours = client.ClientHandshake("x")
+    play(ours, handshake.ServerHandshake(Directory()), step)
+    assert ours.phase == client.DONE
+    found = ours.agreement
+    assert found is not None
+    assert (found.size, found.structured, found.context_id) == (4096, True, 0)
+    assert found.flags == nbd.FLAGS_WRITABLE | nbd.FLAG_SEND_DF
+    assert (found.min_block, found.max_block) == (512, nbd.MAX_REQUEST)
+
+
+def test_other_context() -> None:
+    ours = client.ClientHandshake("x", context="qemu:dirty-bitmap:b")
+    play(ours, handshake.ServerHandshake(Directory()))
+    assert ours.agreement is not None
+    assert ours.agreement.context_id == 2
+
+
+def test_unknown_export() -> None:
+    with pytest.raises(QmpError, match=r"^Requested export not available$") as caught:
+        play(client.ClientHandshake("y"), handshake.ServerHandshake(Directory()))
+    assert caught.value.hint is not None
+    assert caught.value.hint.startswith("server reported: ")
+
+
+def test_tls_is_required_by_the_server() -> None:
+    server = handshake.ServerHandshake(Directory(), tls_required=True)
+    with pytest.raises(QmpError, match=r"^Server requires TLS for option 8 \(structured reply\)$"):
+        play(client.ClientHandshake("x"), server)
+
+
+def test_tls_first() -> None:
+    ours = client.ClientHandshake("x", tls=True)
+    theirs = handshake.ServerHandshake(Directory(), tls_required=True)
+    play(ours, theirs)
+    assert (ours.phase, theirs.phase) == (client.TLS, handshake.TLS)
+    theirs.tls_started()
+    ours.tls_started()
+    play(ours, theirs)
+    assert ours.phase == client.DONE
+
+
+def greeting(flags: int = 3) -> bytes:
+    return nbd.GREETING.pack(nbd.NBDMAGIC, nbd.IHAVEOPT, flags)
+
+
+def test_bytes_before_tls_are_refused() -> None:
+    ours = client.ClientHandshake("x", tls=True)
+    ours.receive(greeting())
+    with pytest.raises(QmpError, match="before TLS was started"):
+        ours.receive(nbd.option_reply(nbd.OPT_STARTTLS, nbd.REP_ACK) + b"injected")
+    assert ours.phase == client.FAILED
+
+
+def test_server_without_new_options() -> None:
+    ours = client.ClientHandshake("x")
+    ours.receive(greeting())
+    ours.receive(nbd.option_reply(nbd.OPT_STRUCTURED_REPLY, nbd.REP_ERR_UNSUP))
+    ours.receive(nbd.option_reply(nbd.OPT_GO, nbd.REP_ERR_UNSUP))
+    assert ours.phase == client.NAME
+    ours.receive(nbd.EXPORT_NAME_REPLY.pack(1024, nbd.FLAG_HAS_FLAGS) + b"rest")
+    assert ours.agreement == client.Agreement(1024, nbd.FLAG_HAS_FLAGS)
+    assert ours.take_rest() == b"rest"
+
+
+def test_oldstyle() -> None:
+    ours = client.ClientHandshake("")
+    ours.receive(nbd.NBDMAGIC + nbd.OLDSTYLE_MAGIC + nbd.OLDSTYLE_REPLY.pack(512, 5))
+    assert ours.agreement == client.Agreement(512, 5)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"HTTP/1.1 200 OK\r\n", "Bad initial magic received: 0x485454502f312e31"),
+        (b"NBDMAGICxxxxxxxx", "Bad server magic received: 0x7878787878787878"),
+        (b"NBDMAGIC" + nbd.OLDSTYLE_MAGIC, "Server does not support non-empty export names"),
+    ],
+)
+def test_no_such_server(data: bytes, message: str) -> None:
+    with pytest.raises(QmpError) as caught:
+        client.ClientHandshake("x").receive(data)
+    assert caught.value.desc == message
+
+
+def info(*fields: int) -> bytes:
+    return nbd.option_reply(nbd.OPT_GO, nbd.REP_INFO, nbd.INFO_BLOCK_SIZE_REPLY.pack(3, *fields))
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        info(3, 4096, 4096),
+        info(0, 4096, 4096),
+        info(1 << 20, 1 << 20, 1 << 20),
+        info(512, 256, 4096),
+        nbd.option_reply(nbd.OPT_GO, nbd.REP_ACK),
+        nbd.option_reply(nbd.OPT_GO, nbd.REP_INFO, b"\0"),
+        nbd.option_reply(nbd.OPT_GO, nbd.REP_INFO, b"\0\0\0"),
+        nbd.option_reply(nbd.OPT_LIST, nbd.REP_ACK),
+        nbd.OPTION_REPLY.pack(nbd.OPTION_REPLY_MAGIC, nbd.OPT_GO, nbd.REP_INFO, 1 << 31),
+        b"\0" * 20,
+    ],
+)
+def test_nonsense_is_refused(reply: bytes) -> None:
+    ours = client.ClientHandshake("x")
+    ours.receive(greeting() + nbd.option_reply(nbd.OPT_STRUCTURED_REPLY, nbd.REP_ERR_UNSUP))
+    with pytest.raises(QmpError):
+        ours.receive(reply)
+    assert ours.phase == client.FAILED
+
+
+def test_end_of_stream() -> None:
+    with pytest.raises(QmpError, match=r"^Failed to read initial magic: Unexpected end-of-file"):
+        client.ClientHandshake("x").eof()
+
+
+def test_error_numbers() -> None:
+    assert client.system_errno(28) == errno.ENOSPC
+    assert client.system_errno(12345) == errno.EINVAL
