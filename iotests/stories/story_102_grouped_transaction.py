@@ -27,7 +27,8 @@ def backup(job_id: str, device: str, target: str, **more: Any) -> dict[str, Any]
 
 
 def shape(h: Story) -> None:
-    h.qmp("query-named-block-nodes", flat=True, show="node-name,ro,backing_file,image.snapshots.0.name")
+    show = "node-name,ro,backing_file,image.snapshots.0.name"
+    h.qmp("query-named-block-nodes", flat=True, show=show)
 
 
 def bitmaps(h: Story) -> None:
