@@ -150,7 +150,9 @@ class Workers:
 class ChunkedJob(BlockJob, ABC):
     """A block job that goes over a range once; see the module's docstring."""
 
-    __slots__ = ("_ahead", "_done", "_failures", "_frontier", "_position", "_speed_limit", "_workers")
+    __slots__ = (
+        "_ahead", "_done", "_failures", "_frontier", "_position", "_speed_limit", "_workers",
+    )  # fmt: skip
 
     # What subclasses fill in
 
