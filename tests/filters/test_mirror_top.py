@@ -1,97 +1,121 @@
 # SPDX-FileCopyrightText: The qsd authors
 # SPDX-License-Identifier: MIT
+"""The filter above a mirror's source tells of every change, and of failed ones too."""
+
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import pytest
 
-from qsd.aio import loop
 from qsd.block import perms
+from qsd.block.node import Node
 from qsd.filters.mirror_top import MirrorTopDriver
 from qsd.jobs.filters import drop_filter, insert_filter
-from tests.support.memory import Rig
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-
-    from qsd.block.node import Node
+from tests.jobs.chains import Guest, World, tell
+from tests.support.toyformat import CLUSTER
 
 
-class Sink:
-    """Notes what the filter tells it."""
+class Notes:
+    """Keeps what it is told."""
 
-    def __init__(self, is_blocking: bool) -> None:
+    def __init__(self, target: Node, *, is_blocking: bool) -> None:
+        self.target = target
         self.is_blocking = is_blocking
-        self.seen: list[tuple[int, int]] = []
-        self.nodes: list[Node] = []
+        self.ranges: list[tuple[int, int]] = []
 
     def changed(self, offset: int, length: int) -> None:
-        self.seen.append((offset, length))
+        self.ranges.append((offset, length))
 
     async def change_both(
         self, offset: int, length: int, change: Callable[[Node], Coroutine[Any, Any, None]]
     ) -> None:
-        for node in self.nodes:
-            await change(node)
+        self.ranges.append((offset, length))
+        await change(self.target)
 
 
-def test_background_changes_are_told_whether_they_succeed_or_not() -> None:
-    async def main() -> None:
-        async with Rig() as rig:
-            memory = await rig.memory("m")
-            node = await insert_filter(rig.graph, MirrorTopDriver, None, memory.node)
-            driver = node.driver
-            assert isinstance(driver, MirrorTopDriver)
-            await node.write(0, memoryview(b"a" * 512))  # nobody listens yet
-            sink = driver.sink = Sink(is_blocking=False)
-            assert node.write_nowait(4096, memoryview(b"b" * 512))
-            memory.fast = False
-            await node.write(8192, memoryview(b"c" * 512))
-            await node.zero(12288, 4096)
-            memory.fail = lambda operation, offset: errno.EIO
-            with pytest.raises(OSError, match="Input/output error"):
-                await node.write(65536, memoryview(b"d" * 512))
-            assert sink.seen == [(4096, 512), (8192, 512), (12288, 4096), (65536, 512)]
-            memory.fail = lambda operation, offset: 0
-            await node.discard(0, 4096)  # the child ignores discards
-            assert len(sink.seen) == 4
-            await drop_filter(rig.graph, node)
-
-    loop.run(main())
+async def _filter(world: World, below: Node) -> tuple[Node, MirrorTopDriver]:
+    node = await insert_filter(world.rig.graph, MirrorTopDriver, "f", below)
+    assert isinstance(node.driver, MirrorTopDriver)
+    return node, node.driver
 
 
-def test_blocking_changes_go_to_all_nodes_of_the_sink() -> None:
-    async def main() -> None:
-        async with Rig() as rig:
-            one, two = await rig.memory("one"), await rig.memory("two")
-            node = await insert_filter(rig.graph, MirrorTopDriver, None, one.node)
-            driver = node.driver
-            assert isinstance(driver, MirrorTopDriver)
-            sink = driver.sink = Sink(is_blocking=True)
-            sink.nodes = [one.node, two.node]
-            assert not node.write_nowait(0, memoryview(b"x" * 512))
-            await node.write(0, memoryview(b"x" * 512))
-            assert one.data[:512] == two.data[:512] == b"x" * 512
-            await drop_filter(rig.graph, node)
+@pytest.mark.parametrize("fast", [False, True])
+def test_changes_are_noted(fast: bool) -> None:
+    async def story(world: World) -> None:
+        node = (await world.rig.memory("m", 1 << 20, discard="unmap")).node
+        world.driver("m").fast = fast
+        guest = Guest(world.rig, node)
+        filter_, driver = await _filter(world, node)
+        await guest.write(0, b"a" * 4096)  # nobody wants to know
+        driver.sink = notes = Notes(node, is_blocking=False)
+        await guest.write(4096, b"b" * 512)
+        if fast:
+            assert filter_.write_nowait(8192, memoryview(b"c" * 512))
+            guest.content[8192:8704] = b"c" * 512
+        await guest.zero(65536, 4096)
+        await filter_.discard(131072, 4096)
+        expected = [(4096, 512), (8192, 512), (65536, 4096), (131072, 4096)]
+        if not fast:
+            del expected[1]
+        assert notes.ranges == expected
+        await guest.check()
+        driver.sink = None
+        await drop_filter(world.rig.graph, filter_)
+        await guest.check()
+        await guest.leave()
 
-    loop.run(main())
+    tell(story)
 
 
-@pytest.mark.parametrize("is_commit", [False, True])
-def test_permissions_are_passed_on(is_commit: bool) -> None:
-    async def main() -> None:
-        async with Rig() as rig:
-            memory = await rig.memory("m")
-            node = await insert_filter(rig.graph, MirrorTopDriver, "f", memory.node)
-            driver = node.driver
-            assert isinstance(driver, MirrorTopDriver)
-            driver.is_commit = is_commit
-            taken = perms.CONSISTENT_READ | perms.WRITE
-            shared = perms.ALL & ~perms.RESIZE
-            want = perms.WRITE if is_commit else taken
-            assert driver.child_perms(driver.edge, taken, shared) == (want, shared)
-            await drop_filter(rig.graph, node)
+def test_a_failed_change_is_noted_too() -> None:
+    async def story(world: World) -> None:
+        node = (await world.rig.memory("m", 1 << 20)).node
+        memory = world.driver("m")
+        memory.fail = lambda what, offset: errno.EIO if what == "write" else 0
+        filter_, driver = await _filter(world, node)
+        driver.sink = notes = Notes(node, is_blocking=False)
+        with pytest.raises(OSError, match="Input/output error"):
+            await filter_.write(512, memoryview(b"x" * 512))
+        assert notes.ranges == [(512, 512)]
+        driver.sink = None
+        await drop_filter(world.rig.graph, filter_)
 
-    loop.run(main())
+    tell(story)
+
+
+def test_blocking_changes_are_the_jobs_business() -> None:
+    async def story(world: World) -> None:
+        node = (await world.rig.memory("m", 1 << 20)).node
+        world.driver("m").fast = True
+        other = (await world.rig.memory("o", 1 << 20)).node
+        filter_, driver = await _filter(world, node)
+        driver.sink = notes = Notes(other, is_blocking=True)
+        assert not filter_.write_nowait(0, memoryview(b"x" * 512))
+        await filter_.write(0, memoryview(b"x" * 512))
+        assert notes.ranges == [(0, 512)]
+        # The sink decides where the change goes; ours went to the other node only.
+        assert world.driver("m").data[:512] == bytes(512)
+        assert world.driver("o").data[:512] == b"x" * 512
+        driver.sink = None
+        await drop_filter(world.rig.graph, filter_)
+
+    tell(story)
+
+
+def test_a_commit_takes_no_consistent_reads() -> None:
+    async def story(world: World) -> None:
+        (top, *_) = await world.chain()
+        filter_, driver = await _filter(world, top)
+        edge = filter_.children["backing"]
+        wanted = perms.CONSISTENT_READ | perms.WRITE
+        assert driver.child_perms(edge, wanted, perms.ALL) == (wanted, perms.ALL)
+        driver.is_commit = True
+        assert driver.child_perms(edge, wanted, perms.ALL) == (perms.WRITE, perms.ALL)
+        await filter_.write(CLUSTER, memoryview(b"y" * CLUSTER))
+        assert driver.filename() == top.driver.filename()
+        await drop_filter(world.rig.graph, filter_)
+
+    tell(story)

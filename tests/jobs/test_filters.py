@@ -1,51 +1,79 @@
 # SPDX-FileCopyrightText: The qsd authors
 # SPDX-License-Identifier: MIT
+"""A filter goes into the graph and out of it, and the users of the node do not notice."""
+
 from __future__ import annotations
 
 import pytest
 
-from qsd.aio import loop
-from qsd.block import perms
 from qsd.errors import QmpError
-from qsd.filters.commit_top import CommitTopDriver
-from qsd.jobs.filters import check_root, drop_filter, insert_filter, is_job_edge, make_backend
-from tests.support.memory import Rig
+from qsd.filters.mirror_top import MirrorTopDriver
+from qsd.jobs.filters import check_root, drop_filter, insert_filter
+from tests.jobs.chains import Guest, World, tell
 
 
-def test_users_move_to_the_filter_and_back() -> None:
-    async def main() -> None:
-        async with Rig() as rig:
-            memory = await rig.memory("m")
-            user, job = make_backend(rig.graph), make_backend(rig.graph)
-            for backend in (user, job):
-                backend.attach(memory.node, perms.CONSISTENT_READ, perms.ALL)
-            check_root(memory.node)
-            assert job.edge is not None
-            job.edge.name = "target"
-            assert is_job_edge(job.edge)
-            node = await insert_filter(rig.graph, CommitTopDriver, "f", memory.node)
-            assert user.node is node
-            assert job.node is memory.node
-            with pytest.raises(QmpError, match="Need a root block node"):
-                check_root(memory.node)
-            await drop_filter(rig.graph, node)
-            assert user.node is memory.node
-            assert node.closed
-            await drop_filter(rig.graph, node)  # again
-            await user.detach()
-            await job.detach()
+def test_in_and_out() -> None:
+    async def story(world: World) -> None:
+        top, mid, base = await world.chain()
+        guest = Guest(world.rig, top)
+        await guest.learn()
+        before = world.edges()
+        graph = world.rig.graph
+        filter_ = await insert_filter(graph, MirrorTopDriver, "f", top)
+        assert world.edges() == before | {("f", "backing", "top")}
+        assert guest.backend.node is filter_
+        assert [edge.user for edge in top.parents] == [filter_]
+        await guest.work(1, 20)
+        lower = await insert_filter(graph, MirrorTopDriver, None, base, child_name="file")
+        assert mid.children["backing"].node is lower
+        assert lower.children["file"].node is base
+        await guest.check()
+        await drop_filter(graph, lower)
+        await drop_filter(graph, filter_)
+        assert world.edges() == before
+        assert guest.backend.node is top
+        assert filter_.closed
+        assert lower.closed
+        await drop_filter(graph, filter_)
+        await guest.check()
+        await guest.leave()
 
-    loop.run(main())
+    tell(story)
 
 
-def test_a_filter_that_cannot_be_named_leaves_nothing_behind() -> None:
-    async def main() -> None:
-        async with Rig() as rig:
-            memory = await rig.memory("m")
-            for name, text in [("m", "Duplicate nodes"), ("a/b", "Invalid node-name: 'a/b'")]:
-                with pytest.raises(QmpError, match=text):
-                    await insert_filter(rig.graph, CommitTopDriver, name, memory.node)
-            assert list(rig.graph.nodes) == ["m"]
-            assert not memory.node.parents
+def test_nobody_above_it() -> None:
+    async def story(world: World) -> None:
+        (top, *_) = await world.chain()
+        before = world.edges()
+        filter_ = await insert_filter(world.rig.graph, MirrorTopDriver, "f", top)
+        await drop_filter(world.rig.graph, filter_)
+        assert filter_.closed
+        assert "f" not in world.rig.graph.nodes
+        assert world.edges() == before
 
-    loop.run(main())
+    tell(story)
+
+
+def test_a_name_that_is_taken() -> None:
+    async def story(world: World) -> None:
+        (top, *_) = await world.chain()
+        before = world.edges()
+        nodes = dict(world.rig.graph.nodes)
+        with pytest.raises(QmpError, match="Duplicate nodes with node-name='mid'"):
+            await insert_filter(world.rig.graph, MirrorTopDriver, "mid", top)
+        assert world.edges() == before
+        assert world.rig.graph.nodes == nodes
+
+    tell(story)
+
+
+def test_only_roots_will_do() -> None:
+    async def story(world: World) -> None:
+        top, mid, _ = await world.chain()
+        guest = Guest(world.rig, top)
+        check_root(top)
+        with pytest.raises(QmpError, match="Need a root block node"):
+            check_root(mid)
+        await guest.leave()
+
+    tell(story)
