@@ -3,8 +3,8 @@
 """A virtio block device over a node, whatever transport brings its queues.
 
 One kick brings many requests.  A read or write whose data is in memory is done at once, between the
-page cache and the guest's memory, without a copy or a coroutine; the driver is called once for the
-whole batch::
+page cache and the guest's memory, without a copy or a coroutine; the driver is called once for
+the whole batch::
 
     kick ─▶ pop ─▶ Backend.read_nowait(offset, view of guest memory) ─▶ push ─┐
              ▲                  └─ must wait ─▶ coroutine ─▶ push ─▶ call      │
