@@ -8,6 +8,7 @@ What a command checks, and in which order, follows the C daemon.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 from qsd.block.chain import (
@@ -134,6 +135,7 @@ async def block_commit(ctx: Context, args: BlockCommitArguments) -> None:
     )
     await job.set_up(active, args.filter_node_name)
     job.start()
+    await asyncio.sleep(0)  # the job's first step comes before any further command
 
 
 def _commit_top(ctx: Context, args: BlockCommitArguments, active: Node) -> Node:

@@ -557,6 +557,7 @@ async def start_mirror(
                 await set_read_only(graph, target, True)
         raise
     job.start()
+    await asyncio.sleep(0)  # the job's first step comes before any further command
     return job
 
 

@@ -25,6 +25,7 @@ jobs may put another image below it meanwhile.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, ClassVar
 
 from qsd.block import perms
@@ -296,6 +297,7 @@ async def start_stream(
                 await set_read_only(graph, top, True)
         raise
     job.start()
+    await asyncio.sleep(0)  # the job's first step comes before any further command
     return job
 
 
