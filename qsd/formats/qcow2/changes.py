@@ -289,7 +289,8 @@ class Changer:
         memory.  The caller has checked that nobody claims the cluster; nothing else runs meanwhile,
         and the old cluster, if any, stays as it is until the new table is durable.
 
-        Random 4 KiB writes over a backing file take 60% of the time of the plain way.
+        Random 4 KiB writes over a backing file take 50 us of processor time where the plain way
+        takes 132; over what a snapshot shares, 105 and 143.
 
         Returns:
             False if the plain way (`allocate`, read, write, `commit`) has to be taken.

@@ -43,7 +43,6 @@ from qsd.formats.qcow2.layout import (
 )
 
 if TYPE_CHECKING:
-
     from qsd.formats.qcow2.image import Image
 
 
@@ -128,8 +127,8 @@ class Mapper:
     def extents_nowait(self, offset: int, length: int, limit: int) -> list[tuple[int, int]]:
         """Fast: describe what the entries of one cached slice say; see the driver's base.
 
-        One pass over plain integers.  An image in which every other of 32768 clusters is data takes
-        15 ms where asking for one extent after the other took 850.
+        One pass over plain integers.  The map of an image with 32768 extents takes 100 ms of
+        processor time, replies included, where asking for one after the other takes 930.
         """
         image = self._image
         geometry = image.geometry
