@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from bench import clients, images
+from bench import clients, images, jobs
 from bench.daemon import Daemon
 
 
@@ -381,6 +381,23 @@ def table() -> list[Workload]:
             1,
         ),
         Workload("qemu-img convert in", copy_in(*to_raw, "full.raw", "{uri}"), "run/s", 1),
+        *(
+            Workload(
+                f"{kind} {source} to {target}",
+                jobs.copy_job(kind, f"full.{source}", f"job.{target}"),
+                "run/s",
+                1,
+            )
+            for kind in ("backup", "mirror")
+            for source, target in (
+                ("raw", "qcow2"),
+                ("qcow2", "raw"),
+                ("qcow2", "qcow2"),
+                ("raw", "raw"),
+            )
+        ),
+        Workload("stream from a backing file", jobs.chain_job("stream"), "run/s", 1),
+        Workload("active commit", jobs.chain_job("commit"), "run/s", 1),
         Workload("start to greeting", greeting, "run/s", 0),
         Workload("QMP round trip", round_trips, "op/s", 1),
         Workload("create 1000 nodes and exports", many_nodes, "run/s", 0.5),

@@ -1,0 +1,104 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""Workloads of background jobs: a whole 1 GiB image from one node to another."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench import clients, images
+from bench.daemon import Daemon
+
+Run = Callable[[list[str], Path, float], float]
+
+_DEVICE = {
+    "backup": ("blockdev-backup", {"sync": "full", "target": "dst"}),
+    "mirror": ("blockdev-mirror", {"sync": "full", "target": "dst"}),
+    "stream": ("block-stream", {}),
+    "commit": ("block-commit", {}),
+}
+
+
+def _fresh(folder: Path, name: str, *options: str) -> None:
+    (folder / name).unlink(missing_ok=True)
+    fmt = "raw" if name.endswith(".raw") else "qcow2"
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", fmt, *options, name, *([] if options else ["1G"])],
+        cwd=folder,
+        check=True,
+    )
+
+
+def _node(name: str, image: str, *, backing: str | None = None) -> list[str]:
+    fmt = "raw" if image.endswith(".raw") else "qcow2"
+    words = f"{fmt},node-name={name},file.driver=file,file.filename={image}"
+    return ["--blockdev", words + (f",backing={backing}" if backing else "")]
+
+
+def copy_job(kind: str, source: str, target: str) -> Run:
+    """Make a workload of a backup or mirror from `source` to a fresh `target`."""
+
+    def run(side: list[str], folder: Path, seconds: float) -> float:
+        clients.warm(images.ensure(folder, source))
+        _fresh(folder, target)
+        try:
+            with Daemon(side, folder, *_node("src", source), *_node("dst", target)) as daemon:
+                return _timed(daemon, kind, "src")
+        finally:
+            (folder / target).unlink(missing_ok=True)
+
+    return run
+
+
+def chain_job(kind: str) -> Run:
+    """Make a workload of a stream into, or a commit out of, an overlay of 1 GiB."""
+
+    def run(side: list[str], folder: Path, seconds: float) -> float:
+        full = images.ensure(folder, "full.qcow2")
+        clients.warm(full)
+        if kind == "stream":
+            base, top = full.name, "job-top.qcow2"
+            _fresh(folder, top, "-b", base, "-F", "qcow2")
+        else:
+            base, top = "job-base.qcow2", "job-top.qcow2"
+            _fresh(folder, base)
+            subprocess.run(["cp", full.name, top], cwd=folder, check=True)
+            subprocess.run(
+                ["qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", base, top],
+                cwd=folder,
+                check=True,
+            )
+            clients.warm(folder / top)
+        try:
+            with Daemon(
+                side, folder, *_node("base", base), *_node("top", top, backing="base")
+            ) as daemon:
+                return _timed(daemon, kind, "top")
+        finally:
+            (folder / "job-top.qcow2").unlink(missing_ok=True)
+            (folder / "job-base.qcow2").unlink(missing_ok=True)
+
+    return run
+
+
+def _timed(daemon: Daemon, kind: str, device: str) -> float:
+    """Run a job to its end; return how often it could run per second."""
+    command, extra = _DEVICE[kind]
+    arguments: dict[str, Any] = {"job_id": "j", "device": device, "auto_dismiss": False, **extra}
+    before = time.perf_counter()
+    daemon.qmp(command, **arguments)
+    while True:
+        (job,) = daemon.qmp("query-jobs")
+        if job["status"] == "ready":
+            daemon.qmp("job-complete", id="j")
+        elif job["status"] == "concluded":
+            break
+        time.sleep(0.003)
+    after = time.perf_counter()
+    if "error" in job:
+        raise RuntimeError(job["error"])
+    return 1 / (after - before)
