@@ -12,13 +12,16 @@ essiv      the vector of plain64, encrypted with a hash of the key
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from qsd.crypto.cipher import ALGORITHMS, SLACK, make_ecb
 from qsd.crypto.kdf import digest
 
 if TYPE_CHECKING:
     from qsd.crypto.cipher import Ecb
+
+#: Counts of sectors for which patterns are kept.
+_MAX_PATTERNS: Final = 16
 
 
 class IvGen(Protocol):
@@ -35,34 +38,42 @@ class IvGen(Protocol):
 class Plain:
     """The sector number, cut to a width."""
 
-    __slots__ = ("_length", "_mask", "_numpy")
+    __slots__ = ("_length", "_mask", "_patterns")
 
-    def __init__(self, width_bits: int, length: int, numpy: Any) -> None:
+    def __init__(self, width_bits: int, length: int) -> None:
         """Make a generator.
 
         Args:
             width_bits: Bits of the sector number that are used.
             length: Bytes of a vector, 8 or 16.
-            numpy: The module, or None.
         """
         self._mask = (1 << width_bits) - 1
         self._length = length
-        self._numpy = numpy
+        # By count: vectors as one long number, all of them one; and 0, 1, 2, ...
+        self._patterns: dict[int, tuple[int, int]] = {}
 
-    def make(self, first: int, count: int) -> Any:
+    def make(self, first: int, count: int) -> bytes:
         """Return the vectors."""
         length, mask = self._length, self._mask
-        np = self._numpy
-        if np is None or count < 4:
+        if first + count > mask:
             return b"".join(
                 (sector & mask).to_bytes(length, "little")
                 for sector in range(first, first + count)
             )
-        vectors = np.zeros((count, length // 8), np.uint64)
-        vectors[:, 0] = np.arange(first, first + count, dtype=np.uint64)
-        if mask >> 32 == 0:
-            vectors[:, 0] &= np.uint64(mask)
-        return vectors.reshape(-1).view(np.uint8)
+        # One multiplication of a long number takes less time than any loop.
+        ones, steps = self._patterns.get(count) or self._make_patterns(count)
+        return (first * ones + steps).to_bytes(count * length, "little")
+
+    def _make_patterns(self, count: int) -> tuple[int, int]:
+        length = self._length
+        if len(self._patterns) >= _MAX_PATTERNS:
+            self._patterns.clear()
+        ones, steps = (
+            int.from_bytes(b"".join(value.to_bytes(length, "little") for value in values), "little")
+            for values in ([1] * count, range(count))
+        )
+        self._patterns[count] = ones, steps
+        return ones, steps
 
 
 class Essiv:
@@ -91,7 +102,7 @@ def essiv_algorithm(name: str, digest_length: int) -> str | None:
     return None
 
 
-def make_ivgen(kind: str, name: str, hash_name: str | None, key: bytes, numpy: Any) -> IvGen:
+def make_ivgen(kind: str, name: str, hash_name: str | None, key: bytes) -> IvGen:
     """Return a generator.
 
     Args:
@@ -99,12 +110,11 @@ def make_ivgen(kind: str, name: str, hash_name: str | None, key: bytes, numpy: A
         name: The algorithm that the vectors are for.
         hash_name: For "essiv", the hash.
         key: For "essiv", the key of the data.
-        numpy: The module, or None.
     """
     length = ALGORITHMS[name].block_length
     if kind == "plain":
-        return Plain(32, length, numpy)
-    plain = Plain(64, length, numpy)
+        return Plain(32, length)
+    plain = Plain(64, length)
     if kind == "plain64":
         return plain
     salt = digest(hash_name or "", key)

@@ -50,7 +50,7 @@ class Volume:
         spec, key = self._spec, self._key
         ivgen = None
         if spec.mode != "ecb":
-            ivgen = make_ivgen(spec.ivgen, spec.cipher, spec.ivgen_hash, key, self._numpy)
+            ivgen = make_ivgen(spec.ivgen, spec.cipher, spec.ivgen_hash, key)
         return make_engine(spec.mode, spec.cipher, key, ivgen, self._numpy)
 
     def _take(self) -> Engine:

@@ -19,7 +19,7 @@ COUNTS = [1, 2, 7, ROW_SECTORS, ROW_SECTORS + 3]
 
 
 def engine(mode: str, name: str, key: bytes, numpy: Any) -> Engine:
-    return make_engine(mode, name, key, make_ivgen("plain64", name, None, key, numpy), numpy)
+    return make_engine(mode, name, key, make_ivgen("plain64", name, None, key), numpy)
 
 
 @pytest.mark.parametrize("numpy", WAYS, ids=["integers", "arrays"])

@@ -111,7 +111,12 @@ class Changer:
                 await image.check_new(*run, (run[0] << geometry.cluster_bits) + within, size_there)
                 host, count = run[0] << geometry.cluster_bits, run[1]
         length = min(length, count * size - within)
-        zeroed = fresh and not image.external_data and host >= image.high_water
+        zeroed = (
+            fresh
+            and not image.external_data
+            and not image.encrypted
+            and host >= image.high_water
+        )
         image.used(host + count * size)
         head = self._head(table, index, within, fresh, zeroed)
         end = (within + length) & (size - 1)
@@ -233,7 +238,7 @@ class Changer:
         """
         image = self._image
         geometry = image.geometry
-        if geometry.extended or image.external_data or image.broken:
+        if geometry.extended or image.external_data or image.broken or image.encrypted:
             return False
         if image.lazy and not image.header.incompatible_features & INCOMPAT_DIRTY:
             return False

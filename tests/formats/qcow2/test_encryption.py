@@ -130,10 +130,10 @@ def test_interop_with_qemu_img(encrypt: dict[str, Any], tmp_path: Path) -> None:
     ours, theirs, raw = tmp_path / "ours", tmp_path / "theirs", tmp_path / "raw"
     content = os.urandom(LENGTH)
     raw.write_bytes(content)
-    options = "encrypt.format=luks,encrypt.iter-time=10" if encrypt is LUKS else "encrypt.format=aes"
+    kind = "luks,encrypt.iter-time=10" if encrypt is LUKS else "aes"
     tool(
         "qemu-img", "convert", "-O", "qcow2", "--object", SECRET,
-        "-o", f"encrypt.key-secret=s,{options}", raw, theirs,
+        "-o", f"encrypt.key-secret=s,encrypt.format={kind}", raw, theirs,
     )  # fmt: skip
 
     async def body(rig: SecretRig, node: Node) -> None:
