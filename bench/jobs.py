@@ -6,14 +6,12 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bench import clients, images
 from bench.daemon import Daemon
-
-Run = Callable[[list[str], Path, float], float]
+from bench.figures import Figure, Run, metered
 
 _DEVICE = {
     "backup": ("blockdev-backup", {"sync": "full", "target": "dst"}),
@@ -42,12 +40,12 @@ def _node(name: str, image: str, *, backing: str | None = None) -> list[str]:
 def copy_job(kind: str, source: str, target: str) -> Run:
     """Make a workload of a backup or mirror from `source` to a fresh `target`."""
 
-    def run(side: list[str], folder: Path, seconds: float) -> float:
+    def run(side: list[str], folder: Path, seconds: float) -> Figure:
         clients.warm(images.ensure(folder, source))
         _fresh(folder, target)
         try:
             with Daemon(side, folder, *_node("src", source), *_node("dst", target)) as daemon:
-                return _timed(daemon, kind, "src")
+                return metered(daemon, lambda: _timed(daemon, kind, "src"))
         finally:
             (folder / target).unlink(missing_ok=True)
 
@@ -57,7 +55,7 @@ def copy_job(kind: str, source: str, target: str) -> Run:
 def chain_job(kind: str) -> Run:
     """Make a workload of a stream into, or a commit out of, an overlay of 1 GiB."""
 
-    def run(side: list[str], folder: Path, seconds: float) -> float:
+    def run(side: list[str], folder: Path, seconds: float) -> Figure:
         full = images.ensure(folder, "full.qcow2")
         clients.warm(full)
         if kind == "stream":
@@ -77,7 +75,7 @@ def chain_job(kind: str) -> Run:
             with Daemon(
                 side, folder, *_node("base", base), *_node("top", top, backing="base")
             ) as daemon:
-                return _timed(daemon, kind, "top")
+                return metered(daemon, lambda: _timed(daemon, kind, "top"))
         finally:
             (folder / "job-top.qcow2").unlink(missing_ok=True)
             (folder / "job-base.qcow2").unlink(missing_ok=True)
@@ -85,7 +83,7 @@ def chain_job(kind: str) -> Run:
     return run
 
 
-def _timed(daemon: Daemon, kind: str, device: str) -> float:
+def _timed(daemon: Daemon, kind: str, device: str) -> clients.Load:
     """Run a job to its end; return how often it could run per second."""
     command, extra = _DEVICE[kind]
     arguments: dict[str, Any] = {"job_id": "j", "device": device, "auto_dismiss": False, **extra}
@@ -101,4 +99,4 @@ def _timed(daemon: Daemon, kind: str, device: str) -> float:
     after = time.perf_counter()
     if "error" in job:
         raise RuntimeError(job["error"])
-    return 1 / (after - before)
+    return clients.Load(1 / (after - before), 1)
