@@ -373,7 +373,6 @@ class VhostSession:
         if runner is not None:
             queue.base = await runner.stop()
         queue.close()
-        queue.enabled = False
         return vhost.state(index, queue.base)
 
     async def _set_vring_kick(self, message: vhost.Message) -> None:

@@ -208,8 +208,9 @@ class BlkQueue:
             self._begin(ring.chain(head))
 
     def replace_call(self, call: int) -> None:
-        """Signal another event from now on."""
+        """Signal another event from now on, and now: what is done may have gone unheard."""
         self._call = call
+        self._notify()
 
     def halt(self) -> None:
         """Take no more chains; those in flight go on.  Idempotent."""
@@ -265,7 +266,11 @@ class BlkQueue:
         self._signal()
 
     def _signal(self) -> None:
-        if self.ring.wants_call() and self._call >= 0:
+        if self.ring.wants_call():
+            self._notify()
+
+    def _notify(self) -> None:
+        if self._call >= 0:
             try:
                 os.write(self._call, b"\1\0\0\0\0\0\0\0")
             except OSError:

@@ -9,6 +9,7 @@ import os
 import random
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
@@ -95,6 +96,30 @@ def test_a_disabled_queue_is_not_served() -> None:
         frontend.queues[0].put_desc(1, GUEST_BASE + frontend.data + 512, 1, 2)
         assert frontend.command(vf.SET_VRING_ENABLE, struct.pack("<II", 0, 1)) == 0
         assert frontend.queues[0].wait_used() == [(0, 1)]
+
+    assert serve(use) == []
+
+
+def test_what_was_done_before_there_was_a_call_is_heard_of() -> None:
+    """A ring that stays enabled runs with its kick, before the front end has set the call."""
+
+    def use(frontend: Frontend) -> None:
+        frontend.set_up()
+        queue = frontend.queues[0]
+        assert frontend.request(IN, 0, read=512)[0] == 0
+        frontend.ask(vf.GET_VRING_BASE, struct.pack("<II", 0, 0))
+        with suppress(BlockingIOError):  # the first request may have been seen without waiting
+            os.eventfd_read(queue.call)
+        queue.offer(0)
+        frontend.send(vf.SET_VRING_BASE, struct.pack("<II", 0, 1))
+        frontend.send(vf.SET_VRING_KICK, struct.pack("<Q", 0), [queue.kick])
+        while struct.unpack_from("<H", frontend.mem, queue.used + 2) != (2,):
+            assert frontend.command(vf.SET_OWNER) == 0  # served without a call
+        with pytest.raises(BlockingIOError):
+            os.eventfd_read(queue.call)
+        frontend.send(vf.SET_VRING_CALL, struct.pack("<Q", 0), [queue.call])
+        assert frontend.command(vf.SET_OWNER) == 0
+        assert os.eventfd_read(queue.call) == 1
 
     assert serve(use) == []
 
