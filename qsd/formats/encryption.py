@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from qsd.block.node import Node
 
 SECTOR: Final = luks.SECTOR
-#: Bytes; longer requests are encrypted in worker threads.  A thread has to fight for the interpreter
-#: with the loop, so that only requests gain which would hold the loop up (0.1 ms for this length).
+#: Bytes; longer requests are encrypted in worker threads.  A thread has to fight with the loop for
+#: the interpreter, so that only requests gain which would hold the loop up (this length: 0.1 ms).
 INLINE_LENGTH: Final = 64 << 10
 #: Bytes that are encrypted in one piece.
 CHUNK: Final = 1 << 20
