@@ -327,7 +327,6 @@ def test_create_unsupported(driver: str, message: str) -> None:
         ("1j", "q", "raw", "x-blockdev-amend doesn't support changing the block driver"),
         ("1j", "f", "file", "Driver does not support x-blockdev-amend"),
         ("1j", "q", "qcow2", "Invalid job ID '1j'"),
-        ("j", "q", "qcow2", "Amending qcow2 images is not available in this release"),
     ],
 )
 def test_amend_refused(job: str, node: str, driver: str, message: str) -> None:
