@@ -131,11 +131,13 @@ class Encryption:
         """
         if header.crypt_method == NONE:
             return None
+        # Before any secret is asked for, as the C daemon does.
+        place = luks_place(file, header) if header.crypt_method == LUKS else None
         key_secret = given.branch.key_secret if given is not None else None
         password = find_password(graph, key_secret, _PARAMETER)
-        if header.crypt_method == AES:
+        if place is None:
             return cls(Sectors(_aes_volume(password), graph.pool), None, key_secret)
-        luks = await LuksHeader.read(luks_place(file, header), graph.pool)
+        luks = await LuksHeader.read(place, graph.pool)
         return cls(luks.make_sectors(await luks.unlock(password)), luks, key_secret)
 
     def forget(self) -> None:

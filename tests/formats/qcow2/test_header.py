@@ -73,7 +73,7 @@ CASES = [
     (72, u64(8), "qcow2: Compression type incompatible feature bit must not be set"),
     (96, u32(7), "Reference count entry width too large; may not exceed 64 bits"),
     (32, u32(3), "Unsupported encryption method 3"),
-    (32, u32(2), "Parameter 'encrypt.key-secret' is required for cipher"),
+    (32, u32(2), "Missing CRYPTO header for crypt method 2"),
     (36, u32(0), "L1 table is too small"),
     (36, u32(4 * 1024 * 1024 + 1), "Active L1 table too large"),
     (40, u64(0x30001), "Active L1 table offset invalid"),
