@@ -11,8 +11,10 @@ answered or not; anything else is lost or invented data.
 from __future__ import annotations
 
 import random
+import threading
+import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from iotests.harness.nbd import FLUSH, FUA, NO_HOLE, TRIM, WRITE, ZERO, Client, Gone
 
@@ -30,31 +32,59 @@ class Load:
     Attributes:
         history: By sector, (operation, content) it may hold, oldest first.  Several entries of one
             operation are alternatives (a discard may also do nothing).
+        pace: Seconds from one operation to the next, for a guest that leaves a job some room.
+        stopping: Set it to let `run` come to its end.
     """
 
     def __init__(self, path: Path, export: str, seed: int, depth: int = 16) -> None:
         self.client = Client(path, export)
         self.random = random.Random(seed)
         self.depth = depth
+        self.pace = 0.0
+        self.stopping = False
         self.sectors = self.client.size // SECTOR
         self.history: dict[int, list[tuple[int, bytes]]] = {}
         self._initial: dict[int, bytes] = {}
         self._number = 0
         self._pending: dict[int, _Pending] = {}
         self._answered: dict[int, int] = {}  # by sector: the last operation that was answered
+        self._news = threading.Condition()
+        self._replies = 0
+        self._over = False
 
     def run(self, operations: int, before: dict[int, bytes] | None = None) -> None:
         """Send operations until their number is reached or the server is gone."""
         self._initial = before or {}
         try:
             for _ in range(operations):
+                if self.stopping:
+                    break
                 while len(self._pending) >= self.depth:
                     self._reply()
                 self._send()
+                if self.pace:
+                    time.sleep(self.pace)
             while self._pending:
                 self._reply()
         except Gone:
             pass
+        finally:
+            with self._news:
+                self._over = True
+                self._news.notify_all()
+
+    def settle(self) -> None:
+        """Flush with nothing in flight: from now on only the last writes may be found."""
+        self.client.call(FLUSH)
+        for sector, number in self._answered.items():
+            self._settle(sector, number)
+
+    def wait_for(self, replies: int) -> None:
+        """Wait, in another thread than that of `run`, until so many more replies have come."""
+        with self._news:
+            goal = self._replies + replies
+            assert self._news.wait_for(lambda: self._over or self._replies >= goal, 60)
+            assert self._replies >= goal, "the load came to its end"
 
     def _entry(self, sector: int) -> list[tuple[int, bytes]]:
         entry = self.history.get(sector)
@@ -110,6 +140,9 @@ class Load:
 
     def _reply(self) -> None:
         cookie, error, _ = self.client.receive()
+        with self._news:
+            self._replies += 1
+            self._news.notify_all()
         if error:
             raise AssertionError(f"operation {cookie} failed with {error}")
         done = self._pending.pop(cookie)
@@ -144,6 +177,47 @@ class Load:
                     raise AssertionError(f"untouched sector {sector} changed")
                 found[sector] = content
         return found
+
+
+class Writer:
+    """A load that runs in a thread of its own, for as long as the context lasts at most.
+
+    Attributes:
+        load: The load.
+    """
+
+    def __init__(self, load: Load, before: dict[int, bytes] | None = None) -> None:
+        self.load = load
+        self._before = before
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        try:
+            self.load.run(1 << 40, self._before)
+        except BaseException as exc:
+            self._failure = exc
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def join(self) -> None:
+        """Wait until the load has ended, because it was stopped or the server is gone."""
+        self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+
+    def finish(self) -> None:
+        """Stop the load and make durable what it wrote."""
+        self.load.stopping = True
+        self.join()
+        self.load.settle()
+
+    def __exit__(self, *_: object) -> None:
+        self.load.stopping = True
+        self._thread.join()
+        self.load.client.close()
 
 
 class _Pending(NamedTuple):
