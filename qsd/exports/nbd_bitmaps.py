@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from qsd.block.graph import Graph
     from qsd.block.node import Node
-    from qsd.qapi.schema.block_bitmap import BlockDirtyBitmapOrStr
+    from qsd.qapi.schema.block_bitmap import BlockDirtyBitmap, BlockDirtyBitmapOrStr
 
 
 class Bitmap(Protocol):
@@ -72,22 +72,17 @@ class ExportedBitmap:
         return extents[:limit]
 
 
-def _find_below(node: Node, name: str) -> Bitmap | None:
+def _find_below(node: Node, name: str) -> tuple[Node, Bitmap]:
     """Return the bitmap of that name in a node or in what it filters or is based on."""
     layer: Node | None = node
     while layer is not None:
         if name in layer.bitmaps:
-            return cast("Bitmap", layer.bitmaps[name])
+            return layer, cast("Bitmap", layer.bitmaps[name])
         layer = backing_of(layer)
-    return None
+    raise QmpError(f"Bitmap '{name}' is not found")
 
 
-def _find(graph: Graph, node: Node, ref: BlockDirtyBitmapOrStr) -> Bitmap:
-    if isinstance(ref, str):
-        found = _find_below(node, ref)
-        if found is None:
-            raise QmpError(f"Bitmap '{ref}' is not found")
-        return found
+def _find(graph: Graph, ref: BlockDirtyBitmap) -> Bitmap:
     other = graph.nodes.get(ref.node)
     if other is None:
         raise QmpError(f"Node '{ref.node}' not found")
@@ -106,7 +101,12 @@ def take_bitmaps(
     """
     found: list[Bitmap] = []
     for ref in refs:
-        bitmap = _find(graph, node, ref)
+        changes = False
+        if isinstance(ref, str):
+            layer, bitmap = _find_below(node, ref)
+            changes = bitmap.enabled and not layer.read_only
+        else:
+            bitmap = _find(graph, ref)
         if bitmap.busy:
             raise QmpError(
                 f"Bitmap '{bitmap.name}' is currently in use by another operation and cannot be "
@@ -114,8 +114,8 @@ def take_bitmaps(
             )
         if bitmap.inconsistent:
             raise QmpError(f"Bitmap '{bitmap.name}' is inconsistent and cannot be used")
-        if read_only and bitmap.enabled:
-            # A read-only client may trust in what it reads once.
+        if read_only and changes:
+            # A read-only client may trust in what it reads once.  Who names the node knows better.
             raise QmpError(f"Enabled bitmap '{bitmap.name}' incompatible with readonly export")
         if len(bitmap.name) > nbd.MAX_STRING - 64:
             raise QmpError(f"Bitmap '{bitmap.name}' name too long for an export")

@@ -105,3 +105,18 @@ def test_bitmaps_below_filters_are_found() -> None:
             assert [name for _, name in export.contexts][-1] == "qemu:dirty-bitmap:b"
 
     loop.run(main())
+
+
+def test_what_cannot_change_is_shown_though_it_records() -> None:
+    async def main() -> None:
+        async with NbdRig() as rig:
+            await rig.memory("m")
+            await rig.memory("other")
+            await rig.add(driver="null-co", node_name="still", read_only=True)
+            rig.graph.nodes["still"].bitmaps["s"] = FakeBitmap("s")
+            await rig.export("still", bitmaps=["s"])
+            # Who says which node's bitmap he means is not held back.
+            rig.graph.nodes["m"].bitmaps["b"] = FakeBitmap("b")
+            await rig.export("other", bitmaps=[{"node": "m", "name": "b"}])
+
+    loop.run(main())
