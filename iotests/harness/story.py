@@ -98,6 +98,13 @@ class Story:
         self._daemons.clear()
         return self.start(*arguments)
 
+    def crash(self, *arguments: str) -> Daemon:
+        """Kill the running daemon and start another in its place."""
+        self.daemon.kill()
+        self.say("killed")
+        self._daemons.clear()
+        return self.start(*arguments)
+
     def quit(self) -> None:
         """Send quit, and say how the daemon ended."""
         self.say("-> quit")
