@@ -9,14 +9,12 @@ writes the sum of their bytes to the serial line.
 from __future__ import annotations
 
 import random
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from iotests.harness.daemon import Daemon
+from iotests.harness.guest import machine
 from iotests.harness.tools import check_image, need, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.interop]
@@ -47,29 +45,6 @@ def boot_disk(payload: bytes) -> bytes:
     return (code + packet).ljust(510, b"\0") + b"\x55\xaa" + payload
 
 
-@contextmanager
-def machine(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a machine without anything but what is asked for; its serial line is its output."""
-    process = subprocess.Popen(
-        [
-            *("timeout", "60", "qemu-system-x86_64", "-machine", "q35,accel=tcg", "-m", "64"),
-            *("-nodefaults", "-display", "none", "-serial", "stdio"),
-            *arguments,
-        ],
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    assert process.stdout is not None
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait(10)
-        process.stdout.close()
-
-
 EXPORTS = {
     "vhost-user": "vhost-user-blk,id=x,node-name=node,writable=on,num-queues=2,"
     "addr.type=unix,addr.path=x.sock",
@@ -77,7 +52,6 @@ EXPORTS = {
 }
 DEVICES = {
     "vhost-user": [
-        *("-object", "memory-backend-memfd,id=mem,size=64M,share=on", "-numa", "node,memdev=mem"),
         *("-chardev", "socket,id=c,path=x.sock"),
         *("-device", "vhost-user-blk-pci,chardev=c,num-queues=2,bootindex=0"),
     ],
