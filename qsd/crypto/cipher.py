@@ -16,10 +16,10 @@ key, so it has no repr that would show one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from qsd.crypto.buffers import Readable, Writable
 
@@ -59,11 +59,29 @@ ALGORITHMS: Final[Mapping[str, Algorithm]] = {
 class Ecb(Protocol):
     """One cipher under one key."""
 
-    def encrypt(self, data: Readable, out: Writable) -> None:
-        """Encrypt whole blocks; `out` has SLACK bytes more than `data` and does not overlap it."""
+    def encrypt(self, data: Readable, out: Writable, /) -> object:
+        """Encrypt whole blocks.
 
-    def decrypt(self, data: Readable, out: Writable) -> None:
-        """Decrypt whole blocks; `out` has SLACK bytes more than `data` and does not overlap it."""
+        Args:
+            data: The plain text.
+            out: Has SLACK bytes more, and either starts with `data` or does not overlap it.
+        """
+
+    def decrypt(self, data: Readable, out: Writable, /) -> object:
+        """Decrypt whole blocks; arguments as those of :meth:`encrypt`."""
+
+
+class Chain(Protocol):
+    """One cipher under one key that chains blocks, in each direction on from its last call.
+
+    Both chains start with a block of zeroes.  Arguments are those of :class:`Ecb`.
+    """
+
+    def encrypt(self, data: Readable, out: Writable, /) -> object:
+        """Encrypt whole blocks; each is added to the one before it first."""
+
+    def decrypt(self, data: Readable, out: Writable, /) -> object:
+        """Decrypt whole blocks; each is added to the encrypted one before it afterwards."""
 
 
 def make_ecb(name: str, key: bytes) -> Ecb:
@@ -84,33 +102,42 @@ def make_ecb(name: str, key: bytes) -> Ecb:
         from qsd.crypto.twofish import Twofish
 
         return Twofish(key)
-    return _Library(algorithm.family, key)
+    return _Library(algorithm.family, key, 0)
+
+
+def make_chain(name: str, key: bytes) -> Chain | None:
+    """Return a chaining cipher under a key; None if the library does not have the cipher."""
+    algorithm = ALGORITHMS[name]
+    if algorithm.family in ("serpent", "twofish"):
+        return None
+    return _Library(algorithm.family, key, algorithm.block_length)
 
 
 class _Library:
     """A cipher of OpenSSL."""
 
-    __slots__ = ("_decryptor", "_encryptor")
+    __slots__ = ("decrypt", "encrypt")
 
-    def __init__(self, family: str, key: bytes) -> None:
+    def __init__(self, family: str, key: bytes, chained: int) -> None:
+        """Prepare both directions.
+
+        Args:
+            family: "aes" or "cast5".
+            key: The key.
+            chained: The block length to chain blocks, 0 for the codebook.
+        """
         # Imported when an encrypted image is opened: most daemons never do.
         from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
         # The codebook is what the modes of this package are made of, not a mode to use.
+        mode = modes.CBC(bytes(chained)) if chained else modes.ECB()  # noqa: S305
         if family == "aes":
-            cipher = Cipher(algorithms.AES(key), modes.ECB())  # noqa: S305
+            cipher: Any = Cipher(algorithms.AES(key), mode)
         else:
             from cryptography.hazmat.decrepit.ciphers.algorithms import CAST5
 
-            cipher = Cipher(CAST5(key), modes.ECB())  # noqa: S305
-        # Blocks are independent, so one context serves for ever.
-        self._encryptor = cipher.encryptor()
-        self._decryptor = cipher.decryptor()
-
-    def encrypt(self, data: Readable, out: Writable) -> None:
-        """Encrypt whole blocks."""
-        self._encryptor.update_into(data, out)
-
-    def decrypt(self, data: Readable, out: Writable) -> None:
-        """Decrypt whole blocks."""
-        self._decryptor.update_into(data, out)
+            cipher = Cipher(CAST5(key), mode)
+        # The contexts are never finalized, so they serve for ever.  Their methods are what the
+        # protocols ask for; a function around them would take a tenth of a short call.
+        self.encrypt: Callable[[Readable, Writable], object] = cipher.encryptor().update_into
+        self.decrypt: Callable[[Readable, Writable], object] = cipher.decryptor().update_into

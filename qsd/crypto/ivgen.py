@@ -19,47 +19,57 @@ from qsd.crypto.kdf import digest
 
 if TYPE_CHECKING:
     from qsd.crypto.cipher import Ecb
+    from qsd.crypto.rows import Runs
 
 #: Counts of sectors for which patterns are kept.
 _MAX_PATTERNS: Final = 16
+#: Sectors; the vectors of more are made with numpy (measured: 1.2 us for 32 either way).
+_FEW: Final = 32
 
 
 class IvGen(Protocol):
     """Makes initialization vectors; serves one thread at a time."""
 
-    def make(self, first: int, count: int) -> Any:
-        """Return the vectors of `count` sectors from `first` on, one behind the other.
-
-        Returns:
-            A bytes-like object; valid until the next call.
-        """
+    def make(self, runs: Runs) -> Any:
+        """Return the vectors of all sectors of all runs, one behind the other, as bytes."""
 
 
 class Plain:
     """The sector number, cut to a width."""
 
-    __slots__ = ("_length", "_mask", "_patterns")
+    __slots__ = ("_length", "_mask", "_numpy", "_patterns")
 
-    def __init__(self, width_bits: int, length: int) -> None:
+    def __init__(self, width_bits: int, length: int, numpy: Any) -> None:
         """Make a generator.
 
         Args:
             width_bits: Bits of the sector number that are used.
             length: Bytes of a vector, 8 or 16.
+            numpy: The module, or None.
         """
+        self._numpy = numpy
         self._mask = (1 << width_bits) - 1
         self._length = length
         # By count: vectors as one long number, all of them one; and 0, 1, 2, ...
         self._patterns: dict[int, tuple[int, int]] = {}
 
-    def make(self, first: int, count: int) -> bytes:
+    def make(self, runs: Runs) -> bytes:
         """Return the vectors."""
+        if len(runs) == 1:
+            return self._make_run(*runs[0])
+        return b"".join([self._make_run(first, count) for first, count in runs])
+
+    def _make_run(self, first: int, count: int) -> bytes:
         length, mask = self._length, self._mask
         if first + count > mask:
             return b"".join(
-                (sector & mask).to_bytes(length, "little")
-                for sector in range(first, first + count)
+                (sector & mask).to_bytes(length, "little") for sector in range(first, first + count)
             )
+        if self._numpy is not None and count > _FEW:
+            np = self._numpy
+            vectors = np.zeros((count, length // 8), "<u8")
+            vectors[:, 0] = np.arange(first, first + count, dtype="<u8")
+            return bytes(vectors)
         # One multiplication of a long number takes less time than any loop.
         ones, steps = self._patterns.get(count) or self._make_patterns(count)
         return (first * ones + steps).to_bytes(count * length, "little")
@@ -85,9 +95,9 @@ class Essiv:
         self._plain = plain
         self._ecb = ecb
 
-    def make(self, first: int, count: int) -> Any:
+    def make(self, runs: Runs) -> Any:
         """Return the vectors."""
-        plain = self._plain.make(first, count)
+        plain = self._plain.make(runs)
         out = bytearray(len(plain) + SLACK)
         self._ecb.encrypt(plain, out)
         return memoryview(out)[: len(plain)]
@@ -102,7 +112,7 @@ def essiv_algorithm(name: str, digest_length: int) -> str | None:
     return None
 
 
-def make_ivgen(kind: str, name: str, hash_name: str | None, key: bytes) -> IvGen:
+def make_ivgen(kind: str, name: str, hash_name: str | None, key: bytes, numpy: Any = None) -> IvGen:
     """Return a generator.
 
     Args:
@@ -110,11 +120,12 @@ def make_ivgen(kind: str, name: str, hash_name: str | None, key: bytes) -> IvGen
         name: The algorithm that the vectors are for.
         hash_name: For "essiv", the hash.
         key: For "essiv", the key of the data.
+        numpy: The module, or None.
     """
     length = ALGORITHMS[name].block_length
     if kind == "plain":
-        return Plain(32, length)
-    plain = Plain(64, length)
+        return Plain(32, length, numpy)
+    plain = Plain(64, length, numpy)
     if kind == "plain64":
         return plain
     salt = digest(hash_name or "", key)

@@ -53,9 +53,7 @@ def pbkdf2(name: str, password: bytes, salt: bytes, iterations: int, length: int
     return hashlib.pbkdf2_hmac(name, password, salt, iterations, length)
 
 
-def count_iterations(
-    name: str, length: int, seconds: float, clock: Callable[[], float]
-) -> int:
+def count_iterations(name: str, length: int, seconds: float, clock: Callable[[], float]) -> int:
     """Return how many iterations of PBKDF2 take a given time on this machine.
 
     Args:

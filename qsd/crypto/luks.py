@@ -191,9 +191,7 @@ class Header:
             )
         ]
         parts.extend(
-            _SLOT.pack(
-                slot.state, slot.iterations, slot.salt, slot.offset_sectors, slot.stripes
-            )
+            _SLOT.pack(slot.state, slot.iterations, slot.salt, slot.offset_sectors, slot.stripes)
             for slot in self.slots
         )
         return b"".join(parts)
@@ -214,10 +212,7 @@ class Header:
             self._check_slot(index, slot, end)
             for other_index in range(index + 1, SLOTS):
                 other = self.slots[other_index]
-                if (
-                    slot.offset_sectors < self._end_sectors(other)
-                    and other.offset_sectors < end
-                ):
+                if slot.offset_sectors < self._end_sectors(other) and other.offset_sectors < end:
                     raise QmpError(
                         f"Keyslots {index} and {other_index} are overlapping in the header"
                     )

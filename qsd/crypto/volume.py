@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from qsd.crypto.buffers import load_numpy
 from qsd.crypto.ivgen import make_ivgen
 from qsd.crypto.modes import make_engine
+from qsd.crypto.rows import SECTOR
 
 if TYPE_CHECKING:
     from qsd.crypto.buffers import Readable, Writable
     from qsd.crypto.modes import Engine
+    from qsd.crypto.rows import Runs
 
 
 class CipherSpec(NamedTuple):
@@ -50,7 +52,7 @@ class Volume:
         spec, key = self._spec, self._key
         ivgen = None
         if spec.mode != "ecb":
-            ivgen = make_ivgen(spec.ivgen, spec.cipher, spec.ivgen_hash, key)
+            ivgen = make_ivgen(spec.ivgen, spec.cipher, spec.ivgen_hash, key, self._numpy)
         return make_engine(spec.mode, spec.cipher, key, ivgen, self._numpy)
 
     def _take(self) -> Engine:
@@ -67,17 +69,31 @@ class Volume:
             data: The plain text.
             out: As long; may be the same memory.
         """
-        engine = self._take()
-        try:
-            engine.encrypt(first, data, out)
-        finally:
-            self._free.append(engine)
+        self.encrypt_runs(((first, len(data) // SECTOR),), data, out)
 
     def decrypt(self, first: int, data: Readable, out: Writable) -> None:
         """Decrypt whole sectors; arguments as those of :meth:`encrypt`."""
+        self.decrypt_runs(((first, len(data) // SECTOR),), data, out)
+
+    def encrypt_runs(self, runs: Runs, data: Readable, out: Writable) -> None:
+        """Encrypt several runs of sectors at once.
+
+        Args:
+            runs: (number of the first sector, count) of each.
+            data: The plain text of all, one behind the other.
+            out: As long; may be the same memory.
+        """
         engine = self._take()
         try:
-            engine.decrypt(first, data, out)
+            engine.encrypt(runs, data, out)
+        finally:
+            self._free.append(engine)
+
+    def decrypt_runs(self, runs: Runs, data: Readable, out: Writable) -> None:
+        """Decrypt several runs of sectors at once; arguments as those of :meth:`encrypt_runs`."""
+        engine = self._take()
+        try:
+            engine.decrypt(runs, data, out)
         finally:
             self._free.append(engine)
 

@@ -74,8 +74,12 @@ def check_leaf(certificate: x509.Certificate, name: str, role: str) -> None:
     wanted = (
         ExtendedKeyUsageOID.SERVER_AUTH if role == "server" else ExtendedKeyUsageOID.CLIENT_AUTH
     )
-    if purposes is not None and purposes.critical and not (
-        wanted in purposes.value or ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE in purposes.value
+    if (
+        purposes is not None
+        and purposes.critical
+        and not (
+            wanted in purposes.value or ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE in purposes.value
+        )
     ):
         raise QmpError(f"Certificate {name} purpose does not allow use with a TLS {role}")
 

@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from qsd.crypto.cipher import ALGORITHMS, SLACK, make_ecb
+from qsd.crypto.cipher import ALGORITHMS, SLACK, make_chain, make_ecb
 
 COUNTING = bytes(range(32))
 
@@ -56,3 +56,45 @@ def test_key_length_and_repr(name: str) -> None:
     with pytest.raises(ValueError, match=r"^\S+ takes a key of \d+ bytes$"):
         make_ecb(name, bytes(algorithm.key_length + 1))
     assert "secretsecret" not in repr(make_ecb(name, (b"secret" * 8)[: algorithm.key_length]))
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_in_place(name: str) -> None:
+    algorithm = ALGORITHMS[name]
+    ecb = make_ecb(name, os.urandom(algorithm.key_length))
+    data = os.urandom(algorithm.block_length * 50)
+    apart = bytearray(len(data) + SLACK)
+    ecb.encrypt(data, apart)
+    same = bytearray(data + bytes(SLACK))
+    view = memoryview(same)
+    ecb.encrypt(view[: len(data)], view)
+    assert same[: len(data)] == apart[: len(data)]
+    ecb.decrypt(view[: len(data)], view)
+    assert same[: len(data)] == data
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_chains(name: str) -> None:
+    """A chain goes on where its last call ended."""
+    algorithm = ALGORITHMS[name]
+    key = os.urandom(algorithm.key_length)
+    chain = make_chain(name, key)
+    if chain is None:
+        assert algorithm.family in ("serpent", "twofish")
+        return
+    length = algorithm.block_length
+    out = bytearray(length + SLACK)
+    blocks = []
+    for number in range(3):
+        chain.encrypt(bytes([number]) * length, out)
+        blocks.append(bytes(out[:length]))
+    before = bytes(length)
+    ecb = make_ecb(name, key)
+    for number, block in enumerate(blocks):
+        ecb.encrypt(
+            bytes(a ^ b for a, b in zip(before, bytes([number]) * length, strict=True)), out
+        )
+        assert out[:length] == block
+        chain.decrypt(block, out)
+        assert out[:length] == bytes([number]) * length
+        before = block

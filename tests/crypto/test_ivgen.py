@@ -5,23 +5,26 @@
 from __future__ import annotations
 
 from hashlib import sha256
+from typing import Any
 
 import pytest
 
+from qsd.crypto.buffers import load_numpy
 from qsd.crypto.cipher import make_ecb
 from qsd.crypto.ivgen import essiv_algorithm, make_ivgen
 
 BIG = (1 << 32) + 5
 
 
-@pytest.mark.parametrize("count", [1, 9])
-def test_vectors(count: int) -> None:
-    plain64 = make_ivgen("plain64", "aes-128", None, b"")
+@pytest.mark.parametrize("numpy", [None, load_numpy()], ids=["integers", "arrays"])
+@pytest.mark.parametrize("count", [1, 9, 100])
+def test_vectors(count: int, numpy: Any) -> None:
+    plain64 = make_ivgen("plain64", "aes-128", None, b"", numpy)
     expected = b"".join((BIG + index).to_bytes(16, "little") for index in range(count))
-    assert bytes(plain64.make(BIG, count)) == expected
-    plain = make_ivgen("plain", "cast5-128", None, b"")
+    assert bytes(plain64.make([(BIG, count)])) == expected
+    plain = make_ivgen("plain", "cast5-128", None, b"", numpy)
     expected = b"".join((5 + index).to_bytes(8, "little") for index in range(count))
-    assert bytes(plain.make(BIG, count)) == expected
+    assert bytes(plain.make([(BIG, count)])) == expected
 
 
 def test_essiv() -> None:
@@ -30,7 +33,7 @@ def test_essiv() -> None:
     out = bytearray(32)
     make_ecb("aes-256", sha256(key).digest()).encrypt((77).to_bytes(16, "little"), out)
     essiv = make_ivgen("essiv", "aes-128", "sha256", key)
-    assert bytes(essiv.make(77, 1)) == out[:16]
+    assert bytes(essiv.make([(77, 1)])) == out[:16]
 
 
 def test_essiv_algorithm() -> None:

@@ -44,6 +44,20 @@ def test_with_and_without_numpy() -> None:
     assert one == other
 
 
+def test_runs() -> None:
+    """Several runs at once are like one after the other."""
+    volume = Volume(SPEC, os.urandom(32))
+    data = os.urandom(5 * 512)
+    apart, together = bytearray(len(data)), bytearray(len(data))
+    volume.encrypt(100, data[:1024], memoryview(apart)[:1024])
+    volume.encrypt(7, data[1024:], memoryview(apart)[1024:])
+    runs = [(100, 2), (7, 3)]
+    volume.encrypt_runs(runs, data, together)
+    assert together == apart
+    volume.decrypt_runs(runs, together, together)
+    assert together == data
+
+
 def test_forget() -> None:
     key = os.urandom(32)
     volume = Volume(SPEC, key)

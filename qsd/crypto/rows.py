@@ -1,0 +1,134 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""What the modes of operation share: sectors come in runs, and are worked on in rows.
+
+A *run* is ``(number of the first sector, count)``.  A call takes the text of one run or of several,
+one behind the other, so that many short requests cost no more calls than a long one.  A *row* is
+what a mode works on at once; rows are cut from the text wherever runs end.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias
+
+from qsd.crypto.cipher import SLACK
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from qsd.crypto.buffers import Readable, Writable
+    from qsd.crypto.cipher import Ecb
+    from qsd.crypto.ivgen import IvGen
+
+#: Bytes; the unit of encryption.
+SECTOR: Final = 512
+#: Sectors of a row at most, usually.  More do not fit the processor's second cache with all
+#: intermediate results; fewer pay the cost of a call more often.
+ROW_SECTORS: Final = 512
+
+#: (number of the first sector, count).
+Runs: TypeAlias = "Sequence[tuple[int, int]]"
+
+
+class Rows(ABC):
+    """Cuts what comes into rows; works in buffers of its own and serves one thread at a time."""
+
+    #: Sectors of a row at most.
+    row_sectors: ClassVar[int] = ROW_SECTORS
+
+    __slots__ = ("_ivgen", "_vector_length")
+
+    def __init__(self, ivgen: IvGen | None, vector_length: int) -> None:
+        """Make an engine.
+
+        Args:
+            ivgen: Makes the vectors; None for a mode without.
+            vector_length: Bytes of a vector, 0 for a mode without.
+        """
+        self._ivgen = ivgen
+        self._vector_length = vector_length
+
+    def encrypt(self, runs: Runs, data: Readable, out: Writable) -> None:
+        """Encrypt whole sectors; `out` may be the same memory as `data`."""
+        self._cut(runs, data, out, encrypting=True)
+
+    def decrypt(self, runs: Runs, data: Readable, out: Writable) -> None:
+        """Decrypt whole sectors; `out` may be the same memory as `data`."""
+        self._cut(runs, data, out, encrypting=False)
+
+    def _cut(self, runs: Runs, data: Readable, out: Writable, *, encrypting: bool) -> None:
+        vectors: Readable = b"" if self._ivgen is None else self._ivgen.make(runs)
+        total = len(data) // SECTOR
+        row = self.row_sectors
+        if total <= row:
+            self._row(total, vectors, data, out, encrypting=encrypting)
+            return
+        width = self._vector_length
+        vectors, source, target = memoryview(vectors), memoryview(data), memoryview(out)
+        for start in range(0, total, row):
+            end = min(start + row, total)
+            self._row(
+                end - start,
+                vectors[start * width : end * width],
+                source[start * SECTOR : end * SECTOR],
+                target[start * SECTOR : end * SECTOR],
+                encrypting=encrypting,
+            )
+
+    @abstractmethod
+    def _row(
+        self, count: int, vectors: Readable, data: Readable, out: Writable, *, encrypting: bool
+    ) -> None:
+        """Work on at most `row_sectors` sectors, which have these vectors."""
+
+
+class EcbRows(Rows):
+    """Electronic codebook: equal blocks look equal."""
+
+    __slots__ = ("_ecb", "_scratch")
+
+    def __init__(self, ecb: Ecb) -> None:
+        super().__init__(None, 0)
+        self._ecb = ecb
+        self._scratch = memoryview(bytearray(ROW_SECTORS * SECTOR + SLACK))
+
+    def _row(
+        self, count: int, vectors: Readable, data: Readable, out: Writable, *, encrypting: bool
+    ) -> None:
+        length = count * SECTOR
+        work = self._ecb.encrypt if encrypting else self._ecb.decrypt
+        work(data, self._scratch[: length + SLACK])
+        # The library writes past the end, which belongs to somebody else: hence the copy.
+        out[:length] = self._scratch[:length]
+
+
+class CtrRows(Rows):
+    """Counter mode; the counter is the vector as a big-endian number ("6.5 The Counter Mode")."""
+
+    __slots__ = ("_block", "_ecb", "_scratch")
+
+    def __init__(self, ecb: Ecb, block_length: int, ivgen: IvGen) -> None:
+        super().__init__(ivgen, block_length)
+        self._ecb = ecb
+        self._block = block_length
+        self._scratch = memoryview(bytearray(ROW_SECTORS * SECTOR + SLACK))
+
+    def _row(
+        self, count: int, vectors: Readable, data: Readable, out: Writable, *, encrypting: bool
+    ) -> None:
+        block = self._block
+        size = count * SECTOR
+        limit = (1 << (block * 8)) - 1
+        starts = bytes(vectors)
+        counters = b"".join(
+            ((start + step) & limit).to_bytes(block, "big")
+            for start in (
+                int.from_bytes(starts[at : at + block], "big")
+                for at in range(0, count * block, block)
+            )
+            for step in range(SECTOR // block)
+        )
+        self._ecb.encrypt(counters, self._scratch[: size + SLACK])
+        stream = int.from_bytes(self._scratch[:size], "little")
+        out[:size] = (int.from_bytes(data, "little") ^ stream).to_bytes(size, "little")
