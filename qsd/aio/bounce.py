@@ -29,9 +29,11 @@ class AlignedBuffer(mmap.mmap):
 
     Attributes:
         address: Where in memory.
+        view: All of it, made once.
     """
 
     address: int
+    view: memoryview
 
     def __new__(cls, size: int) -> Self:
         """Map `size` bytes of fresh memory."""
@@ -39,7 +41,13 @@ class AlignedBuffer(mmap.mmap):
 
         self = super().__new__(cls, -1, size)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self))
+        self.view = memoryview(self)
         return self
+
+    def close(self) -> None:
+        """Unmap the memory."""
+        self.view.release()
+        super().close()
 
 
 class BouncePool:
@@ -65,7 +73,9 @@ class BouncePool:
         """Give a buffer back.  The caller must have released all views of it."""
         size = len(buffer)
         if size <= _LARGEST_KEPT:
-            free = self._free.setdefault(size, deque())
+            free = self._free.get(size)
+            if free is None:
+                free = self._free.setdefault(size, deque())
             if (len(free) + 1) * size <= _KEPT_PER_SIZE:
                 free.append(buffer)
                 return

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Final
 from qsd.util.zeroes import fill_zero
 
 if TYPE_CHECKING:
-    from qsd.aio.bounce import BouncePool
+    from qsd.aio.bounce import AlignedBuffer, BouncePool
     from qsd.aio.uring import Ring
     from qsd.aio.workers import WorkerPool
 
@@ -76,6 +76,22 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
         code = get_errno()
         if code != errno.EINTR:
             raise OSError(code, os.strerror(code))
+
+
+def lives_in_memory(fd: int) -> bool:
+    """Tell whether a file lies in a file system without a device, where no read waits for one."""
+    device = os.fstat(fd).st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
+            # proc_pid_mountinfo(5): the third field is the device; after a lone "-" comes the type.
+            for line in mounts:
+                fields = line.split()
+                if fields[2] == wanted:
+                    return fields[fields.index("-") + 1] in ("tmpfs", "ramfs")
+    except OSError:
+        pass  # no /proc here
+    return False
 
 
 def address_of(view: memoryview) -> int:
@@ -142,11 +158,10 @@ def read_direct(
         fill_zero(view[_read_aligned(fd, view, offset, align) :])
         return
     buffer = pool.take(length)
-    with memoryview(buffer)[:length] as bounce:
-        count = _read_aligned(fd, bounce, offset, align)
-        # The kernel reads to aligned memory only; this copy brings the bytes to the caller's.
-        view[:count] = bounce[:count]
-        fill_zero(view[count:])
+    count = _read_aligned(fd, buffer.view[:length], offset, align)
+    # The kernel reads to aligned memory only; this copy brings the bytes to the caller's.
+    view[:count] = buffer.view[:count]
+    fill_zero(view[count:])
     pool.give(buffer)
 
 
@@ -178,16 +193,19 @@ def write_direct(
         if address and address % memory_align == 0:
             write_full(fd, views, offset)
             return
-    length = sum(map(len, views))
-    buffer = pool.take(length)
-    with memoryview(buffer)[:length] as bounce:
-        at = 0
-        for view in views:
-            # The kernel writes from aligned memory only.
-            bounce[at : at + len(view)] = view
-            at += len(view)
-        write_full(fd, [bounce], offset)
+    buffer = _gather(views, pool)
+    write_full(fd, [buffer.view[: sum(map(len, views))]], offset)
     pool.give(buffer)
+
+
+def _gather(views: Sequence[memoryview], pool: BouncePool) -> AlignedBuffer:
+    """Copy all views to an aligned buffer, because the kernel writes from aligned memory only."""
+    buffer = pool.take(sum(map(len, views)))
+    at = 0
+    for view in views:
+        buffer.view[at : at + len(view)] = view
+        at += len(view)
+    return buffer
 
 
 class FileIO:
@@ -206,6 +224,7 @@ class FileIO:
 
     __slots__ = (
         "_can_nowait",
+        "_read_flags",
         "_slow_seek_until",
         "align",
         "bounce",
@@ -222,6 +241,7 @@ class FileIO:
         self.align = 1
         self.memory_align = 1
         self._can_nowait = True
+        self._read_flags = _NOWAIT
         self.slow_until = 0.0
         self._slow_seek_until = 0.0
 
@@ -231,6 +251,7 @@ class FileIO:
         self.align = align
         self.memory_align = memory_align
         self._can_nowait = bounce is None
+        self._read_flags = _NOWAIT
 
     # Reading
 
@@ -243,14 +264,16 @@ class FileIO:
         if not self._can_nowait:
             return False
         try:
-            return _preadv(self.fd, (view,), offset, _NOWAIT) == len(view)
+            return _preadv(self.fd, (view,), offset, self._read_flags) == len(view)
         except BlockingIOError:
             return False
         except OSError as exc:
             if exc.errno != errno.EOPNOTSUPP:
                 raise
-            self._can_nowait = False  # e.g. a file system without support for it
-            return False
+            # A file system without support for it; one in memory does not need it.
+            self._can_nowait = lives_in_memory(self.fd)
+            self._read_flags = 0
+            return self._can_nowait and self.read_nowait(offset, view)
 
     async def read(self, offset: int, view: memoryview) -> None:
         """Fill `view`; bytes beyond the end of the file are zero."""
@@ -297,8 +320,7 @@ class FileIO:
             if count == length:
                 # The kernel reads to aligned memory only; this copy brings the bytes to the
                 # caller's.
-                with memoryview(buffer) as content:
-                    view[:] = content[:length]
+                view[:] = buffer.view[:length]
             bounce.give(buffer)
             done(count == length)
 
@@ -323,8 +345,7 @@ class FileIO:
         buffer = self.bounce.take(len(view))
         done = await self._read_ring_at(ring, buffer.address, len(view), offset, buffer)
         # The kernel reads to aligned memory only; this copy brings the bytes to the caller's.
-        with memoryview(buffer) as bounce:
-            view[:done] = bounce[:done]
+        view[:done] = buffer.view[:done]
         fill_zero(view[done:])
         self.bounce.give(buffer)
 
@@ -381,16 +402,41 @@ class FileIO:
             view = views[0]
             await self._write_ring_at(ring, address_of(view), len(view), offset, view)
             return
-        length = sum(map(len, views))
-        buffer = pool.take(length)
-        with memoryview(buffer) as bounce:
-            at = 0
-            for view in views:
-                # The kernel writes from aligned memory only.
-                bounce[at : at + len(view)] = view
-                at += len(view)
-        await self._write_ring_at(ring, buffer.address, length, offset, buffer)
+        buffer = _gather(views, pool)
+        await self._write_ring_at(ring, buffer.address, sum(map(len, views)), offset, buffer)
         pool.give(buffer)
+
+    def write_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
+        """Begin a write with O_DIRECT by io_uring that finishes without a coroutine.
+
+        Args:
+            offset: Where; aligned.
+            view: What to write.
+            done: Called from the loop: True if all is written, False if :meth:`write` has to be
+                called (short write, error).
+
+        Returns:
+            Whether the write was begun.
+        """
+        pool = self.bounce
+        if pool is None or (ring := self.pool.ring()) is None:
+            return False
+        length = len(view)
+        if self._needs_bounce(view):
+            buffer = _gather((view,), pool)
+
+            def written_from_bounce(count: int) -> None:
+                pool.give(buffer)
+                done(count == length)
+
+            ring.write_later(self.fd, buffer.address, length, offset, buffer, written_from_bounce)
+        else:
+
+            def written(count: int) -> None:
+                done(count == length)
+
+            ring.write_later(self.fd, address_of(view), length, offset, view, written)
+        return True
 
     async def _write_ring_at(
         self, ring: Ring, address: int, length: int, offset: int, keep: object

@@ -53,23 +53,9 @@ _CQE = struct.Struct("=QiI")
 class _Request:
     """One operation in the kernel, or on its way there."""
 
-    __slots__ = ("address", "done", "fd", "keep", "length", "offset", "opcode")
+    __slots__ = ("done", "keep")
 
-    def __init__(
-        self,
-        opcode: int,
-        fd: int,
-        address: int,
-        length: int,
-        offset: int,
-        keep: object,
-        done: Callable[[int], None],
-    ) -> None:
-        self.opcode = opcode
-        self.fd = fd
-        self.address = address
-        self.length = length
-        self.offset = offset
+    def __init__(self, keep: object, done: Callable[[int], None]) -> None:
         self.keep = keep  # owner of the memory: alive until the kernel is done with it
         self.done = done  # called from the loop with the result or a negative errno
 
@@ -104,7 +90,8 @@ class Ring:
                 os.close(self._eventfd)
             raise
         self._requests: dict[int, _Request] = {}
-        self._waiting: deque[_Request] = deque()
+        # With what :meth:`_push` needs.
+        self._waiting: deque[tuple[_Request, int, int, int, int, int]] = deque()
         self._number = 0
         self._unsubmitted = 0
         self._enter_scheduled = False
@@ -177,15 +164,29 @@ class Ring:
         done: Callable[[int], None],
     ) -> None:
         """Like :meth:`read`, but call `done` with the count or a negative errno: no coroutine."""
-        self._submit(_Request(_OP_READ, fd, address, length, offset, keep, done))
+        self._submit(_Request(keep, done), _OP_READ, fd, address, length, offset)
 
-    def _submit(self, request: _Request) -> None:
+    def write_later(
+        self,
+        fd: int,
+        address: int,
+        length: int,
+        offset: int,
+        keep: object,
+        done: Callable[[int], None],
+    ) -> None:
+        """Like :meth:`write`, but call `done` with the count or a negative errno: no coroutine."""
+        self._submit(_Request(keep, done), _OP_WRITE, fd, address, length, offset)
+
+    def _submit(
+        self, request: _Request, opcode: int, fd: int, address: int, length: int, offset: int
+    ) -> None:
         if self._closed:
             raise RuntimeError("ring is closed")
         if len(self._requests) < self._room:
-            self._push(request)
+            self._push(request, opcode, fd, address, length, offset)
         else:
-            self._waiting.append(request)
+            self._waiting.append((request, opcode, fd, address, length, offset))
 
     async def _run(
         self, opcode: int, fd: int, address: int, length: int, offset: int, keep: object
@@ -196,8 +197,8 @@ class Ring:
             if not future.done():
                 future.set_result(result)
 
-        request = _Request(opcode, fd, address, length, offset, keep, done)
-        self._submit(request)
+        request = _Request(keep, done)
+        self._submit(request, opcode, fd, address, length, offset)
         try:
             result = await future
         except asyncio.CancelledError:
@@ -209,9 +210,10 @@ class Ring:
         return result
 
     async def _until_done(self, request: _Request) -> None:
-        if request in self._waiting:
-            self._waiting.remove(request)
-            return
+        for entry in self._waiting:
+            if entry[0] is request:
+                self._waiting.remove(entry)
+                return
         if request.keep is None:
             return  # finished in the same turn as the cancellation came
         future: asyncio.Future[None] = self._loop.create_future()
@@ -222,7 +224,9 @@ class Ring:
             except asyncio.CancelledError:
                 continue
 
-    def _push(self, request: _Request) -> None:
+    def _push(
+        self, request: _Request, opcode: int, fd: int, address: int, length: int, offset: int
+    ) -> None:
         """Put a request into the ring; the kernel learns of it at the end of the loop's turn."""
         self._number += 1
         number = self._number
@@ -231,13 +235,13 @@ class Ring:
         _SQE.pack_into(
             self._sqes,
             (tail & self._sq_mask) * _SQE_SIZE,
-            request.opcode,
+            opcode,
             0,
             0,
-            request.fd,
-            request.offset,
-            request.address,
-            request.length,
+            fd,
+            offset,
+            address,
+            length,
             0,
             number,
         )
@@ -290,7 +294,7 @@ class Ring:
         if not self._requests and self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
         while self._waiting and len(self._requests) < self._room:
-            self._push(self._waiting.popleft())
+            self._push(*self._waiting.popleft())
 
     async def close(self) -> None:
         """Wait for what is in flight and give everything back.  Idempotent."""

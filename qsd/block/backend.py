@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qsd.block.graph import Edge, Graph
+    from qsd.block.runs import Runs
 
 
 class BackendListener:
@@ -226,6 +227,23 @@ class Backend:
         self.in_flight += 1
         return True
 
+    def write_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
+        """Begin a write that ends without a coroutine; see :meth:`Node.write_later`."""
+        edge = self.edge
+        if edge is None or self.quiesced or self.force_writethrough:
+            return False
+
+        def finished(full: bool) -> None:
+            try:
+                done(full)
+            finally:
+                self._leave()
+
+        if not edge.node.write_later(offset, view, finished):
+            return False
+        self.in_flight += 1
+        return True
+
     async def read(self, offset: int, view: memoryview) -> None:
         """Fill `view`."""
         node = await self._enter()
@@ -279,12 +297,14 @@ class Backend:
         finally:
             self._leave()
 
-    def extents_nowait(self, offset: int, length: int, limit: int) -> list[tuple[int, int]]:
-        """Fast path of :meth:`block_status` for several extents; see the driver's."""
+    def runs_nowait(self, offset: int, length: int, limit: int) -> Runs | None:
+        """Fast path of :meth:`block_status` for several extents; see `chain_runs_nowait`."""
         edge = self.edge
-        if edge is None or self.quiesced or edge.node.closed:
-            return []
-        return edge.node.driver.extents_nowait(offset, length, limit)
+        if edge is None or self.quiesced:
+            return None
+        from qsd.block.status import chain_runs_nowait
+
+        return chain_runs_nowait(edge.node, offset, length, limit)
 
     async def allocation_depth(self, offset: int, length: int) -> tuple[int, int]:
         """Return (length, depth): 0 not allocated, 1 in the top layer, 2 in its backing, ..."""

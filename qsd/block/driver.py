@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from qsd.block.graph import Edge
     from qsd.block.node import Node
     from qsd.block.open import ChildOpener
+    from qsd.block.runs import Runs
 
 
 class Limits:
@@ -196,8 +197,25 @@ class Driver:
         """
         return False
 
+    def read_path(self) -> Callable[[int, memoryview], bool]:
+        """Return what the node binds as its `read_nowait`.
+
+        A driver that only hands requests on returns the function below, which saves a call.  Its
+        users look at the length of its node first.
+        """
+        return self.read_nowait
+
     def write_nowait(self, offset: int, view: memoryview) -> bool:
         """Write all of `view` if that is possible at once, without any flag; else False."""
+        return False
+
+    def write_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
+        """Begin a write that ends without a coroutine; False if that is not possible.
+
+        Only into what exists: it neither allocates nor makes the node longer.  `done` is called
+        from the loop, never before this returns: True if all of `view` is written, False if the
+        caller has to call `write` (which then meets whatever went wrong).
+        """
         return False
 
     async def write(self, offset: int, view: memoryview, flags: int) -> None:
@@ -242,8 +260,8 @@ class Driver:
         """
         return Status(length, ST_DATA | ST_ALLOCATED)
 
-    def extents_nowait(self, offset: int, length: int, limit: int) -> list[tuple[int, int]]:
-        """Describe several extents at once, as a user of the node sees them, backing files and all.
+    def runs_nowait(self, offset: int, length: int, limit: int) -> Runs | None:
+        """Describe several extents of this layer at once.
 
         The fast path of block status for images in many pieces; it may always give up.
 
@@ -253,10 +271,11 @@ class Driver:
             limit: Extents; how many the caller has room for.
 
         Returns:
-            (bytes, ST_ flags of :func:`~qsd.block.status.chain_status`) one after the other from
-            `offset` on, neighbours of one kind joined; empty if something must be waited for.
+            What is found from `offset` on without waiting, not empty: ST_DATA for what is data in
+            the file below too, ST_ZERO, and 0 for what a backing file, which there is then,
+            decides.  None if something must be waited for.
         """
-        return []
+        return None
 
     def known_data_end(self, offset: int) -> int:
         """Return where data ends that is known to surround a place; 0 if nothing is known."""

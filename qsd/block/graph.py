@@ -16,6 +16,7 @@ from __future__ import annotations
 from os import urandom
 from typing import TYPE_CHECKING, Any, Protocol
 
+from qsd.aio.polling import BusyPoll
 from qsd.block import perms
 from qsd.block.node import Node
 from qsd.errors import PermissionConflict, QmpError, ReadOnlyConflict
@@ -76,6 +77,7 @@ class Graph:
         nodes: Nodes by name, oldest first.
         backends: Everything attached from outside, oldest first.
         pool: Worker threads for drivers.
+        poll: Keeps the loop awake between requests; told by exports.
         tasks: Owner of the tasks that I/O spawns.
         events: Where drivers send QMP events.
         objects: The object tree, for drivers that refer to objects (secrets, throttle groups).
@@ -93,6 +95,7 @@ class Graph:
         self.nodes: dict[str, Node] = {}
         self.backends: list[Backend] = []
         self.pool = pool
+        self.poll = BusyPoll()
         self.tasks = tasks
         self.events = events
         self.objects = objects

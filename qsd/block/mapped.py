@@ -305,6 +305,26 @@ class MappedDriver(Driver):
             node.wr_highest_offset = offset + length
         return True
 
+    def write_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
+        """Fast path: overwrite one allocated extent in place, on a device."""
+        length = len(view)
+        host = self.locate_writable_nowait(offset, length)
+        if host < 0:
+            return False
+        ranges = self.ranges
+        hold = ranges.claim_nowait(offset, offset + length, False)
+        if hold is None:
+            return False
+
+        def finished(full: bool) -> None:
+            ranges.release(hold)
+            done(full)
+
+        if self.data_edge().node.write_later(host, view, finished):
+            return True
+        ranges.release(hold)
+        return False
+
     async def write(self, offset: int, view: memoryview, flags: int) -> None:
         """Write any range."""
         if flags & COMPRESSED:

@@ -91,6 +91,7 @@ class Node:
     __slots__ = (
         "__weakref__",
         "_idle",
+        "_is_bound",
         "_length",
         "auto_read_only",
         "bitmaps",
@@ -148,6 +149,7 @@ class Node:
         self.unflushed = False
         self._idle: list[asyncio.Future[None]] = []
         self._length = -1
+        self._is_bound = False  # only when the driver is open it knows its paths
         self.read_nowait: Callable[[int, memoryview], bool] = _refuse_read
         self.write_nowait: Callable[[int, memoryview], bool] = _refuse_read
 
@@ -159,12 +161,11 @@ class Node:
     def refresh_fast_paths(self) -> None:
         """Choose between the driver's own fast functions and the full pipeline."""
         driver = self.driver
-        if self.closed or (
-            driver.limits.request_alignment > 1 and not driver.checks_alignment
-        ):
+        self._is_bound = True
+        if self.closed or (driver.limits.request_alignment > 1 and not driver.checks_alignment):
             self.read_nowait = self.write_nowait = _refuse_read
         else:
-            self.read_nowait = driver.read_nowait
+            self.read_nowait = driver.read_path()
             plain = not (
                 self.read_only
                 or self.write_threshold
@@ -204,6 +205,61 @@ class Node:
             return False
         return self.driver.read_later(offset, view, done)
 
+    def write_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
+        """Begin a write that ends without a coroutine, where writing means waiting for a device.
+
+        Like :meth:`read_later`.
+
+        Args:
+            offset: Where.
+            view: What to write.
+            done: Called from the loop, never before this returns: True if all is written, False if
+                :meth:`write` has to be called.
+
+        Returns:
+            Whether the write was begun.
+        """
+        driver = self.driver
+        limits = driver.limits
+        length = len(view)
+        align = max(limits.request_alignment, limits.write_alignment)
+        if (
+            self.closed
+            or self.read_only
+            or self.write_threshold
+            or self.detect_zeroes != "off"
+            or offset % align
+            or length % align
+            or (limits.max_transfer and length > limits.max_transfer)
+        ):
+            return False
+        rmw = self._rmw_lock() if align > 1 else None
+        hold = rmw.claim_nowait(offset, offset + length, False) if rmw is not None else None
+        if rmw is not None and hold is None:
+            return False
+
+        def finished(full: bool) -> None:
+            if rmw is not None and hold is not None:
+                rmw.release(hold)
+            if full:
+                self.after_write(offset, length)
+                self.unflushed = True
+            done(full)
+
+        if driver.write_later(offset, view, finished):
+            return True
+        if rmw is not None and hold is not None:
+            rmw.release(hold)
+        return False
+
+    def _rmw_lock(self) -> RangeLock:
+        """Return the lock that keeps unaligned writes apart from all others."""
+        if self.rmw is None:
+            from qsd.aio.rangelock import RangeLock
+
+            self.rmw = RangeLock()
+        return self.rmw
+
     def _write_marking(self, offset: int, view: memoryview) -> bool:
         """Fast path of a node with bitmaps."""
         if not self.driver.write_nowait(offset, view):
@@ -229,7 +285,9 @@ class Node:
                 edge.user.child_resized(edge)
 
     def rebind(self) -> None:
-        """A child's fast paths changed; this node looks them up at every call anyway."""
+        """A child's fast paths changed: a driver that hands requests on may have bound them."""
+        if self._is_bound:
+            self.refresh_fast_paths()
 
     def child_resized(self, edge: Edge) -> None:
         """A child's length changed; nodes whose length follows their child pass it on."""
@@ -361,15 +419,12 @@ class Node:
         Unaligned writes exclude all others that touch their blocks; aligned ones exclude only
         unaligned ones.
         """
-        if self.rmw is None:
-            from qsd.aio.rangelock import RangeLock
-
-            self.rmw = RangeLock()
+        rmw = self._rmw_lock()
         length = len(view)
         start = align_down(offset, align)
         end = align_up(offset + length, align)
         unaligned = start != offset or end != offset + length
-        hold = await self.rmw.claim(start, end, unaligned)
+        hold = await rmw.claim(start, end, unaligned)
         try:
             if unaligned:
                 bounce = memoryview(bytearray(end - start))
@@ -389,7 +444,7 @@ class Node:
             for at in range(0, len(view), step):
                 await self.driver.write(start + at, view[at : at + step], flags)
         finally:
-            self.rmw.release(hold)
+            rmw.release(hold)
 
     def after_write(self, offset: int, length: int) -> None:
         """Account a completed change of ``[offset, offset + length)``."""

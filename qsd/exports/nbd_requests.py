@@ -13,12 +13,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from qsd.block.mapping import FUA, MAY_UNMAP, NO_FALLBACK, ST_DATA, ST_ZERO
+from qsd.block.runs import Runs
 from qsd.errors import describe
 from qsd.wire.nbd import messages as nbd
 from qsd.wire.nbd import metacontext
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Sequence
 
     from qsd.block.backend import Backend
     from qsd.exports.buffers import Buffer, BufferPool
@@ -26,17 +27,25 @@ if TYPE_CHECKING:
     from qsd.exports.outlet import Outlet
     from qsd.wire.nbd.server import Session
 
-#: Bytes; the unit of what :class:`KnownData` remembers.  1 TiB takes 1 MiB.
-_REGION: Final = 1 << 20
-_DATA: Final = 1
+#: The unit of what :class:`KnownData` remembers is ``1 << REGION_BITS`` bytes.  1 TiB takes 1 MiB.
+REGION_BITS: Final = 20
+_REGION: Final = 1 << REGION_BITS
+#: States of a region: nobody has looked; it is all data; holes may be in it.
+UNKNOWN: Final = 0
+DATA: Final = 1
 _MIXED: Final = 2
-_DATA_BYTE: Final = bytes([_DATA])
+_DATA_BYTE: Final = bytes([DATA])
 #: Bytes; how far a look for holes goes beyond the request that asks, so that the next one knows.
 _LOOK_AHEAD: Final = 1 << 30
 #: Bytes; the piece in which a cache request reads.
 _CACHE_STEP: Final = 2 << 20
 #: Extents; after so many a long status request lets others run.
 _STATUS_TURN: Final = 256
+#: Flags of runs to states of extents.
+_STATES: Final = bytes(
+    (0 if flags & ST_DATA else nbd.STATE_HOLE) | (nbd.STATE_ZERO if flags & ST_ZERO else 0)
+    for flags in range(256)
+)
 #: Bytes in front of a payload in a reply buffer: the longest header.
 _HEADER: Final = 32
 
@@ -61,29 +70,31 @@ class KnownData:
 
     It only saves lookups: an OFFSET_DATA chunk full of zeroes is always a valid reply, so it does
     not matter when holes come into being unnoticed.
+
+    Attributes:
+        regions: The state of each region, for the hot loop to look at.
     """
 
-    __slots__ = ("_regions",)
+    __slots__ = ("regions",)
 
     def __init__(self, size: int) -> None:
-        # One byte for each region: UNKNOWN, DATA (no hole in it) or MIXED.
-        self._regions = bytearray((size + _REGION - 1) // _REGION)
+        self.regions = bytearray((size + _REGION - 1) // _REGION)
 
     def covers(self, offset: int, length: int) -> bool:
         """Tell whether all of a range is known to be data."""
-        regions = self._regions
+        regions = self.regions
         first, last = offset // _REGION, (offset + length - 1) // _REGION
         if first == last:
-            return regions[first] == _DATA
+            return regions[first] == DATA
         return not regions[first : last + 1].strip(_DATA_BYTE)
 
     def is_unknown(self, offset: int) -> bool:
         """Tell whether nobody has looked for holes around an offset yet."""
-        return not self._regions[offset // _REGION]
+        return not self.regions[offset // _REGION]
 
     def add(self, offset: int, length: int) -> None:
         """Take note that a range is data as far as it fills regions; its ends may be mixed."""
-        regions = self._regions
+        regions = self.regions
         end = offset + length
         first, last = -(-offset // _REGION), end // _REGION
         if last > first:
@@ -94,7 +105,7 @@ class KnownData:
     def forget(self, offset: int, length: int) -> None:
         """Holes may have come into being in a range."""
         first, last = offset // _REGION, -(-(offset + length) // _REGION)
-        self._regions[first:last] = bytes(last - first)
+        self.regions[first:last] = bytes(last - first)
 
 
 class Requests:
@@ -204,46 +215,21 @@ class Requests:
 
     # Reading
 
-    def read_later(
-        self, flags: int, cookie: int, offset: int, length: int, done: Callable[[bool], None]
-    ) -> bool:
-        """Fast path: begin a read that waits for a device, without a coroutine.
+    def takes_one_chunk(self, flags: int, offset: int, length: int) -> bool:
+        """Tell whether a read is answered in one piece, as far as that is known without asking.
 
-        Only for reads that are answered with one chunk: without structured replies, with DF, or of
-        a range that is known to be data.
-
-        Args:
-            flags: From the request, like the next three; checked.
-            cookie: Whose reply it is.
-            offset: Bytes.
-            length: Bytes.
-            done: Called from the loop: True if the reply is in the outlet, False if :meth:`run`
-                has to be called.
-
-        Returns:
-            Whether the read was begun.
+        It is without structured replies, with DF, or where all is known to be data.
         """
-        structured = self._session.structured
-        if not length or (
-            structured
-            and not flags & nbd.CMD_FLAG_DF
-            and not self.known_data.covers(offset, length)
-        ):
-            return False
+        return (
+            not self._session.structured
+            or bool(flags & nbd.CMD_FLAG_DF)
+            or self.known_data.covers(offset, length)
+        )
+
+    def take_buffer(self, length: int) -> tuple[Buffer, memoryview]:
+        """Return a buffer for a reply, and the place of its payload in it."""
         buffer = self._pool.take(_HEADER + length)
-
-        def finished(full: bool) -> None:
-            if not full:
-                buffer.drop()
-            else:
-                self._put_data(cookie, offset, length, buffer, True)
-            done(full)
-
-        view = buffer.view[_HEADER : _HEADER + length]
-        if self._backend.read_later(offset, view, finished):
-            return True
-        buffer.drop()
-        return False
+        return buffer, buffer.view[_HEADER : _HEADER + length]
 
     async def _read_whole(self, cookie: int, offset: int, length: int) -> None:
         """Answer a read with one payload."""
@@ -253,13 +239,13 @@ class Requests:
         if self._session.structured:
             await self._read_piece(cookie, offset, length, True)
             return
-        buffer = self._pool.take(_HEADER + length)
+        buffer, payload = self.take_buffer(length)
         try:
-            await self._backend.read(offset, buffer.view[_HEADER : _HEADER + length])
+            await self._backend.read(offset, payload)
         except BaseException:
             buffer.drop()
             raise
-        self._put_data(cookie, offset, length, buffer, True)
+        self.put_data(cookie, offset, length, buffer, True)
 
     def _put_empty(self, cookie: int) -> None:
         if self._session.structured:
@@ -269,15 +255,15 @@ class Requests:
 
     async def _read_piece(self, cookie: int, offset: int, length: int, final: bool) -> None:
         """Answer with an OFFSET_DATA chunk."""
-        buffer = self._pool.take(_HEADER + length)
+        buffer, payload = self.take_buffer(length)
         try:
-            await self._backend.read(offset, buffer.view[_HEADER : _HEADER + length])
+            await self._backend.read(offset, payload)
         except BaseException:
             buffer.drop()
             raise
-        self._put_data(cookie, offset, length, buffer, final)
+        self.put_data(cookie, offset, length, buffer, final)
 
-    def _put_data(self, cookie: int, offset: int, length: int, buffer: Buffer, final: bool) -> None:
+    def put_data(self, cookie: int, offset: int, length: int, buffer: Buffer, final: bool) -> None:
         """Put the header before a payload that stands in its buffer, and send both."""
         if self._session.structured:
             start = _HEADER - nbd.DATA_CHUNK.size
@@ -353,9 +339,9 @@ class Requests:
         """
         end = min(-(-max(offset, needed) // _REGION) * _REGION, self._session.size)
         while offset < end:
-            some = self._backend.extents_nowait(offset, end - offset, 1)
-            if some:
-                extent, flags = some[0]
+            runs = self._backend.runs_nowait(offset, end - offset, 1)
+            if runs is not None:
+                extent, flags = runs.lengths[0], runs.flags[0]
             else:
                 try:
                     extent, flags, *_ = await self._backend.block_status(offset, end - offset)
@@ -373,74 +359,65 @@ class Requests:
         limit = 1 if flags & nbd.CMD_FLAG_REQ_ONE else nbd.MAX_EXTENTS
         contexts = self._session.contexts
         for context in contexts:
+            final = context == contexts[-1]
             if context == metacontext.BASE_ALLOCATION_ID:
-                extents = await self._collect(
-                    self._allocation, offset, length, limit, self._allocation_nowait
+                runs = await self._allocation(offset, length, limit)
+                states = runs.flags.translate(_STATES)
+                self._outlet.put(
+                    nbd.packed_status_chunk(cookie, context, runs.lengths, states, final)
                 )
-            elif context == metacontext.ALLOCATION_DEPTH_ID:
-                extents = await self._collect(self._depth, offset, length, limit)
+                continue
+            if context == metacontext.ALLOCATION_DEPTH_ID:
+                extents = await self._depths(offset, length, limit)
             else:
                 bitmap = self._bitmaps[context - metacontext.FIRST_BITMAP_ID]
                 extents = bitmap.extents(offset, length, limit)
-            final = context == contexts[-1]
             self._outlet.put(nbd.status_chunk(cookie, context, extents, final))
 
-    async def _allocation(self, offset: int, length: int) -> tuple[int, int]:
-        status = await self._backend.block_status(offset, length)
-        state = 0 if status.flags & ST_DATA else nbd.STATE_HOLE
-        if status.flags & ST_ZERO:
-            state |= nbd.STATE_ZERO
-        return status.length, state
+    async def _allocation(self, offset: int, length: int, limit: int) -> Runs:
+        """Return what a range is made of, at most `limit` extents from its start."""
+        runs = Runs()
+        end = offset + length
+        asked = 0
+        while offset < end and len(runs) <= limit:
+            # One more than there is room for: the last one must be known to its end.
+            room = limit + 1 - len(runs)
+            some = self._backend.runs_nowait(offset, end - offset, room)
+            if some is not None:
+                runs.extend(some.lengths, some.flags)
+                offset += some.total()
+            else:
+                status = await self._backend.block_status(offset, end - offset)
+                runs.add(status.length, status.flags & (ST_DATA | ST_ZERO))
+                offset += status.length
+            asked += 1
+            if not asked % _STATUS_TURN:
+                await _turn()
+        runs.cut(limit)
+        return runs
 
-    def _allocation_nowait(self, offset: int, length: int, limit: int) -> list[tuple[int, int]]:
-        return [
-            (
-                extent,
-                (0 if flags & ST_DATA else nbd.STATE_HOLE)
-                | (nbd.STATE_ZERO if flags & ST_ZERO else 0),
-            )
-            for extent, flags in self._backend.extents_nowait(offset, length, limit)
-        ]
-
-    async def _depth(self, offset: int, length: int) -> tuple[int, int]:
-        return await self._backend.allocation_depth(offset, length)
-
-    @staticmethod
-    async def _collect(
-        ask: Callable[[int, int], Awaitable[tuple[int, int]]],
-        offset: int,
-        length: int,
-        limit: int,
-        ask_nowait: Callable[[int, int, int], list[tuple[int, int]]] | None = None,
-    ) -> list[tuple[int, int]]:
-        """Return merged (length, state) extents from `offset` on, at most `limit` of them.
-
-        The last one never reaches beyond the range; the list is shorter than the range if the limit
-        is reached.
-
-        Args:
-            ask: Describes the start of a range.
-            offset: Where to begin.
-            length: Bytes.
-            limit: Extents.
-            ask_nowait: Fast path: describes several extents at once, or returns an empty list.
-        """
+    async def _depths(self, offset: int, length: int, limit: int) -> list[tuple[int, int]]:
+        """Return (length, depth) of the extents of a range, at most `limit` from its start."""
         extents: list[tuple[int, int]] = []
         end = offset + length
         asked = 0
         while offset < end:
-            some = ask_nowait(offset, end - offset, limit) if ask_nowait is not None else []
-            for extent, state in some or (await ask(offset, end - offset),):
-                if extents and extents[-1][1] == state:
-                    extents[-1] = (extents[-1][0] + extent, state)
-                elif len(extents) == limit:
-                    return extents
-                else:
-                    extents.append((extent, state))
-                offset += extent
+            extent, depth = await self._backend.allocation_depth(offset, end - offset)
+            if extents and extents[-1][1] == depth:
+                extents[-1] = (extents[-1][0] + extent, depth)
+            elif len(extents) == limit:
+                break
+            else:
+                extents.append((extent, depth))
+            offset += extent
             asked += 1
             if not asked % _STATUS_TURN:
-                from asyncio import sleep
-
-                await sleep(0)
+                await _turn()
         return extents
+
+
+async def _turn() -> None:
+    """Let others run."""
+    from asyncio import sleep
+
+    await sleep(0)

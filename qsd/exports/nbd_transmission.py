@@ -8,7 +8,8 @@ r"""The data plane of an NBD connection: batches in, batches out.
                               |  for every complete request
                               v
               fast: backend.read_nowait / write_nowait -----> reply buffer [hdr data][hdr data]
-              slow: a coroutine, started eagerly                     |  one send for the batch
+              late: backend.read_later / write_later                 |  one send for the batch
+              slow: a coroutine, started eagerly                     |
                               |  when it is done                     v
                               \----> its own reply ------------> outlet --> socket
 
@@ -35,7 +36,8 @@ from qsd.aio import eager
 from qsd.block.mapped import MappedDriver
 from qsd.errors import describe
 from qsd.exports.buffers import BATCH, CLASSES
-from qsd.exports.nbd_requests import Requests
+from qsd.exports.nbd_late import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, LateRequests
+from qsd.exports.nbd_requests import DATA, REGION_BITS, UNKNOWN, Requests
 from qsd.exports.outlet import Outlet
 from qsd.wire.nbd import messages as nbd
 from qsd.wire.nbd import server
@@ -54,10 +56,6 @@ if TYPE_CHECKING:
 
 #: Bytes of replies that wait for the client before no more requests are looked at.
 MAX_PENDING: Final = 1 << 20
-#: Requests that wait for the image.
-MAX_IN_FLIGHT: Final = 128
-#: Bytes of payload of those.
-MAX_IN_FLIGHT_BYTES: Final = 64 << 20
 #: Bytes, each request counting `REQUEST_COST` more; after so many another connection gets its turn.
 TURN_COST: Final = 2 << 20
 REQUEST_COST: Final = 4096
@@ -118,6 +116,7 @@ class Transmission:
     Attributes:
         phase: One of the phases of :mod:`qsd.wire.nbd.server`.
         in_flight: Requests that wait for the image.
+        in_flight_bytes: Their payload.
     """
 
     __slots__ = (
@@ -130,12 +129,13 @@ class Transmission:
         "_filled",
         "_in",
         "_in_class",
-        "_in_flight_bytes",
         "_is_layered",
+        "_late",
         "_loop",
         "_needed",
         "_out",
         "_outlet",
+        "_poll",
         "_pool",
         "_position",
         "_probe",
@@ -149,6 +149,7 @@ class Transmission:
         "_stalled",
         "_tasks",
         "in_flight",
+        "in_flight_bytes",
         "phase",
     )
 
@@ -192,9 +193,11 @@ class Transmission:
         self._closed = closed
         self._outlet = Outlet(loop, sock, self._resume, self._lost)
         self._requests = Requests(backend, session, bitmaps, known_data, self._outlet, pool)
+        self._late = LateRequests(backend, self._requests, self._outlet, self)
+        self._poll = backend.graph.poll
         self.phase = server.SERVING
         self.in_flight = 0
-        self._in_flight_bytes = 0
+        self.in_flight_bytes = 0
         self._is_layered = probe is None
         self._probe = probe
         self._copy_limit = _CAPACITY if probe is None else SENDFILE_MIN
@@ -240,7 +243,7 @@ class Transmission:
             self._stalled
             or self._outlet.pending > MAX_PENDING
             or self.in_flight >= MAX_IN_FLIGHT
-            or self._in_flight_bytes > MAX_IN_FLIGHT_BYTES
+            or self.in_flight_bytes > MAX_IN_FLIGHT_BYTES
         )
 
     def _on_readable(self) -> None:
@@ -266,6 +269,7 @@ class Transmission:
             self._on_eof()
             return
         self._end = end + count
+        self._poll.arrived(self._fd)
         if self._is_layered and count >= missing:
             # The layer may hold more than it gave, which the descriptor does not show.
             self._loop.call_soon(self._on_readable)
@@ -321,6 +325,8 @@ class Transmission:
                 if self._end - self._position >= self._needed:
                     # There was no room when the loop ended, but there is now.
                     self._yield()
+            if not self.in_flight:
+                self._poll.served(self._fd)
         else:
             self._drop_input()
             self._maybe_close()
@@ -368,8 +374,8 @@ class Transmission:
         requests, payload = incoming.data, incoming.view
         position, end = self._position, self._end
         replies, room = self._out.data, self._out.view
-        filled = self._filled
-        backend = self._backend
+        filled, backend = self._filled, self._backend
+        late, known = self._late, self._requests.known_data.regions
         size, read_only, structured, _ = self._session
         head = _DATA_SIZE if structured else _SIMPLE_SIZE
         # A read with one of these flags takes the slow way.
@@ -391,45 +397,42 @@ class Transmission:
                     if command == 0:
                         start = filled + head
                         stop = start + length
-                        if (
-                            length > limit
-                            or stop > _CAPACITY
-                            or flags & slow_flags
-                            or not backend.read_nowait(offset, room[start:stop])
-                        ):
+                        if length > limit or stop > _CAPACITY or flags & slow_flags:
                             return True
-                        if not structured:
+                        if not backend.read_nowait(offset, room[start:stop]):
+                            if not late.read(flags, cookie, offset, length):
+                                return True
+                        elif not structured:
                             _pack_simple(replies, filled, nbd.SIMPLE_REPLY_MAGIC, 0, cookie)
+                            filled = stop
                         elif (
                             flags
-                            or (length >= _RUN and replies.find(_ZERO_RUN, start, stop) < 0)
+                            or known[offset >> REGION_BITS]
+                            == DATA
+                            == known[(offset + length - 1) >> REGION_BITS]
                             or not self._may_have_hole(start, stop, offset)
                         ):
                             # One chunk: no hole is in there, or none may be told of.
                             _pack_data(
                                 replies, filled, _STRUCTURED, 1, 1, cookie, 8 + length, offset
                             )
+                            filled = stop
                         else:
                             return True
-                        filled = stop
                         position += _HEADER_SIZE
-                        budget -= length + REQUEST_COST
-                        continue
-                    start = position + _HEADER_SIZE
-                    stop = start + length
-                    if (
-                        command != 1
-                        or flags
-                        or read_only
-                        or stop > end
-                        or not backend.write_nowait(offset, payload[start:stop])
-                    ):
-                        return True
+                    else:
+                        start = position + _HEADER_SIZE
+                        stop = start + length
+                        if command != 1 or flags or read_only or stop > end:
+                            return True
+                        if backend.write_nowait(offset, payload[start:stop]):
+                            _pack_simple(replies, filled, nbd.SIMPLE_REPLY_MAGIC, 0, cookie)
+                            filled += _SIMPLE_SIZE
+                        elif not late.write(cookie, offset, payload[start:stop], incoming):
+                            return True
+                        position = stop
                 except OSError:
                     return True  # the slow way meets the same error and answers with it
-                _pack_simple(replies, filled, nbd.SIMPLE_REPLY_MAGIC, 0, cookie)
-                filled += _SIMPLE_SIZE
-                position = stop
                 budget -= length + REQUEST_COST
             return False
         finally:
@@ -438,8 +441,16 @@ class Transmission:
             self._cost = TURN_COST - budget
 
     def _may_have_hole(self, start: int, end: int, offset: int) -> bool:
-        """Tell whether ``[start:end]`` of the reply buffer, read from `offset`, may be a hole."""
-        if self._requests.known_data.covers(offset, end - start):
+        """Tell whether ``[start:end]`` of the reply buffer, read from `offset`, may be a hole.
+
+        So may what nobody has looked at; the slow way will.
+        """
+        known = self._requests.known_data
+        if known.regions[offset >> REGION_BITS] == UNKNOWN:
+            return True
+        if known.covers(offset, end - start):
+            return False
+        if end - start >= _RUN and self._out.data.find(_ZERO_RUN, start, end) < 0:
             return False
         return _looks_like_hole(self._out.data, start, end, offset)
 
@@ -559,6 +570,8 @@ class Transmission:
                 self._finish()
                 return 0
             return taken
+        if command == nbd.CMD_READ and length and self._late.read(flags, cookie, offset, length):
+            return taken
         payload = None
         if command == nbd.CMD_WRITE:
             payload = incoming.view[position + _HEADER_SIZE : position + taken]
@@ -569,45 +582,32 @@ class Transmission:
             held = None
             weight = length if command == nbd.CMD_READ else 0
         self.in_flight += 1
-        self._in_flight_bytes += weight
-        if command != nbd.CMD_READ or not self._read_later(flags, cookie, offset, length):
-            self._start(
-                self._guard(
-                    self._requests.run(flags, command, cookie, offset, length, payload),
-                    cookie,
-                    weight,
-                    held,
-                ),
-                nbd.command_name(command),
-            )
+        self.in_flight_bytes += weight
+        self.run_plainly(flags, command, cookie, offset, length, payload, held)
         return taken
 
-    def _read_later(self, flags: int, cookie: int, offset: int, length: int) -> bool:
-        """Fast path: begin a read that waits for a device; it is accounted for already.
-
-        A coroutine and its task cost more than the rest of such a request (measured: 4 KiB with
-        O_DIRECT, queue depth 32).
-        """
-
-        def done(full: bool) -> None:
-            if full:
-                self._ended(length)
-                return
-            # The plain way finds out what is wrong, and tells the client.
-            self._start(
-                self._guard(
-                    self._requests.run(flags, nbd.CMD_READ, cookie, offset, length, None),
-                    cookie,
-                    length,
-                    None,
-                ),
-                nbd.command_name(nbd.CMD_READ),
-            )
-
-        return self._requests.read_later(flags, cookie, offset, length, done)
-
-    def _start(self, coro: Coroutine[Any, Any, None], name: str) -> None:
-        eager.start(coro, self._tasks, name)
+    def run_plainly(
+        self,
+        flags: int,
+        command: int,
+        cookie: int,
+        offset: int,
+        length: int,
+        payload: memoryview | None,
+        held: Buffer | None,
+    ) -> None:
+        """Carry out a request, which was accounted for, as a coroutine."""
+        weight = length if command in (nbd.CMD_READ, nbd.CMD_WRITE) else 0
+        eager.start(
+            self._guard(
+                self._requests.run(flags, command, cookie, offset, length, payload),
+                cookie,
+                weight,
+                held,
+            ),
+            self._tasks,
+            nbd.command_name(command),
+        )
 
     async def _guard(
         self, request: Coroutine[Any, Any, None], cookie: int, weight: int, held: Buffer | None
@@ -622,13 +622,13 @@ class Transmission:
         finally:
             if held is not None:
                 held.drop()
-            self._ended(weight)
+            self.ended(weight)
 
-    def _ended(self, weight: int) -> None:
+    def ended(self, weight: int) -> None:
         """Account for the end of a request."""
         self.in_flight -= 1
-        self._in_flight_bytes -= weight
-        if not self._processing:
+        self.in_flight_bytes -= weight
+        if not (self._processing or self._reading):
             self._resume()
 
     def _yield(self) -> None:

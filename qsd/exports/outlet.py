@@ -129,7 +129,9 @@ class Outlet:
             if buffer is not None:
                 buffer.drop()
             return
-        self._queue.append((memoryview(view), buffer))
+        if not isinstance(view, memoryview):
+            view = memoryview(view)
+        self._queue.append((view, buffer))
         self.pending += len(view)
         if not (self._scheduled or self._blocked):
             self._scheduled = True

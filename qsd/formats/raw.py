@@ -134,6 +134,12 @@ class RawDriver(Driver):
             return False
         return self._edge.node.read_nowait(offset + self.offset, view)
 
+    def read_path(self) -> Callable[[int, memoryview], bool]:
+        """Return the child's function, unless there is a window."""
+        if self._window != (0, None):
+            return self.read_nowait
+        return self._edge.node.read_nowait
+
     def read_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
         """Ask the child."""
         if not 0 <= offset <= self.node._length - len(view):
@@ -155,6 +161,12 @@ class RawDriver(Driver):
         if offset + len(view) > node.wr_highest_offset:
             node.wr_highest_offset = offset + len(view)
         return True
+
+    def write_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
+        """Ask the child."""
+        if not 0 <= offset <= self.node._length - len(view):
+            return False
+        return self._edge.node.write_later(offset + self.offset, view, done)
 
     async def write(self, offset: int, view: memoryview, flags: int) -> None:
         """Write to the child."""

@@ -6,6 +6,8 @@ import asyncio
 import errno
 import mmap
 import os
+import subprocess
+import tempfile
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -304,3 +306,63 @@ def test_reads_that_end_without_a_coroutine(path: Path, flags: int) -> None:
         assert not await arrived  # the end of the file is for the plain way
 
     with_io(path, body, flags)
+
+
+def test_writes_that_end_without_a_coroutine(path: Path) -> None:
+    path.write_bytes(bytes(300 << 10))
+
+    async def body(io: FileIO) -> None:
+        if io.pool.ring() is None:
+            pytest.skip("the kernel gives no io_uring here")
+        expected = bytearray(300 << 10)
+        for offset, length in ((512, 512), (4096, 4096), (8192, 256 << 10)):
+            view = memoryview(bytearray(os.urandom(length + 3)))[3:]
+            arrived: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+            assert io.write_later(offset, view, arrived.set_result)
+            assert await arrived
+            expected[offset : offset + length] = view
+        assert path.read_bytes() == expected
+        with memoryview(mmap.mmap(-1, 256 << 10)) as aligned:
+            aligned[:4] = b"page"
+            arrived = asyncio.get_running_loop().create_future()
+            assert io.write_later(0, aligned, arrived.set_result)
+            assert await arrived
+        assert path.read_bytes()[:5] == b"page\0"
+        arrived = asyncio.get_running_loop().create_future()
+        assert io.write_later(1, memoryview(bytes(512)), arrived.set_result)
+        assert not await arrived  # not aligned: the plain way tells
+
+    with_io(path, body, os.O_DIRECT)
+
+
+def test_buffered_writes_need_no_ring(path: Path) -> None:
+    async def body(io: FileIO) -> None:
+        assert not io.write_later(0, memoryview(b"x"), lambda full: None)
+
+    with_io(path, body)
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="no file system in memory here")
+def test_files_in_memory_are_read_at_once() -> None:
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
+        file.write(b"memory")
+        file.flush()
+        assert fdio.lives_in_memory(file.fileno())
+
+        async def body(io: FileIO) -> None:
+            view = memoryview(bytearray(6))
+            assert io.read_nowait(0, view)
+            assert bytes(view) == b"memory"
+            assert not io.read_nowait(1, view)  # not all of it is there
+
+        with_io(Path(file.name), body)
+
+
+def test_ordinary_files_do_not_live_in_memory(path: Path) -> None:
+    path.write_bytes(b"x")
+    with path.open() as file:
+        found = fdio.lives_in_memory(file.fileno())
+    kind = subprocess.run(
+        ["stat", "-f", "-c", "%T", path], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    assert found == (kind in ("tmpfs", "ramfs"))

@@ -129,6 +129,97 @@ def test_reads_without_a_coroutine_are_counted_and_drained() -> None:
     run(main())
 
 
+def test_writes_without_a_coroutine_are_counted_and_noted() -> None:
+    async def main() -> None:
+        async with Rig() as rig:
+            memory = await rig.memory("n")
+            user = Backend(rig.graph, "u", "user")
+            user.attach(memory.node, perms.WRITE, perms.ALL)
+            bitmap = Marks()
+            memory.node.bitmaps["b"] = bitmap
+            view = memoryview(b"data")
+            results: list[bool] = []
+            assert not user.write_later(8, view, results.append)
+            memory.later = []
+            assert user.write_later(8, view, results.append)
+            assert user.write_later(80, view, results.append)
+            assert user.in_flight == 2
+            assert bitmap.marks == []
+            drain = rig.tasks.spawn(_drain(memory.node), "drain")
+            await asyncio.sleep(0)
+            assert not drain.done()
+            assert not user.write_later(0, view, results.append)
+            memory.later[0](True)
+            memory.later[1](False)
+            await drain
+            assert results == [True, False]
+            assert bitmap.marks == [(8, 4)]
+            assert memory.data[8:12] == b"data"
+            assert memory.node.wr_highest_offset == 12
+            assert memory.node.unflushed
+            await user.detach()
+
+    run(main())
+
+
+def test_writes_without_a_coroutine_keep_to_the_rules_of_the_node() -> None:
+    async def main() -> None:
+        async with Rig() as rig:
+            memory = await rig.memory("n")
+            node = memory.node
+            memory.later = []
+            view = memoryview(bytearray(512))
+            user = Backend(rig.graph, "u", "user")
+            user.attach(node, perms.WRITE, perms.ALL)
+            results: list[bool] = []
+
+            def begins(offset: int = 0) -> bool:
+                return user.write_later(offset, view, results.append)
+
+            for name, value in (
+                ("read_only", True),
+                ("write_threshold", 100),
+                ("detect_zeroes", "on"),
+            ):
+                plain = getattr(node, name)
+                setattr(node, name, value)
+                assert not begins()
+                setattr(node, name, plain)
+            user.force_writethrough = True
+            assert not begins()
+            user.force_writethrough = False
+            node.driver.limits.request_alignment = 512
+            node.refresh_fast_paths()
+            assert not begins(100)
+            assert begins()
+            # Who changes a part of a block waits for it.
+            unaligned = rig.tasks.spawn(node.write(5, memoryview(b"x")), "write")
+            await asyncio.sleep(0)
+            assert not unaligned.done()
+            assert not begins()
+            memory.later.pop()(True)
+            await unaligned
+            assert results == [True]
+            assert memory.data[5:6] == b"x"
+            node.driver.limits.request_alignment = 1
+            await user.detach()
+
+    run(main())
+
+
+class Marks:
+    """Notes what a dirty bitmap would."""
+
+    def __init__(self) -> None:
+        self.marks: list[tuple[int, int]] = []
+
+    def mark(self, offset: int, length: int) -> None:
+        self.marks.append((offset, length))
+
+    def resized(self, length: int) -> None:
+        raise AssertionError
+
+
 async def _drain(node: Node) -> None:
     async with Drained([node]):
         pass

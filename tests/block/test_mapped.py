@@ -217,6 +217,30 @@ def test_reads_without_a_coroutine_hold_their_mapping() -> None:
     run(main())
 
 
+def test_writes_without_a_coroutine_hold_their_mapping() -> None:
+    async def main() -> None:
+        async with rig() as r:
+            node, toy, memory = await make(r)
+            await node.write(0, memoryview(b"x" * CLUSTER))
+            memory.later = []
+            view = memoryview(b"y" * 8)
+            results: list[bool] = []
+            assert not node.write_later(2 * CLUSTER, view, results.append)  # a hole
+            assert node.write_later(8, view, results.append)
+            task = r.tasks.spawn(node.discard(0, CLUSTER), "discard")
+            await asyncio.sleep(0)
+            assert not task.done()
+            assert not node.write_later(8, view, results.append)
+            assert memory.data.count(b"y" * 8) == 0
+            memory.later.pop()(True)
+            await task
+            assert results == [True]
+            assert memory.data.count(b"y" * 8) == 1
+            assert not len(toy.ranges)
+
+    run(main())
+
+
 @pytest.mark.parametrize("backing", [False, True])
 def test_fast_reads_of_several_extents_agree_with_the_plain_way(backing: bool) -> None:
     async def main() -> None:

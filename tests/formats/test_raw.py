@@ -339,3 +339,26 @@ def test_location_of_data(tmp_path: Path) -> None:
             assert node.driver.locate_nowait(LENGTH - 512, 1) is None
 
     run(main())
+
+
+def test_reads_go_straight_to_the_driver_that_has_the_data() -> None:
+    async def body(rig: Rig, memory: MemoryDriver, node: Node) -> None:
+        memory.fast = True
+        user = Backend(rig.graph, "u", "user")
+        user.attach(node, perms.CONSISTENT_READ, perms.ALL)
+        assert user.read_nowait == memory.read_nowait
+        memory.limits.request_alignment = 512
+        memory.node.refresh_fast_paths()
+        assert not user.read_nowait(0, memoryview(bytearray(512)))
+        memory.limits.request_alignment = 1
+        memory.node.refresh_fast_paths()
+        assert user.read_nowait(0, memoryview(bytearray(512)))
+        await modify(rig, offset=4096)
+        view = memoryview(bytearray(512))
+        assert user.read_nowait != memory.read_nowait
+        assert user.read_nowait(0, view)
+        assert view == memory.data[4096:4608]
+        assert not user.read_nowait(LENGTH - 4096, view)
+        await user.detach()
+
+    on_memory(body)

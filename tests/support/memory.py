@@ -95,6 +95,18 @@ class MemoryDriver(Driver):
         self.later.append(finish)
         return True
 
+    def write_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
+        if self.later is None:
+            return False
+
+        def finish(full: bool) -> None:
+            if full:
+                self._put(offset, view)
+            done(full)
+
+        self.later.append(finish)
+        return True
+
     async def read(self, offset: int, view: memoryview) -> None:
         await self._enter("read", offset, len(view))
         part = self.data[offset : offset + len(view)]

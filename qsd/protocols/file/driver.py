@@ -316,6 +316,10 @@ class FileDriver(Driver):
         """Read from the page cache."""
         return self.io.read_nowait(offset, view)
 
+    def read_path(self) -> Callable[[int, memoryview], bool]:
+        """Return the function of the descriptor."""
+        return self.io.read_nowait
+
     def read_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
         """Read what is not in the page cache, or around it, by io_uring."""
         if offset + len(view) > self.size:
@@ -353,6 +357,17 @@ class FileDriver(Driver):
         if end > self.size:
             self._grow(end)
         return True
+
+    def write_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
+        """Write around the page cache by io_uring."""
+        if offset + len(view) > self.size:
+            return False
+
+        def finished(full: bool) -> None:
+            self._written += 1
+            done(full)
+
+        return self.io.write_later(offset, view, finished)
 
     async def write(self, offset: int, view: memoryview, flags: int) -> None:
         """Write; the file grows if it was shorter than its last sector."""

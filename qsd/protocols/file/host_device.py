@@ -140,6 +140,10 @@ class HostCdromDriver(HostDeviceDriver):
         """Never: the drive must be asked first."""
         return False
 
+    def read_path(self) -> Callable[[int, memoryview], bool]:
+        """Return the function above."""
+        return self.read_nowait
+
     async def read(self, offset: int, view: memoryview) -> None:
         """Read, if there is a disc.
 
