@@ -55,6 +55,11 @@ def start_fio(
     if seconds is not None:
         command += ["--time_based", f"--runtime={seconds}"]
     command += [f"--{key}={value}" for key, value in more.items()]
+    return spawn(folder, command)
+
+
+def spawn(folder: Path, command: list[str]) -> subprocess.Popen[str]:
+    """Start a command whose output is wanted."""
     return subprocess.Popen(
         command,
         cwd=folder,
