@@ -273,7 +273,8 @@ class Driver:
         Returns:
             What is found from `offset` on without waiting, not empty: ST_DATA for what is data in
             the file below too, ST_ZERO, and 0 for what a backing file, which there is then,
-            decides.  None if something must be waited for.
+            decides.  The last extent may go on behind its end.  None if something must be waited
+            for.
         """
         return None
 

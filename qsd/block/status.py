@@ -15,6 +15,7 @@ from qsd.block.mapping import (
     Status,
 )
 from qsd.block.perms import ROLE_FILTERED
+from qsd.block.runs import Runs
 
 if TYPE_CHECKING:
     from qsd.block.graph import Edge
@@ -80,6 +81,58 @@ async def chain_status(node: Node, offset: int, length: int) -> Status:
     # What an image with room for a backing file does not have reads as zeroes; of anything else
     # nothing is known.
     return Status(depth_limit, ST_ZERO if bottom.driver.supports_backing else 0)
+
+
+def chain_runs_nowait(node: Node, offset: int, length: int, limit: int) -> Runs | None:
+    """Fast: describe several extents as the user of `node` sees them.
+
+    Args:
+        node: Whose content.
+        offset: Start.
+        length: How far the caller is interested; positive.
+        limit: Extents; how many the caller has room for.
+
+    Returns:
+        What is known from `offset` on without waiting, not empty; flags are ST_DATA and ST_ZERO as
+        :func:`chain_status` would tell.  The last extent may go on behind its end.  None if
+        something must be waited for.
+    """
+    if node.closed:
+        return None
+    runs = node.driver.runs_nowait(offset, length, limit)
+    if runs is None or not runs.flags.count(0):
+        return runs
+    below = backing_of(node)
+    merged = Runs()
+    for run, flags in zip(runs.lengths, runs.flags, strict=True):
+        if flags:
+            merged.add(run, flags)
+        elif below is None or not _add_below(merged, below, offset, run, limit):
+            break
+        offset += run
+        if len(merged) > limit:
+            break
+    merged.cut(limit)
+    return merged if merged.flags else None
+
+
+def _add_below(merged: Runs, node: Node, offset: int, length: int, limit: int) -> bool:
+    """Append what a backing file has in a range; False if not all of it was described."""
+    end = offset + length
+    while offset < end:
+        available = node.length() - offset
+        if available <= 0:
+            merged.add(end - offset, ST_ZERO)
+            return True
+        room = limit + 1 - len(merged)
+        if room <= 0:
+            return False
+        runs = chain_runs_nowait(node, offset, min(end - offset, available), room)
+        if runs is None:
+            return False
+        merged.extend(runs.lengths, runs.flags)
+        offset += runs.total()
+    return True
 
 
 async def allocation_depth(node: Node, offset: int, length: int) -> tuple[int, int]:

@@ -5,7 +5,7 @@
 ::
 
     driver.py     life cycle, fast paths                options.py    run-time options
-      mapping.py    lookups                             header.py     header
+      mapping.py, runs.py   lookups                     header.py     header
       changes.py    allocation, zeroes, discards        snapshots.py, bitmaps.py
       compress.py   compressed clusters                 resize.py, create.py, check.py
         image.py      shared state, order of writing
@@ -31,6 +31,7 @@ from qsd.formats.qcow2.image import Image
 from qsd.formats.qcow2.layout import COPIED, OFFSET_MASK, Geometry, Header
 from qsd.formats.qcow2.mapping import Mapper
 from qsd.formats.qcow2.options import Options
+from qsd.formats.qcow2.runs import RunFinder
 from qsd.util.ranges import align_down, align_up
 from qsd.util.zeroes import ZERO_CHUNK, ZEROES
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from qsd.block.mapping import Allocation, Mapping
     from qsd.block.node import Node
     from qsd.block.open import ChildOpener
+    from qsd.block.runs import Runs
 
 #: Bytes; the unit of encryption.
 _SECTOR = 512
@@ -68,6 +70,7 @@ class Qcow2Driver(MappedDriver):
         "_mapper",
         "_not_plain",
         "_ready",
+        "_runs",
         "_slice_bits",
         "_within_mask",
         "bitmaps",
@@ -133,6 +136,7 @@ class Qcow2Driver(MappedDriver):
         """Copy what the fast paths need into attributes of this object."""
         geometry = image.geometry
         self._mapper = Mapper(image)
+        self._runs = RunFinder(image)
         self._changer = Changer(image)
         self._compressor = Compressor(image)
         # Encrypted data is nowhere as it is, so the fast paths shall find none.
@@ -470,9 +474,9 @@ class Qcow2Driver(MappedDriver):
                 return Status(mapping.length, ST_OFFSET, mapping.host_offset, mapping.edge)
         return status
 
-    def extents_nowait(self, offset: int, length: int, limit: int) -> list[tuple[int, int]]:
+    def runs_nowait(self, offset: int, length: int, limit: int) -> Runs | None:
         """Describe what cached tables say."""
-        return self._mapper.extents_nowait(offset, length, limit)
+        return self._runs.runs_nowait(offset, length, limit)
 
     # Changes
 

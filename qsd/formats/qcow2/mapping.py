@@ -26,9 +26,6 @@ from qsd.block.mapping import (
     DATA,
     HOLE,
     SPECIAL,
-    ST_ALLOCATED,
-    ST_DATA,
-    ST_ZERO,
     ZERO,
     Mapping,
 )
@@ -123,59 +120,6 @@ class Mapper:
         if not host and not (image.external_data and entry & COPIED):
             return Mapping(HOLE, length)
         return self._data(entry, host + within, length)
-
-    def extents_nowait(self, offset: int, length: int, limit: int) -> list[tuple[int, int]]:
-        """Fast: describe what the entries of one cached slice say; see the driver's base.
-
-        One pass over plain integers.  The map of an image with 32768 extents takes 100 ms of
-        processor time, replies included, where asking for one after the other takes 930.
-        """
-        image = self._image
-        geometry = image.geometry
-        table = image.l2.hot.get(offset >> image.slice_bits)
-        if table is None or image.broken or image.external_data or geometry.extended:
-            return []
-        size = geometry.cluster_size
-        odd = size - 1
-        zero_flag = self._zero_flag
-        holes = image.node.children.get("backing") is None
-        known_data_end = image.data_edge.node.driver.known_data_end
-        first = (offset >> geometry.cluster_bits) & (image.slice_entries - 1)
-        within = offset & odd
-        known_from = known_to = 0  # host range that is data in the file
-        extents: list[tuple[int, int]] = []
-        run, state = -within, 0
-        for entry in table[first : first + ((within + length + odd) >> geometry.cluster_bits)]:
-            if entry & COMPRESSED:
-                flags = ST_DATA | ST_ALLOCATED
-            else:
-                host = entry & OFFSET_MASK
-                if host & odd:
-                    break  # damaged: the plain way reports it
-                if entry & zero_flag:
-                    flags = ST_ZERO | ST_ALLOCATED
-                elif host:
-                    if not (known_from <= host and host + size <= known_to):
-                        known_from, known_to = host, known_data_end(host)
-                        if host + size > known_to:
-                            break  # there may be a hole in the file
-                    flags = ST_DATA | ST_ALLOCATED
-                elif holes:
-                    flags = ST_ZERO
-                else:
-                    break  # the backing file decides
-            if flags != state:
-                if run > 0:
-                    extents.append((run, state))
-                    length -= run
-                    run = 0
-                    if len(extents) == limit:
-                        return extents
-                state = flags
-            run += size
-        if state and run > 0:
-            extents.append((min(run, length), state))
-        return extents
 
     def _data(self, entry: int, host: int, length: int) -> Mapping:
         image = self._image

@@ -14,18 +14,12 @@ from qsd.block.mapping import (
     DATA,
     HOLE,
     SPECIAL,
-    ST_ALLOCATED,
-    ST_DATA,
-    ST_OFFSET,
-    ST_ZERO,
     ZERO,
     Mapping,
-    Status,
 )
-from qsd.block.status import chain_status
 from qsd.formats.qcow2.driver import Qcow2Driver
 from qsd.formats.qcow2.mapping import _kind, _run
-from tests.formats.qcow2.support import RecordingFile, add_image, make, rig
+from tests.formats.qcow2.support import add_image, make, rig
 from tests.formats.qcow2.support import run as tool
 from tests.support.tools import need
 
@@ -139,75 +133,3 @@ def test_runs_of_subclusters() -> None:
     # Both bits, and data without a cluster, are invalid ("Extended L2 Entries").
     assert _kind(0x10000, 1 | 1 << 32, 0, False) == -1
     assert _kind(0, 1, 0, False) == -1
-
-
-@pytest.mark.parametrize("backing", [False, True])
-def test_fast_extents_agree_with_the_plain_way(
-    tmp_path: Path, backing: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    need("qemu-img", "qemu-io")
-    path = make(tmp_path / "i.qcow2", "4M")
-    tool("qemu-io", "-f", "qcow2", *(f"-c{command}" for command in COMMANDS), str(path))
-    if backing:
-        base = make(tmp_path / "base.qcow2", "4M")
-        tool("qemu-img", "rebase", "-u", "-b", str(base), "-F", "qcow2", str(path))
-    with path.open("ab") as file:
-        file.write(bytes(65536))  # the last cluster is there in full
-
-    async def all_data(file: RecordingFile, offset: int, length: int, want_zero: bool) -> Status:
-        return Status(length, ST_ALLOCATED | ST_OFFSET | ST_DATA, offset)
-
-    monkeypatch.setattr(RecordingFile, "block_status", all_data)
-    monkeypatch.setattr(RecordingFile, "known_data_end", lambda file, offset: len(file.data))
-
-    async def main() -> None:
-        async with rig() as graph:
-            node = await add_image(graph, path, read_only=True)
-            driver = node.driver
-            assert isinstance(driver, Qcow2Driver)
-            assert driver.extents_nowait(0, 4 << 20, 9) == []  # the table is not cached
-            served = 0
-            for start in range(0, 4 << 20, 60 << 10):
-                plain: list[tuple[int, int]] = []
-                at, end = start, min(start + (700 << 10), 4 << 20)
-                while at < end:
-                    status = await chain_status(node, at, end - at)
-                    if plain and plain[-1][1] == status.flags:
-                        plain[-1] = (plain[-1][0] + status.length, status.flags)
-                    else:
-                        plain.append((status.length, status.flags))
-                    at += status.length
-                fast = driver.extents_nowait(start, end - start, 99)
-                served += len(fast)
-                if backing and len(fast) < len(plain):
-                    # It stopped at a hole, whose content is a matter of the backing file.
-                    at = start + sum(length for length, _ in fast)
-                    assert (await driver.map(at, end - at)).kind == HOLE
-                    if fast:
-                        length, flags = fast.pop()
-                        assert flags == plain[len(fast)][1]
-                        assert length <= plain[len(fast)][0]
-                    assert fast == plain[: len(fast)]
-                else:
-                    assert fast == plain
-                    assert driver.extents_nowait(start, end - start, 1) == plain[:1]
-            assert served > 20
-
-    run(main())
-
-
-def test_fast_extents_do_not_guess_what_is_a_hole_of_the_file(tmp_path: Path) -> None:
-    need("qemu-img", "qemu-io")
-    path = make(tmp_path / "i.qcow2", "4M")
-    tool("qemu-io", "-f", "qcow2", "-c", "write 0 192k", "-c", "write -z 0 64k", str(path))
-
-    async def main() -> None:
-        async with rig() as graph:
-            node = await add_image(graph, path, read_only=True)
-            driver = node.driver
-            assert isinstance(driver, Qcow2Driver)
-            await driver.map(0, 1)
-            assert driver.extents_nowait(0, 1 << 20, 9) == [(65536, ST_ZERO | ST_ALLOCATED)]
-            assert driver.extents_nowait(65536, 1 << 20, 9) == []
-
-    run(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from array import array
 
 import pytest
 
@@ -53,10 +54,12 @@ def test_replies() -> None:
         "668e33ef" + "0001" + "0002" + "0000000000000007" + "0000000c"
         + "0000000000000009" + "00000003"
     )  # fmt: skip
-    assert nbd.status_chunk(7, 2, [(512, 3), (1, 0)], True).hex() == (
+    chunk = nbd.status_chunk(7, 2, [(512, 3), (1, 0)], True)
+    assert chunk.hex() == (
         "668e33ef" + "0001" + "0005" + "0000000000000007" + "00000014"
         + "00000002" + "0000020000000003" + "0000000100000000"
     )  # fmt: skip
+    assert nbd.packed_status_chunk(7, 2, array("Q", (512, 1)), b"\3\0", True) == chunk
 
 
 def test_flags_of_exports() -> None:

@@ -1,0 +1,56 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""Block status of many extents at once, packed.
+
+A fragmented image has tens of thousands of extents, and an object for each of them costs more than
+finding it.  So the fast path of block status hands on two arrays, which are joined, translated and
+sent as a whole.
+"""
+
+from __future__ import annotations
+
+from array import array
+
+
+class Runs:
+    """Extents one after the other, neighbours of one kind joined.
+
+    Attributes:
+        lengths: Bytes of each.
+        flags: One byte for each: ST_DATA or ST_ZERO, both, or 0.  What 0 says is up to who gives
+            the runs: a layer leaves it to its backing file, of a whole chain nothing is known.
+    """
+
+    __slots__ = ("flags", "lengths")
+
+    def __init__(self) -> None:
+        self.lengths: array[int] = array("Q")
+        self.flags = bytearray()
+
+    def __len__(self) -> int:
+        return len(self.flags)
+
+    def total(self) -> int:
+        """Return how many bytes are described."""
+        return sum(self.lengths)
+
+    def add(self, length: int, flags: int) -> None:
+        """Append one extent."""
+        if self.flags and self.flags[-1] == flags:
+            self.lengths[-1] += length
+        else:
+            self.lengths.append(length)
+            self.flags.append(flags)
+
+    def extend(self, lengths: array[int], flags: bytes | bytearray) -> None:
+        """Append extents; among themselves they are joined already."""
+        if self.flags and flags and self.flags[-1] == flags[0]:
+            self.lengths[-1] += lengths[0]
+            lengths, flags = lengths[1:], flags[1:]
+        self.lengths.extend(lengths)
+        self.flags.extend(flags)
+
+    def cut(self, limit: int) -> None:
+        """Drop what goes beyond `limit` extents."""
+        del self.lengths[limit:]
+        del self.flags[limit:]
