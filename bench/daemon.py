@@ -48,6 +48,7 @@ class Daemon:
                 time.sleep(0.01)
         self._file = self._socket.makefile("rwb")
         self._file.readline()
+        self._events: list[dict[str, Any]] = []
         self.qmp("qmp_capabilities")
 
     def qmp(self, command: str, **arguments: Any) -> Any:
@@ -64,6 +65,13 @@ class Daemon:
                 return reply["return"]
             if "error" in reply:
                 raise RuntimeError(f"{command}: {reply['error']['desc']}")
+            self._events.append(reply)
+
+    def event(self) -> dict[str, Any]:
+        """Wait for an event: asking again and again would be a load of its own."""
+        if not self._events:
+            self._events.append(json.loads(self._file.readline()))
+        return self._events.pop(0)
 
     def resident(self) -> int:
         """Return the resident memory in bytes."""

@@ -89,14 +89,15 @@ def _timed(daemon: Daemon, kind: str, device: str) -> clients.Load:
     arguments: dict[str, Any] = {"job_id": "j", "device": device, "auto_dismiss": False, **extra}
     before = time.perf_counter()
     daemon.qmp(command, **arguments)
-    while True:
-        (job,) = daemon.qmp("query-jobs")
-        if job["status"] == "ready":
+    status = ""
+    while status != "concluded":
+        event = daemon.event()
+        if event["event"] == "JOB_STATUS_CHANGE":
+            status = event["data"]["status"]
+        elif event["event"] == "BLOCK_JOB_READY":
             daemon.qmp("job-complete", id="j")
-        elif job["status"] == "concluded":
-            break
-        time.sleep(0.003)
     after = time.perf_counter()
+    (job,) = daemon.qmp("query-jobs")
     if "error" in job:
         raise RuntimeError(job["error"])
     return clients.Load(1 / (after - before), 1)
