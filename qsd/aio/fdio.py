@@ -225,6 +225,7 @@ class FileIO:
     __slots__ = (
         "_can_nowait",
         "_read_flags",
+        "_ring",
         "_slow_seek_until",
         "align",
         "bounce",
@@ -242,6 +243,7 @@ class FileIO:
         self.memory_align = 1
         self._can_nowait = True
         self._read_flags = _NOWAIT
+        self._ring: Ring | None = None
         self.slow_until = 0.0
         self._slow_seek_until = 0.0
 
@@ -301,19 +303,18 @@ class FileIO:
         Returns:
             Whether the read was begun.
         """
-        ring = self.pool.ring()
+        ring = self._ring or self._find_ring()
         if ring is None:
             return False
         length = len(view)
-        if not self._needs_bounce(view):
+        bounce = self.bounce
+        if bounce is None or (length >= _MIN_ADDRESS_CHECK and not self._needs_bounce(view)):
 
             def arrived(count: int) -> None:
                 done(count == length)
 
-            ring.read_later(self.fd, address_of(view), length, offset, view, arrived)
+            ring.start(ring.READ, self.fd, address_of(view), length, offset, view, arrived)
             return True
-        bounce = self.bounce
-        assert bounce is not None
         buffer = bounce.take(length)
 
         def arrived_aligned(count: int) -> None:
@@ -324,8 +325,12 @@ class FileIO:
             bounce.give(buffer)
             done(count == length)
 
-        ring.read_later(self.fd, buffer.address, length, offset, buffer, arrived_aligned)
+        ring.start(ring.READ, self.fd, buffer.address, length, offset, buffer, arrived_aligned)
         return True
+
+    def _find_ring(self) -> Ring | None:
+        self._ring = self.pool.ring()
+        return self._ring
 
     def _needs_bounce(self, view: memoryview) -> bool:
         """Tell whether O_DIRECT needs an aligned buffer in the place of this one."""
@@ -419,23 +424,23 @@ class FileIO:
             Whether the write was begun.
         """
         pool = self.bounce
-        if pool is None or (ring := self.pool.ring()) is None:
+        if pool is None or (ring := self._ring or self._find_ring()) is None:
             return False
         length = len(view)
         if self._needs_bounce(view):
             buffer = _gather((view,), pool)
 
-            def written_from_bounce(count: int) -> None:
+            def gathered(count: int) -> None:
                 pool.give(buffer)
                 done(count == length)
 
-            ring.write_later(self.fd, buffer.address, length, offset, buffer, written_from_bounce)
+            ring.start(ring.WRITE, self.fd, buffer.address, length, offset, buffer, gathered)
         else:
 
             def written(count: int) -> None:
                 done(count == length)
 
-            ring.write_later(self.fd, address_of(view), length, offset, view, written)
+            ring.start(ring.WRITE, self.fd, address_of(view), length, offset, view, written)
         return True
 
     async def _write_ring_at(

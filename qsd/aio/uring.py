@@ -38,7 +38,6 @@ ENTRIES: Final = 256
 
 _SETUP, _ENTER, _REGISTER = 425, 426, 427  # the same on all architectures since Linux 5.1
 _REGISTER_EVENTFD = 4
-_OP_READ, _OP_WRITE = 22, 23
 _OFF_CQ_RING, _OFF_SQES = 0x8000000, 0x10000000
 _FEAT_SINGLE_MMAP = 1
 
@@ -50,22 +49,48 @@ _SQE_SIZE = 64
 _CQE = struct.Struct("=QiI")
 
 
-class _Request:
-    """One operation in the kernel, or on its way there."""
+class _Waiter:
+    """Waits for one operation in the kernel."""
 
-    __slots__ = ("done", "keep")
+    __slots__ = ("_future", "_is_done", "_loop")
 
-    def __init__(self, keep: object, done: Callable[[int], None]) -> None:
-        self.keep = keep  # owner of the memory: alive until the kernel is done with it
-        self.done = done  # called from the loop with the result or a negative errno
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._future: asyncio.Future[int] = loop.create_future()
+        self._is_done = False
+
+    def done(self, result: int) -> None:
+        """Note how the operation ended."""
+        self._is_done = True
+        if not self._future.done():
+            self._future.set_result(result)
+
+    async def wait(self) -> int:
+        """Return the result.  A cancelled caller waits, too: the kernel uses the memory."""
+        try:
+            return await self._future
+        except asyncio.CancelledError:
+            while not self._is_done:
+                self._future = self._loop.create_future()
+                try:
+                    await self._future
+                except asyncio.CancelledError:
+                    continue
+            raise
 
 
 class Ring:
     """One ring that belongs to one event loop.
 
+    Attributes:
+        READ, WRITE: Operations for :meth:`start`.
+
     Raises:
         OSError: The kernel has no io_uring, or policy forbids it.
     """
+
+    READ: Final = 22
+    WRITE: Final = 23
 
     def __init__(self, loop: asyncio.AbstractEventLoop, entries: int = ENTRIES) -> None:
         import ctypes
@@ -89,9 +114,12 @@ class Ring:
             if self._eventfd >= 0:
                 os.close(self._eventfd)
             raise
-        self._requests: dict[int, _Request] = {}
-        # With what :meth:`_push` needs.
-        self._waiting: deque[tuple[_Request, int, int, int, int, int]] = deque()
+        # In the kernel: whom to tell, and the owner of the memory, which must live until then.
+        self._requests: dict[int, tuple[Callable[[int], None], object]] = {}
+        # What found no room: the arguments of :meth:`start`.
+        self._waiting: deque[tuple[int, int, int, int, int, object, Callable[[int], None]]] = (
+            deque()
+        )
         self._number = 0
         self._unsubmitted = 0
         self._enter_scheduled = False
@@ -144,7 +172,7 @@ class Ring:
         Raises:
             OSError: The read failed.
         """
-        return await self._run(_OP_READ, fd, address, length, offset, keep)
+        return await self._run(self.READ, fd, address, length, offset, keep)
 
     async def write(self, fd: int, address: int, length: int, offset: int, keep: object) -> int:
         """Write from memory; return the number of bytes, which may be short.
@@ -152,10 +180,11 @@ class Ring:
         Raises:
             OSError: The write failed.
         """
-        return await self._run(_OP_WRITE, fd, address, length, offset, keep)
+        return await self._run(self.WRITE, fd, address, length, offset, keep)
 
-    def read_later(
+    def start(
         self,
+        opcode: int,
         fd: int,
         address: int,
         length: int,
@@ -163,75 +192,28 @@ class Ring:
         keep: object,
         done: Callable[[int], None],
     ) -> None:
-        """Like :meth:`read`, but call `done` with the count or a negative errno: no coroutine."""
-        self._submit(_Request(keep, done), _OP_READ, fd, address, length, offset)
+        """Begin an operation without a coroutine; the kernel learns of it at the end of the turn.
 
-    def write_later(
-        self,
-        fd: int,
-        address: int,
-        length: int,
-        offset: int,
-        keep: object,
-        done: Callable[[int], None],
-    ) -> None:
-        """Like :meth:`write`, but call `done` with the count or a negative errno: no coroutine."""
-        self._submit(_Request(keep, done), _OP_WRITE, fd, address, length, offset)
-
-    def _submit(
-        self, request: _Request, opcode: int, fd: int, address: int, length: int, offset: int
-    ) -> None:
+        Args:
+            opcode: READ or WRITE.
+            fd: Descriptor.
+            address: Memory to read to or to write from.
+            length: Bytes.
+            offset: In the file.
+            keep: Owner of the memory.
+            done: Called from the loop with the number of bytes, which may be short, or a negative
+                errno.
+        """
+        requests = self._requests
         if self._closed:
             raise RuntimeError("ring is closed")
-        if len(self._requests) < self._room:
-            self._push(request, opcode, fd, address, length, offset)
-        else:
-            self._waiting.append((request, opcode, fd, address, length, offset))
-
-    async def _run(
-        self, opcode: int, fd: int, address: int, length: int, offset: int, keep: object
-    ) -> int:
-        future: asyncio.Future[int] = self._loop.create_future()
-
-        def done(result: int) -> None:
-            if not future.done():
-                future.set_result(result)
-
-        request = _Request(keep, done)
-        self._submit(request, opcode, fd, address, length, offset)
-        try:
-            result = await future
-        except asyncio.CancelledError:
-            # The kernel still uses the memory: cancellation takes effect when it has finished.
-            await self._until_done(request)
-            raise
-        if result < 0:
-            raise OSError(-result, os.strerror(-result))
-        return result
-
-    async def _until_done(self, request: _Request) -> None:
-        for entry in self._waiting:
-            if entry[0] is request:
-                self._waiting.remove(entry)
-                return
-        if request.keep is None:
-            return  # finished in the same turn as the cancellation came
-        future: asyncio.Future[None] = self._loop.create_future()
-        request.done = lambda result: future.set_result(None)
-        while not future.done():
-            try:
-                await asyncio.shield(future)
-            except asyncio.CancelledError:
-                continue
-
-    def _push(
-        self, request: _Request, opcode: int, fd: int, address: int, length: int, offset: int
-    ) -> None:
-        """Put a request into the ring; the kernel learns of it at the end of the loop's turn."""
-        self._number += 1
-        number = self._number
-        self._requests[number] = request
-        tail = self._sq[self._sq_tail]
+        if len(requests) >= self._room:
+            self._waiting.append((opcode, fd, address, length, offset, keep, done))
+            return
+        self._number = number = self._number + 1
+        requests[number] = done, keep
+        ring = self._sq
+        tail = ring[self._sq_tail]
         _SQE.pack_into(
             self._sqes,
             (tail & self._sq_mask) * _SQE_SIZE,
@@ -245,11 +227,21 @@ class Ring:
             0,
             number,
         )
-        self._sq[self._sq_tail] = (tail + 1) & 0xFFFFFFFF
+        ring[self._sq_tail] = (tail + 1) & 0xFFFFFFFF
         self._unsubmitted += 1
         if not self._enter_scheduled:
             self._enter_scheduled = True
             self._loop.call_soon(self._enter)
+
+    async def _run(
+        self, opcode: int, fd: int, address: int, length: int, offset: int, keep: object
+    ) -> int:
+        waiter = _Waiter(self._loop)
+        self.start(opcode, fd, address, length, offset, keep, waiter.done)
+        result = await waiter.wait()
+        if result < 0:
+            raise OSError(-result, os.strerror(-result))
+        return result
 
     def _enter(self) -> None:
         self._enter_scheduled = False
@@ -284,9 +276,7 @@ class Ring:
                 self._cq_map, self._cqes + (head & self._cq_mask) * _CQE.size
             )
             head = (head + 1) & 0xFFFFFFFF
-            request = self._requests.pop(number)
-            request.keep = None
-            finished.append((request.done, result))
+            finished.append((self._requests.pop(number)[0], result))
         # The entries are the kernel's again before anybody reacts with new requests.
         ring[self._cq_head] = head
         for done, result in finished:
@@ -294,7 +284,7 @@ class Ring:
         if not self._requests and self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
         while self._waiting and len(self._requests) < self._room:
-            self._push(*self._waiting.popleft())
+            self.start(*self._waiting.popleft())
 
     async def close(self) -> None:
         """Wait for what is in flight and give everything back.  Idempotent."""

@@ -197,11 +197,14 @@ class Backend:
 
     def _leave(self) -> None:
         self.in_flight -= 1
-        if not self.in_flight and self._idle:
-            for future in self._idle:
-                if not future.done():
-                    future.set_result(None)
-            self._idle.clear()
+        if not self.in_flight:
+            self._wake_idle()
+
+    def _wake_idle(self) -> None:
+        for future in self._idle:
+            if not future.done():
+                future.set_result(None)
+        self._idle.clear()
 
     # I/O
 
@@ -220,7 +223,9 @@ class Backend:
             try:
                 done(full)
             finally:
-                self._leave()
+                self.in_flight -= 1
+                if not self.in_flight:
+                    self._wake_idle()
 
         if not edge.node.read_later(offset, view, finished):
             return False
