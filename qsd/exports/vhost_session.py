@@ -20,7 +20,7 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from qsd.errors import PeerError
-from qsd.exports.virtio_blk import BlkQueue
+from qsd.exports.virtio_queue import BlkQueue
 from qsd.wire import vhost_user as vhost
 from qsd.wire.virtio import blk
 from qsd.wire.virtio.inflight import InflightLog, region_size
@@ -340,7 +340,7 @@ class VhostSession:
         for queue in self._queues.values():
             runner = queue.runner
             if runner is not None:
-                runner.ring = self._make_ring(queue, runner.ring.last_avail)
+                runner.use_ring(self._make_ring(queue, runner.ring.last_avail))
 
     # Queues
 
@@ -353,7 +353,7 @@ class VhostSession:
         queue = self._queue(address.queue)
         queue.address = address
         if queue.runner is not None:
-            queue.runner.ring = self._make_ring(queue, queue.runner.ring.last_avail)
+            queue.runner.use_ring(self._make_ring(queue, queue.runner.ring.last_avail))
 
     async def _set_vring_base(self, message: vhost.Message) -> None:
         index, base = vhost.parse_state(message.body)

@@ -8,7 +8,12 @@ Source: virtio 1.2, 5.2 "Block Device".  All numbers are little-endian; sectors 
 from __future__ import annotations
 
 import struct
-from typing import Final
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from qsd.errors import PeerError
+
+if TYPE_CHECKING:
+    from qsd.wire.virtio.ring import Chain
 
 # Feature bits.
 F_SEG_MAX, F_RO, F_BLK_SIZE, F_FLUSH = 1 << 2, 1 << 5, 1 << 6, 1 << 9
@@ -29,6 +34,7 @@ SECTOR: Final = 512
 ID_LENGTH: Final = 20
 
 HEADER = struct.Struct("<IIQ")  #: type, reserved, sector
+TYPE_AND_SECTOR = struct.Struct("<I4xQ")  #: what counts of the header
 SEGMENT = struct.Struct("<QII")  #: sector, sectors, flags (DISCARD and WRITE_ZEROES)
 
 #: Descriptors of payload in one request: ring size of 128 less header and status.
@@ -61,3 +67,70 @@ def pack_config(length: int, block_size: int, num_queues: int, *, writeback: boo
         *(MAX_DISCARD_SECTORS, 1, block_size // SECTOR),
         *(MAX_DISCARD_SECTORS, 1, 1),
     )
+
+
+class Request(NamedTuple):
+    """A request out of a chain (virtio 1.2, 5.2.6 "Device Operation").
+
+    Attributes:
+        head: Where its chain begins.
+        kind: One of the numbers above, or another.
+        sector: Where it begins.
+        readable: Payload that the device reads.
+        writable: Payload that the device writes.
+        status: The byte that takes the status.
+    """
+
+    head: int
+    kind: int
+    sector: int
+    readable: list[memoryview]
+    writable: list[memoryview]
+    status: memoryview
+
+
+def request(chain: Chain) -> Request:
+    """Return the request that a chain is; its lists become the request's.
+
+    Raises:
+        PeerError: It is no request at all.
+    """
+    readable, writable, head = chain
+    if not writable or not readable:
+        raise PeerError("a chain that is no request")
+    first = readable[0]
+    if len(first) < HEADER.size:
+        readable = _regroup(readable)
+        first = readable[0]
+    kind, sector = TYPE_AND_SECTOR.unpack_from(first)
+    if len(first) == HEADER.size:
+        del readable[0]
+    else:
+        readable[0] = first[HEADER.size :]
+    status = writable[-1]
+    if len(status) == 1:
+        writable.pop()
+    else:
+        writable[-1], status = status[:-1], status[-1:]
+    return Request(head, kind, sector, readable, writable, status)
+
+
+def _regroup(readable: list[memoryview]) -> list[memoryview]:
+    """Return the same bytes with a whole header in the first view.
+
+    Raises:
+        PeerError: There are too few for a header.
+    """
+    head = b""
+    rest = list(readable)
+    while rest and len(head) < HEADER.size:
+        view = rest[0]
+        need = HEADER.size - len(head)
+        head += view[:need]
+        if len(view) > need:
+            rest[0] = view[need:]
+        else:
+            del rest[0]
+    if len(head) < HEADER.size:
+        raise PeerError("a request without a whole header")
+    return [memoryview(head), *rest]

@@ -36,9 +36,10 @@ class GuestMemory:
 
     Attributes:
         regions: Sorted by guest address.
+        largest: The largest of them, where nearly everything lies; an empty one if there is none.
     """
 
-    __slots__ = ("_first", "regions")
+    __slots__ = ("largest", "regions")
 
     def __init__(self, regions: list[Region]) -> None:
         """Make a table.
@@ -52,13 +53,12 @@ class GuestMemory:
             if region.guest < end or not region.size:
                 raise PeerError("memory regions overlap or are empty")
             end = region.guest + region.size
-        # The largest region is asked first: nearly everything lies there.
         largest = max(self.regions, key=attrgetter("size"), default=None)
-        self._first = largest or Region(0, 0, 0, memoryview(b""))
+        self.largest = largest or Region(0, 0, 0, memoryview(b""))
 
     def find(self, guest: int, length: int) -> memoryview | None:
         """Return the view of a guest range, or None unless it lies in one region."""
-        first = self._first
+        first = self.largest
         start = guest - first.guest
         if start >= 0 and start + length <= first.size:
             return first.view[start : start + length]

@@ -33,7 +33,8 @@ F_INDIRECT_DESC: Final = 1 << 28
 F_EVENT_IDX: Final = 1 << 29
 F_VERSION_1: Final = 1 << 32
 
-_D_NEXT, _D_WRITE, _D_INDIRECT = 1, 2, 4
+#: Flags of descriptors (virtio 1.2, 2.7.5).
+D_NEXT, D_WRITE, D_INDIRECT = 1, 2, 4
 _NO_INTERRUPT = _NO_NOTIFY = 1
 
 #: Descriptors; a longer ring is not valid (virtio 1.2, 2.7).
@@ -67,21 +68,24 @@ class SplitRing:
 
     Attributes:
         size: Number of descriptors, a power of two.
+        desc: The area of descriptors.
+        memory: Where they point to.
+        indirect: Whether they may lie elsewhere in memory.
         last_avail: Index of the next chain to take.
         used_idx: Index of the next element to return.
     """
 
     __slots__ = (
         "_avail",
-        "_desc",
         "_event_idx",
-        "_indirect",
         "_mask",
-        "_memory",
         "_signalled",
         "_used",
         "_used_ring",
+        "desc",
+        "indirect",
         "last_avail",
+        "memory",
         "size",
         "used_idx",
     )
@@ -111,35 +115,40 @@ class SplitRing:
         self.size = size
         self._mask = size - 1
         desc, avail, used = areas
-        self._desc = desc
+        self.desc = desc
         self._avail = avail.cast("H")
         self._used = used[: (len(used) // 2) * 2].cast("H")
         self._used_ring = used
-        self._memory = memory
+        self.memory = memory
         self._event_idx = bool(features & F_EVENT_IDX)
-        self._indirect = bool(features & F_INDIRECT_DESC)
+        self.indirect = bool(features & F_INDIRECT_DESC)
         self.last_avail = last_avail
         self.used_idx = self._used[1]
         self._signalled = -1
 
     # The driver's side
 
-    def pop(self) -> Chain | None:
-        """Take the next chain, None if there is none.
+    def take(self, limit: int) -> list[int]:
+        """Take what is available: the first descriptors of at most `limit` chains.
 
         Raises:
-            PeerError: The ring or the chain is damaged.
+            PeerError: The ring is damaged.
         """
         avail = self._avail
         last = self.last_avail
         ready = (avail[1] - last) & 0xFFFF
         if not ready:
-            return None
+            return []
         if ready > self.size:
             raise PeerError("more chains available than the ring has descriptors")
-        head = avail[2 + (last & self._mask)]
-        self.last_avail = (last + 1) & 0xFFFF
-        return self.chain(head)
+        ready = min(ready, limit)
+        self.last_avail = (last + ready) & 0xFFFF
+        first = 2 + (last & self._mask)
+        end = 2 + self.size
+        heads = avail[first : min(first + ready, end)].tolist()
+        if first + ready > end:
+            heads += avail[2 : first + ready - self.size].tolist()
+        return heads
 
     def chain(self, head: int) -> Chain:
         """Follow the chain that begins at `head`.
@@ -147,35 +156,35 @@ class SplitRing:
         Raises:
             PeerError: It is damaged.
         """
-        table = self._desc
+        table = self.desc
         limit = self.size
         if head >= limit:
             raise PeerError(f"descriptor {head} is beyond the ring")
         readable: list[memoryview] = []
         writable: list[memoryview] = []
-        find = self._memory.find
+        find = self.memory.find
         address, length, flags, link = _DESC.unpack_from(table, 16 * head)
-        if flags & _D_INDIRECT:
+        if flags & D_INDIRECT:
             table = self._indirect_table(address, length, flags)
             limit = length // 16
             address, length, flags, link = _DESC.unpack_from(table, 0)
         count = 1
         while True:
             view = find(address, length)
-            if flags & _D_WRITE:
+            if flags & D_WRITE:
                 if view is not None:
                     writable.append(view)
                 else:
-                    writable += self._memory.pieces(address, length)
+                    writable += self.memory.pieces(address, length)
             elif writable:
                 raise PeerError("a descriptor to read follows one to write")
             elif view is not None:
                 readable.append(view)
             else:
-                readable += self._memory.pieces(address, length)
-            if not length or flags & _D_INDIRECT:
+                readable += self.memory.pieces(address, length)
+            if not length or flags & D_INDIRECT:
                 raise PeerError("an empty or nested descriptor")
-            if not flags & _D_NEXT:
+            if not flags & D_NEXT:
                 return readable, writable, head
             count += 1
             if link >= limit or count > limit or count > MAX_CHAIN:
@@ -184,11 +193,11 @@ class SplitRing:
 
     def _indirect_table(self, address: int, length: int, flags: int) -> memoryview:
         """Return a table elsewhere in memory (virtio 1.2, 2.7.5.3 "Indirect Descriptors")."""
-        if not self._indirect or flags & _D_NEXT:
+        if not self.indirect or flags & D_NEXT:
             raise PeerError("an indirect descriptor where none may be")
         if not length or length % 16 or length > 16 * MAX_CHAIN:
             raise PeerError(f"an indirect table of {length} bytes")
-        table = self._memory.find(address, length)
+        table = self.memory.find(address, length)
         if table is None:
             raise PeerError(f"address {address:#x} is no guest memory")
         # A copy: the driver could change it between check and use.
@@ -208,6 +217,8 @@ class SplitRing:
         _barrier()
         old, new = self._signalled, self.used_idx
         self._signalled = new
+        if old == new:
+            return False
         if not self._event_idx:
             return not self._avail[0] & _NO_INTERRUPT
         if old < 0:

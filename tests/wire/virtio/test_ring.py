@@ -11,7 +11,7 @@ import pytest
 
 from qsd.errors import PeerError
 from qsd.wire.virtio.memory import GuestMemory, Region
-from qsd.wire.virtio.ring import F_EVENT_IDX, F_INDIRECT_DESC, SplitRing, area_sizes
+from qsd.wire.virtio.ring import F_EVENT_IDX, F_INDIRECT_DESC, Chain, SplitRing, area_sizes
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
 SIZE = 8
@@ -48,6 +48,10 @@ class Driver:
         self.idx = (self.idx + 1) & 0xFFFF
         struct.pack_into("<H", self.mem, self.avail + 2, self.idx)
 
+    def pop(self) -> Chain | None:
+        heads = self.ring.take(1)
+        return self.ring.chain(heads[0]) if heads else None
+
     def used_event(self, index: int) -> None:
         struct.pack_into("<H", self.mem, self.avail + 4 + 2 * self.size, index)
 
@@ -61,9 +65,9 @@ def test_a_chain_goes_there_and_back() -> None:
     driver.desc(2, 10000, 16, NEXT, 5)
     driver.desc(5, 20000, 512, NEXT | WRITE, 1)
     driver.desc(1, 30000, 1, WRITE)
-    assert driver.ring.pop() is None
+    assert driver.pop() is None
     driver.offer(2)
-    chain = driver.ring.pop()
+    chain = driver.pop()
     assert chain is not None
     readable, writable, head = chain
     assert ([len(v) for v in readable], [len(v) for v in writable], head) == ([16], [512, 1], 2)
@@ -72,7 +76,7 @@ def test_a_chain_goes_there_and_back() -> None:
     driver.ring.push(head, 513)
     assert driver.word(driver.used + 2) == 1
     assert struct.unpack_from("<II", driver.mem, driver.used + 4) == (2, 513)
-    assert driver.ring.pop() is None
+    assert driver.pop() is None
 
 
 def test_indirect_and_wrapping_indexes() -> None:
@@ -82,11 +86,23 @@ def test_indirect_and_wrapping_indexes() -> None:
         driver.indirect(2, 20000, 1, WRITE, 0)
         driver.desc(0, TABLE, 48, INDIRECT)
         driver.offer(0)
-        chain = driver.ring.pop()
+        chain = driver.pop()
         assert chain is not None
         assert [len(chain[0]), len(chain[1])] == [1, 1]
         driver.ring.push(0, 1)
         assert driver.word(driver.used + 2) == round_ + 1
+
+
+def test_taking_many_around_the_end() -> None:
+    driver = Driver()
+    for head in (3, 1, 4, 1, 5):
+        driver.offer(head)
+    assert driver.ring.take(2) == [3, 1]
+    for head in (2, 6, 5, 3, 7):
+        driver.offer(head)
+    assert driver.ring.take(100) == [4, 1, 5, 2, 6, 5, 3, 7]
+    assert driver.ring.take(100) == []
+    assert driver.ring.last_avail == 10
 
 
 BAD = {
@@ -113,7 +129,7 @@ def test_damaged_chains(name: str) -> None:
         driver.desc(*entry)
     driver.offer(0)
     with pytest.raises(PeerError):
-        driver.ring.pop()
+        driver.pop()
 
 
 @pytest.mark.parametrize("flags", [INDIRECT, NEXT])
@@ -123,7 +139,7 @@ def test_damaged_indirect_tables(flags: int) -> None:
     driver.desc(0, TABLE, 16, INDIRECT)
     driver.offer(0)
     with pytest.raises(PeerError):
-        driver.ring.pop()
+        driver.pop()
 
 
 def test_indirect_needs_the_feature() -> None:
@@ -132,19 +148,19 @@ def test_indirect_needs_the_feature() -> None:
     driver.desc(0, TABLE, 16, INDIRECT)
     driver.offer(0)
     with pytest.raises(PeerError, match="indirect"):
-        driver.ring.pop()
+        driver.pop()
 
 
 def test_damaged_available_ring() -> None:
     driver = Driver()
     driver.offer(SIZE)
     with pytest.raises(PeerError, match="beyond"):
-        driver.ring.pop()
+        driver.pop()
     driver = Driver()
     driver.idx = SIZE
     driver.offer(0)
     with pytest.raises(PeerError, match="more chains"):
-        driver.ring.pop()
+        driver.pop()
 
 
 @pytest.mark.parametrize("size", [0, 3, 65536, -8])
@@ -156,6 +172,8 @@ def test_sizes(size: int) -> None:
 def test_calls_and_kicks_without_event_index() -> None:
     driver = Driver(features=0)
     assert driver.ring.wants_call()
+    assert not driver.ring.wants_call()  # nothing is new
+    driver.ring.push(0, 1)
     driver.mem[driver.avail] = 1
     assert not driver.ring.wants_call()
     driver.ring.stop_kicks()
@@ -179,7 +197,7 @@ def test_calls_and_kicks_with_event_index() -> None:
     assert not ring.wants_call()
     driver.desc(0, 0, 16)
     driver.offer(0)
-    assert ring.pop() is not None
+    assert driver.pop() is not None
     assert not ring.want_kicks()
     assert driver.word(driver.used + 4 + 8 * SIZE) == 1
 
@@ -200,7 +218,7 @@ def test_random_memory_never_does_more_than_raise() -> None:
                 )
         driver.offer(source.randrange(SIZE + 1))
         try:
-            chain = driver.ring.pop()
+            chain = driver.pop()
         except PeerError:
             continue
         assert chain is not None

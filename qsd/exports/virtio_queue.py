@@ -1,0 +1,320 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""One queue of a virtio block device, whatever transport brings it.
+
+One kick brings many requests.  A read or write whose data is in memory is done at once, between the
+page cache and the guest's memory, without a copy or a coroutine; the driver is called once for the
+whole batch::
+
+    kick ─▶ take ─▶ usual shape? ─▶ Backend.read_nowait(offset, guest memory) ─▶ push ─┐
+             ▲         │ no             └─ must wait ─▶ read_later ─▶ push ─▶ call     │
+             │         └─▶ chain ─▶ coroutine ─▶ push ─▶ call                          │
+             └──── while there is more, or soon may be (polling) ──────────────────────┴─▶ call
+
+Polling: when the driver's next batch usually comes within microseconds, the queue is looked at in
+every turn of the loop for that long before it asks for a kick again, which saves both sides a
+system call and a wakeup.  How long is learnt as the C daemon does it (manual, "iothread",
+poll-max-ns): longer when a kick came soon after the end of polling, not at all when it came late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Final
+
+from qsd.aio import eager
+from qsd.errors import PeerError, QmpError
+from qsd.wire.virtio import blk
+from qsd.wire.virtio.usual import UsualRequests
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qsd.exports.virtio_blk import VirtioBlk
+    from qsd.wire.virtio.inflight import InflightLog
+    from qsd.wire.virtio.ring import Chain, SplitRing
+    from qsd.wire.virtio.usual import Shape
+
+#: Chains that one wakeup serves before others get a turn.
+_TURN: Final = 256
+#: Nanoseconds; polling begins with so much patience.
+_MIN_POLL_NS: Final = 4000
+
+
+class BlkQueue:
+    """One running queue of the device.
+
+    Attributes:
+        ring: The ring.
+        in_flight: Chains taken and not given back.
+    """
+
+    __slots__ = (
+        "_asleep_since",
+        "_call",
+        "_device",
+        "_failed",
+        "_idle",
+        "_kick",
+        "_log",
+        "_loop",
+        "_poll_until",
+        "_running",
+        "_scheduled",
+        "_signalling",
+        "_usual",
+        "_window",
+        "in_flight",
+        "ring",
+    )
+
+    def __init__(
+        self,
+        device: VirtioBlk,
+        ring: SplitRing,
+        kick: int,
+        call: int,
+        failed: Callable[[PeerError], None],
+        log: InflightLog | None = None,
+    ) -> None:
+        """Make a queue; :meth:`start` lets it run.
+
+        Args:
+            device: The device.
+            ring: The ring.
+            kick: Event that the driver signals, -1 for none.
+            call: Event to signal, -1 for none; both stay the caller's.
+            failed: Called when the driver has broken the ring, which is not served any more.
+            log: Where chains in flight are noted.
+        """
+        self._device = device
+        self.use_ring(ring)
+        self._kick = kick
+        self._call = call
+        self._failed = failed
+        self._log = log
+        self._loop = asyncio.get_running_loop()
+        self._running = False
+        self._scheduled: asyncio.Handle | None = None
+        self._signalling = False
+        self._window = 0
+        self._poll_until = 0
+        self._asleep_since = 0
+        self._idle: list[asyncio.Future[None]] = []
+        self.in_flight = 0
+
+    def use_ring(self, ring: SplitRing) -> None:
+        """Go on in another ring: the same one in other memory."""
+        self.ring = ring
+        self._usual = UsualRequests(ring.desc, ring.memory.largest, indirect=ring.indirect)
+
+    # Life cycle
+
+    def start(self) -> None:
+        """Serve: first what an earlier daemon left over, then what is available.
+
+        Raises:
+            OSError: The kick descriptor cannot be waited for.
+        """
+        self._running = True
+        if self._kick >= 0:
+            self._loop.add_reader(self._kick, self._on_kick)
+        try:
+            if self._log is not None:
+                self._recover(self._log)
+        except PeerError as exc:
+            self._break(exc)
+        else:
+            self._scheduled = self._loop.call_soon(self._turn)
+
+    def _recover(self, log: InflightLog) -> None:
+        ring = self.ring
+        heads = log.recover(ring.used_idx)
+        ring.last_avail = (ring.used_idx + len(heads)) & 0xFFFF
+        for head in heads:
+            log.begin(head)
+            self._begin(ring.chain(head))
+
+    def replace_call(self, call: int) -> None:
+        """Signal another event from now on, and now: what is done may have gone unheard."""
+        self._call = call
+        self._notify()
+
+    def halt(self) -> None:
+        """Take no more chains; those in flight go on.  Idempotent."""
+        if self._running:
+            self._running = False
+            if self._kick >= 0:
+                self._loop.remove_reader(self._kick)
+        if self._scheduled is not None:
+            self._scheduled.cancel()
+            self._scheduled = None
+
+    async def stop(self) -> int:
+        """Halt, wait for the chains in flight, and return where the ring can be gone on with."""
+        self.halt()
+        while self.in_flight:
+            future: asyncio.Future[None] = self._loop.create_future()
+            self._idle.append(future)
+            await future
+        return self.ring.last_avail
+
+    def _break(self, exc: PeerError) -> None:
+        self.halt()
+        self._failed(exc)
+
+    # Turns
+
+    def _on_kick(self) -> None:
+        try:
+            os.read(self._kick, 8)
+        except OSError:
+            pass  # nothing to read after all; looking at the ring does no harm
+        if self._scheduled is None:
+            slept = monotonic_ns() - self._asleep_since
+            limit = self._device.poll_max_ns
+            self._window = min(2 * self._window or _MIN_POLL_NS, limit) if slept < limit else 0
+            self._turn()
+
+    def _turn(self) -> None:
+        """Serve what is available; come again if there is, or soon may be, more."""
+        self._scheduled = None
+        if not self._running:
+            return
+        ring = self.ring
+        try:
+            heads = ring.take(_TURN)
+            if heads:
+                ring.stop_kicks()
+                self._serve(heads)
+        except PeerError as exc:
+            self._break(exc)
+            return
+        now = 0
+        if heads:
+            self._signal()
+            if self._window:
+                now = monotonic_ns()
+                self._poll_until = now + self._window
+        if not self._window or (not heads and (now := monotonic_ns()) >= self._poll_until):
+            if not ring.want_kicks():
+                self._asleep_since = now or monotonic_ns()
+                return
+            ring.stop_kicks()
+        self._scheduled = self._loop.call_soon(self._turn)
+
+    def _signal(self) -> None:
+        """Call the driver, if it wants to hear of what was pushed since the last time."""
+        self._signalling = False
+        if self.ring.wants_call():
+            self._notify()
+
+    def _notify(self) -> None:
+        if self._call >= 0:
+            try:
+                os.write(self._call, b"\1\0\0\0\0\0\0\0")
+            except OSError:
+                pass  # a full counter wakes the driver too; any other end is the driver's own
+
+    # Requests
+
+    def _serve(self, heads: list[int]) -> None:
+        """Serve chains, at once or later.
+
+        Raises:
+            PeerError: One is no request at all.
+        """
+        ring = self.ring
+        usual = self._usual
+        table = usual.descriptors()
+        find = usual.find
+        log = self._log
+        push = ring.push if log is None else self._push
+        for head in heads:
+            if log is not None:
+                log.begin(head)
+            shape = find(table, head)
+            if shape is None or not self._move_at_once(shape, usual.memory):
+                self._begin(ring.chain(head))
+            else:
+                push(head, shape.length + 1 if shape.is_read else 1)
+
+    def _move_at_once(self, shape: Shape, memory: memoryview) -> bool:
+        """Fast path: read or write if that is but a memory copy."""
+        device = self._device
+        _, at, is_read, view, length, status = shape
+        kind, sector = blk.TYPE_AND_SECTOR.unpack_from(memory, at)
+        offset = sector * blk.SECTOR
+        backend = device.backend
+        if offset + length > backend.length() or offset % device.block_size:
+            return False
+        try:
+            if is_read:
+                if kind != blk.IN or not backend.read_nowait(offset, view):
+                    return False
+            elif kind != blk.OUT or not device.writable or not backend.write_nowait(offset, view):
+                return False
+        except OSError:
+            return False  # the plain path meets the same error and reports it
+        memory[status] = blk.OK
+        return True
+
+    def _begin(self, chain: Chain) -> None:
+        """Serve a chain by the plain path.
+
+        Raises:
+            PeerError: It is no request at all.
+        """
+        if self.in_flight >= self.ring.size:
+            raise PeerError("more chains in flight than the ring has descriptors")
+        request = blk.request(chain)
+        self.in_flight += 1
+        if request.kind != blk.IN or not self._device.read_later(
+            request, lambda full: self._arrived(request, full)
+        ):
+            self._start(request)
+
+    def _arrived(self, request: blk.Request, full: bool) -> None:
+        """Go on with a read that was begun without a coroutine."""
+        if full:
+            self._end(request, blk.OK, len(request.writable[0]))
+        else:
+            self._start(request)
+
+    def _start(self, request: blk.Request) -> None:
+        eager.start(self._request(request), self._device.tasks, f"virtio-blk {request.kind}")
+
+    async def _request(self, request: blk.Request) -> None:
+        written = 0
+        code = blk.IOERR
+        try:
+            code, written = await self._device.perform(request)
+        except (OSError, QmpError):
+            pass
+        finally:
+            self._end(request, code, written)
+
+    def _end(self, request: blk.Request, code: int, written: int) -> None:
+        """Give a chain back; the driver is called once for all that end in this turn."""
+        request.status[0] = code
+        self._push(request.head, written + 1)
+        self.in_flight -= 1
+        if not self._signalling:
+            self._signalling = True
+            self._loop.call_soon(self._signal)
+        if not self.in_flight:
+            for future in self._idle:
+                if not future.done():
+                    future.set_result(None)
+            self._idle.clear()
+
+    def _push(self, head: int, written: int) -> None:
+        log = self._log
+        if log is None:
+            self.ring.push(head, written)
+        else:
+            log.finish(head)
+            self.ring.push(head, written)
+            log.finished(head, self.ring.used_idx)
