@@ -4,7 +4,7 @@ r"""The data plane of one connection to an NBD server: many requests in flight a
 
 ::
 
-    submit() --> queue --one vectored send for each turn of the loop--> socket
+    submit(), begin() --> queue --one vectored send for each turn of the loop--> socket
 
     socket --recv_into--> staging buffer --> header --> payload that came with it: copied
                                                     \-> the rest of it: received in place
@@ -13,11 +13,17 @@ A batch of small replies costs one system call; their payload is copied out of t
 which is cheaper than a system call for each.  While long reads are in flight only headers are
 received into the staging buffer, so that payload goes straight to where it belongs.
 
-The server is not trusted: a reply must belong to a request, lie within it and give each of its
-bytes once.  Whatever breaks the protocol loses the connection, since nothing behind it can be
-followed.
+There are two kinds of requests.  What :meth:`Connection.submit` takes is a full
+:class:`~qsd.protocols.nbd.request.Request`.  Short reads and writes without flags, whose caller
+only wants to know whether they succeeded, are begun by :meth:`Connection.begin` and are no more
+than a tuple; their replies are handled by one loop (:meth:`Connection._take_plain`) as long as they
+are the usual ones.  At anything else, e.g. a hole or an error, such a request becomes a full one
+and takes the same way as all others.
 
-NBD specification: "Transmission", "Structured reply chunk message", "Structured reply types".
+The server is not trusted, see :mod:`qsd.protocols.nbd.request`.  Whatever breaks the protocol loses
+the connection, since nothing behind it can be followed.
+
+NBD specification: "Transmission", "Structured reply chunk message".
 """
 
 from __future__ import annotations
@@ -26,12 +32,12 @@ import errno
 from typing import TYPE_CHECKING, Final, Protocol
 
 from qsd.errors import PeerError, describe, os_error
-from qsd.util.zeroes import fill_zero
+from qsd.protocols.nbd.request import Request
 from qsd.wire.nbd import messages as nbd
-from qsd.wire.nbd.client import system_errno
 
 if TYPE_CHECKING:
     import asyncio
+    import socket
     from collections.abc import Callable, Sequence
 
     from qsd.wire.nbd.client import Agreement
@@ -51,8 +57,12 @@ _SIMPLE_SIZE: Final = nbd.SIMPLE_REPLY.size
 _CHUNK_SIZE: Final = nbd.CHUNK.size
 _DATA_SIZE: Final = nbd.DATA_CHUNK.size
 
+#: The first byte of a structured reply; a simple one begins with another.
+_STRUCTURED_BYTE: Final = nbd.STRUCTURED_REPLY_MAGIC >> 24
+
 _pack_request = nbd.REQUEST.pack
 _unpack_data = nbd.DATA_CHUNK.unpack_from
+_unpack_simple = nbd.SIMPLE_REPLY.unpack_from
 
 
 class StreamSocket(Protocol):
@@ -74,61 +84,19 @@ class StreamSocket(Protocol):
         """Close the socket."""
 
 
-class Request:
-    """One request.
-
-    Attributes:
-        command: NBD_CMD_*.
-        flags: NBD_CMD_FLAG_*.
-        offset: Bytes.
-        length: Bytes.
-        view: What a read fills or a write sends; None for other commands.
-        done: Called once, when the request is over.
-        error: None if it succeeded.
-        lost: Whether the connection failed before the answer came.
-        received: Bytes of a read that have arrived.
-        extents: What a block status reply said: (length, flags).
-    """
-
-    __slots__ = (
-        "command", "done", "error", "extents", "flags", "length", "lost", "offset", "received",
-        "view",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        command: int,
-        flags: int,
-        offset: int,
-        length: int,
-        view: memoryview | None,
-        done: Callable[[Request], None],
-    ) -> None:
-        self.command = command
-        self.flags = flags
-        self.offset = offset
-        self.length = length
-        self.view = view
-        self.done = done
-        self.error: OSError | None = None
-        self.lost = False
-        self.received = 0
-        self.extents: list[tuple[int, int]] = []
-
-
 class Connection:
     """A connection in the transmission phase.
 
     Attributes:
         agreement: What the handshake settled.
         closed: Nothing can be submitted any more.
-        requests: What is in flight, by cookie.
+        requests: Full requests in flight, by cookie.
     """
 
     __slots__ = (
         "_again", "_blocked", "_cookie", "_direct", "_direct_done", "_direct_request", "_end",
-        "_fd", "_is_plain", "_long", "_loop", "_lost", "_out", "_out_bytes", "_scheduled", "_sock",
-        "_staging", "_start", "_view", "agreement", "closed", "requests",
+        "_fd", "_is_plain", "_long", "_loop", "_lost", "_out", "_out_bytes", "_plain", "_raw",
+        "_scheduled", "_sock", "_staging", "_start", "_view", "agreement", "closed", "requests",
     )  # fmt: skip
 
     def __init__(
@@ -139,7 +107,7 @@ class Connection:
         rest: bytes,
         lost: Callable[[Connection, str], None],
         *,
-        is_plain: bool,
+        raw: socket.socket | None,
     ) -> None:
         """Take over a socket after the handshake.
 
@@ -149,16 +117,19 @@ class Connection:
             agreement: What the handshake settled.
             rest: What was received behind the handshake.
             lost: Called once with a reason, after all requests in flight have failed.
-            is_plain: Whether a short receive means that nothing more is there (not so for TLS).
+            raw: The same socket if it is one of the kernel's, so that a short receive means that
+                nothing more is there; None for TLS.
         """
         self._loop = loop
         self._sock = sock
         self._fd = sock.fileno()
         self._lost = lost
-        self._is_plain = is_plain
+        self._raw = raw
         self.agreement = agreement
         self.closed = False
         self.requests: dict[int, Request] = {}
+        # (offset, length, buffer of a read or None for a write, who wants to know) by cookie.
+        self._plain: dict[int, tuple[int, int, memoryview | None, Callable[[bool], None]]] = {}
         self._cookie = 0
         self._long = 0
         self._staging = bytearray(STAGING)
@@ -175,7 +146,7 @@ class Connection:
         self._blocked = False
         self._again: asyncio.Handle | None = None
         loop.add_reader(self._fd, self._on_readable)
-        if not is_plain or rest:
+        if raw is None or rest:
             # TLS may hold records that the descriptor does not show.
             self._again = loop.call_soon(self._on_readable)
 
@@ -195,11 +166,48 @@ class Connection:
             assert request.view is not None
             out.append(request.view)
             self._out_bytes += request.length
-        elif request.command == nbd.CMD_READ and request.length >= LONG:
-            self._long += 1
+        self._count_long(request, 1)
         if not (self._scheduled or self._blocked):
+            self._schedule()
+
+    def begin(
+        self, command: int, offset: int, view: memoryview, done: Callable[[bool], None]
+    ) -> None:
+        """Fast path: send a read shorter than `LONG`, or a write, without flags.
+
+        Args:
+            command: NBD_CMD_READ or NBD_CMD_WRITE.
+            offset: Bytes.
+            view: What is filled or sent; the caller keeps it until `done` is called.
+            done: Called later, never from here, with whether the request succeeded.
+        """
+        self._cookie = cookie = self._cookie + 1
+        length = len(view)
+        out = self._out
+        out.append(_pack_request(nbd.REQUEST_MAGIC, 0, command, cookie, offset, length))
+        if command == nbd.CMD_READ:
+            self._plain[cookie] = (offset, length, view, done)
+        else:
+            self._plain[cookie] = (offset, length, None, done)
+            out.append(view)
+            self._out_bytes += length
+        if not (self._scheduled or self._blocked):
+            self._schedule()
+
+    def _schedule(self) -> None:
+        """See to it that what waits is sent: at once if the server has nothing to do."""
+        if len(self._plain) + len(self.requests) > 1:
             self._scheduled = True
             self._loop.call_soon(self._flush)
+            return
+        try:
+            self._send()
+        except BlockingIOError:
+            self._block()
+        except OSError as exc:
+            # Nobody may hear of it before his request was taken.
+            self._scheduled = True
+            self._loop.call_soon(self._fail, f"Failed to send request: {describe(exc)}")
 
     def say_goodbye(self) -> None:
         """Tell the server that this is the end, as far as the socket takes it at once."""
@@ -216,8 +224,7 @@ class Connection:
         try:
             self._send()
         except BlockingIOError:
-            self._blocked = True
-            self._loop.add_writer(self._fd, self._on_writable)
+            self._block()
         except OSError as exc:
             self._fail(f"Failed to send request: {describe(exc)}")
 
@@ -255,6 +262,10 @@ class Connection:
         out.clear()
         self._out_bytes = 0
 
+    def _block(self) -> None:
+        self._blocked = True
+        self._loop.add_writer(self._fd, self._on_writable)
+
     def _on_writable(self) -> None:
         self._blocked = False
         self._flush()
@@ -281,16 +292,13 @@ class Connection:
         budget = TURN
         try:
             while not self.closed:
-                if self._start < self._end and self._direct is None and self._parse():
-                    continue
                 wanted, count = self._receive()
                 if not count:
                     self._fail("Unexpected end-of-file before all data were read")
                     return
+                self._parse()
                 budget -= count
-                if count < wanted and self._is_plain:
-                    if self._direct is None:
-                        self._parse()
+                if count < wanted and self._raw is not None:
                     return
                 if budget <= 0:
                     self._again = self._loop.call_soon(self._on_readable)
@@ -304,20 +312,6 @@ class Connection:
 
     def _receive(self) -> tuple[int, int]:
         """Receive once, into a request's buffer or the staging buffer; return (asked for, got)."""
-        direct = self._direct
-        if direct is not None:
-            wanted = len(direct)
-            count = self._sock.recv_into(direct)
-            if count == wanted:
-                self._direct = None
-                assert self._direct_request is not None
-                cookie, request = self._direct_request
-                self._direct_request = None
-                if self._direct_done:
-                    self._complete(cookie, request)
-            else:
-                self._direct = direct[count:]
-            return wanted, count
         start, end = self._start, self._end
         if start == end:
             self._start = end = 0
@@ -326,99 +320,92 @@ class Connection:
             self._staging[: end - start] = self._staging[start:end]
             end -= start
             self._start = 0
-        limit = STAGING
-        if self._long:
-            least = _DATA_SIZE if self.agreement.structured else _SIMPLE_SIZE
-            limit = least if end < least else STAGING
         self._end = end
+        least = _DATA_SIZE if self.agreement.structured else _SIMPLE_SIZE
+        limit = least if self._long and end < least else STAGING
+        direct = self._direct
+        if direct is not None:
+            return self._receive_direct(direct, limit)
         count = self._sock.recv_into(self._view[end:limit])
         self._end = end + count
         return limit - end, count
 
-    def _parse(self) -> bool:
-        """Handle the complete replies in the staging buffer; tell whether there is more to do.
+    def _receive_direct(self, direct: memoryview, limit: int) -> tuple[int, int]:
+        """Receive the rest of a payload in place, and behind it the next header if possible."""
+        wanted = len(direct)
+        if self._raw is None:
+            count = self._sock.recv_into(direct)
+            behind = 0
+        else:
+            count = self._raw.recvmsg_into((direct, self._view[:limit]))[0]
+            behind = max(0, count - wanted)
+            self._end = behind
+            wanted += limit
+        if count - behind < len(direct):
+            self._direct = direct[count:]
+            return wanted, count
+        self._direct = None
+        assert self._direct_request is not None
+        cookie, request = self._direct_request
+        self._direct_request = None
+        if self._direct_done:
+            self._complete(cookie, request)
+        return wanted, count
 
-        Returns:
-            False when more must be received first.
-        """
-        staging = self._staging
-        requests = self.requests
-        progress = False
+    def _parse(self) -> None:
+        """Handle the complete replies in the staging buffer."""
         while not self.closed and self._direct is None:
-            start = self._start
-            have = self._end - start
-            if have < _SIMPLE_SIZE:
-                break
-            if have >= _DATA_SIZE:
-                # Fast path: the answer to a read in one chunk.
-                magic, flags, kind, cookie, length, offset = _unpack_data(staging, start)
-                if magic == nbd.STRUCTURED_REPLY_MAGIC and kind == nbd.REPLY_OFFSET_DATA:
-                    request = requests.get(cookie)
-                    if request is None:
-                        raise PeerError(f"Unexpected reply to cookie {cookie}")
-                    self._start = start + _DATA_SIZE
-                    self._payload(cookie, request, offset, length - 8, flags)
-                    progress = True
-                    continue
-            if not self._slow():
-                break
-            progress = True
-        return progress and self._start < self._end
+            if self._plain:
+                self._take_plain()
+            if self._end - self._start < _SIMPLE_SIZE or not self._slow():
+                return
 
-    def _payload(
-        self, cookie: int, request: Request, offset: int, length: int, flags: int
-    ) -> None:
-        """Take the payload that follows a header: what is there by copying, the rest in place."""
-        at = offset - request.offset
-        view = request.view
-        if (
-            request.command != nbd.CMD_READ
-            or view is None
-            or length <= 0
-            or at < 0
-            or at + length > request.length
-            or request.received + length > request.length
-        ):
-            raise PeerError("Protocol error: server sent chunk exceeding requested region")
-        request.received += length
-        start = self._start
-        have = self._end - start
-        if have >= length:
-            view[at : at + length] = self._view[start : start + length]
-            self._start = start + length
-            if flags & nbd.REPLY_FLAG_DONE:
-                self._complete(cookie, request)
-            return
-        # Payload that came along with its header is copied; see the module for why.
-        view[at : at + have] = self._view[start : start + have]
-        self._start = self._end = 0
-        self._direct = view[at + have : at + length]
-        self._direct_request = (cookie, request)
-        self._direct_done = bool(flags & nbd.REPLY_FLAG_DONE)
+    def _take_plain(self) -> None:
+        """Fast path: handle the usual replies to plain requests until something else comes."""
+        staging, view, plain = self._staging, self._view, self._plain
+        start, end = self._start, self._end
+        while not self.closed and end - start >= _SIMPLE_SIZE:
+            if staging[start] == _STRUCTURED_BYTE:
+                if end - start < _DATA_SIZE:
+                    return
+                magic, flags, kind, cookie, length, offset = _unpack_data(staging, start)
+                entry = plain.get(cookie)
+                stop = start + _CHUNK_SIZE + length
+                if (
+                    entry is None
+                    or magic != nbd.STRUCTURED_REPLY_MAGIC
+                    or kind != nbd.REPLY_OFFSET_DATA
+                    or flags != nbd.REPLY_FLAG_DONE
+                    or stop > end
+                    or offset != entry[0]
+                    or length != entry[1] + 8
+                    or entry[2] is None
+                ):
+                    return
+                # Copied: see the module for why.
+                entry[2][:] = view[start + _DATA_SIZE : stop]
+            else:
+                magic, error, cookie = _unpack_simple(staging, start)
+                entry = plain.get(cookie)
+                stop = start + _SIMPLE_SIZE
+                if (
+                    entry is None
+                    or magic != nbd.SIMPLE_REPLY_MAGIC
+                    or error
+                    or entry[2] is not None
+                ):
+                    return
+            del plain[cookie]
+            self._start = start = stop
+            entry[3](True)
 
     def _slow(self) -> bool:
-        """Handle one reply of any kind; False if it is not all there."""
+        """Handle one reply of any kind; False if more of it must be received first."""
         start = self._start
         have = self._end - start
         (magic,) = nbd.U32.unpack_from(self._staging, start)
         if magic == nbd.SIMPLE_REPLY_MAGIC:
-            _, error, cookie = nbd.SIMPLE_REPLY.unpack_from(self._staging, start)
-            request = self._find(cookie)
-            self._start = start + _SIMPLE_SIZE
-            if request.command in (nbd.CMD_READ, nbd.CMD_BLOCK_STATUS) and (
-                self.agreement.structured
-            ):
-                raise PeerError(
-                    "Protocol error: simple reply when structured reply chunk was expected"
-                )
-            if error:
-                request.error = os_error(system_errno(error))
-            elif request.command == nbd.CMD_READ:
-                self._payload(
-                    cookie, request, request.offset, request.length, nbd.REPLY_FLAG_DONE
-                )
-                return True
-            self._complete(cookie, request)
+            self._simple()
             return True
         if magic != nbd.STRUCTURED_REPLY_MAGIC or not self.agreement.structured:
             raise PeerError(f"invalid magic (got 0x{magic:x})")
@@ -427,80 +414,81 @@ class Connection:
         _, flags, kind, cookie, length = nbd.CHUNK.unpack_from(self._staging, start)
         request = self._find(cookie)
         if kind == nbd.REPLY_OFFSET_DATA:
-            return False  # the offset is still to come; then the fast path takes it
+            if have < _DATA_SIZE:
+                return False
+            *_, offset = _unpack_data(self._staging, start)
+            self._start = start + _DATA_SIZE
+            self._payload(cookie, request, offset, length - 8, flags)
+            return True
         if length > _MAX_CHUNK:
             raise PeerError("Protocol error: reply chunk is too long")
         if have < _CHUNK_SIZE + length:
             return False
         data = bytes(self._view[start + _CHUNK_SIZE : start + _CHUNK_SIZE + length])
         self._start = start + _CHUNK_SIZE + length
-        self._chunk(request, flags, kind, data)
+        request.take_chunk(flags, kind, data, self.agreement.context_id)
         if flags & nbd.REPLY_FLAG_DONE:
             self._complete(cookie, request)
         return True
 
+    def _simple(self) -> None:
+        """Handle the simple reply at the head of the staging buffer."""
+        _, error, cookie = _unpack_simple(self._staging, self._start)
+        request = self._find(cookie)
+        self._start += _SIMPLE_SIZE
+        if request.command in (nbd.CMD_READ, nbd.CMD_BLOCK_STATUS) and self.agreement.structured:
+            raise PeerError("Protocol error: simple reply when structured reply chunk was expected")
+        if error:
+            request.refuse(error)
+        elif request.command == nbd.CMD_READ:
+            done = nbd.REPLY_FLAG_DONE
+            self._payload(cookie, request, request.offset, request.length, done)
+            return
+        self._complete(cookie, request)
+
+    def _payload(self, cookie: int, request: Request, offset: int, length: int, flags: int) -> None:
+        """Take the payload that follows a header: what is there by copying, the rest in place."""
+        target = request.take_data(offset, length)
+        start = self._start
+        have = self._end - start
+        if have >= length:
+            target[:] = self._view[start : start + length]
+            self._start = start + length
+            if flags & nbd.REPLY_FLAG_DONE:
+                self._complete(cookie, request)
+            return
+        # Payload that came along with its header is copied; see the module for why.
+        target[:have] = self._view[start : start + have]
+        self._start = self._end = 0
+        self._direct = target[have:]
+        self._direct_request = (cookie, request)
+        self._direct_done = bool(flags & nbd.REPLY_FLAG_DONE)
+
     def _find(self, cookie: int) -> Request:
+        """Return the request of a reply; a plain one becomes a full one."""
         request = self.requests.get(cookie)
         if request is None:
-            raise PeerError(f"Unexpected reply to cookie {cookie}")
+            entry = self._plain.pop(cookie, None)
+            if entry is None:
+                raise PeerError(f"Unexpected reply to cookie {cookie}")
+            offset, length, view, done = entry
+            request = self.requests[cookie] = Request(
+                nbd.CMD_WRITE if view is None else nbd.CMD_READ,
+                *(0, offset, length, view),
+                lambda request: done(request.error is None),
+            )
         return request
 
-    def _chunk(self, request: Request, flags: int, kind: int, data: bytes) -> None:
-        """Handle a chunk without payload for a buffer."""
-        if kind == nbd.REPLY_NONE:
-            if data or not flags & nbd.REPLY_FLAG_DONE:
-                raise PeerError("Protocol error: NBD_REPLY_TYPE_NONE chunk is malformed")
-        elif kind & nbd.REPLY_IS_ERROR:
-            if len(data) < nbd.ERROR_TEXT.size:
-                raise PeerError("Protocol error: invalid payload for NBD_REPLY_TYPE_ERROR")
-            code, _ = nbd.ERROR_TEXT.unpack_from(data)
-            if request.error is None:
-                request.error = os_error(system_errno(code) if code else errno.EINVAL)
-        elif kind == nbd.REPLY_OFFSET_HOLE:
-            self._hole(request, data)
-        elif kind == nbd.REPLY_BLOCK_STATUS:
-            self._status(request, data)
-        else:
-            raise PeerError(f"Protocol error: unexpected reply type {kind}")
-
-    def _hole(self, request: Request, data: bytes) -> None:
-        if len(data) != nbd.OFFSET_AND_HOLE.size or request.view is None:
-            raise PeerError("Protocol error: invalid payload for NBD_REPLY_TYPE_OFFSET_HOLE")
-        offset, length = nbd.OFFSET_AND_HOLE.unpack(data)
-        at = offset - request.offset
-        if (
-            request.command != nbd.CMD_READ
-            or not length
-            or at < 0
-            or at + length > request.length
-            or request.received + length > request.length
-        ):
-            raise PeerError("Protocol error: server sent chunk exceeding requested region")
-        request.received += length
-        fill_zero(request.view[at : at + length])
-
-    def _status(self, request: Request, data: bytes) -> None:
-        extents = list(nbd.EXTENT.iter_unpack(data[4:])) if len(data) % 8 == 4 else []
-        if (
-            request.command != nbd.CMD_BLOCK_STATUS
-            or not extents
-            or request.extents
-            or nbd.U32.unpack_from(data)[0] != self.agreement.context_id
-            or not extents[0][0]
-        ):
-            raise PeerError("Protocol error: invalid payload for NBD_REPLY_TYPE_BLOCK_STATUS")
-        request.extents = extents
+    def _count_long(self, request: Request, change: int) -> None:
+        """Note that a request, which may be a long read, comes or goes."""
+        if request.length >= LONG and request.command == nbd.CMD_READ:
+            self._long += change
 
     def _complete(self, cookie: int, request: Request) -> None:
         """The last of a reply is in."""
-        if request.error is None:
-            if request.command == nbd.CMD_READ and request.received != request.length:
-                raise PeerError("Protocol error: server sent less data than was asked for")
-            if request.command == nbd.CMD_BLOCK_STATUS and not request.extents:
-                raise PeerError("Protocol error: server did not reply with any status extents")
+        request.check_whole()
         del self.requests[cookie]
-        if request.length >= LONG and request.command == nbd.CMD_READ:
-            self._long -= 1
+        self._count_long(request, -1)
         request.done(request)
 
     # The end
@@ -510,11 +498,14 @@ class Connection:
         if self.closed:
             return
         requests = list(self.requests.values())
+        plain = list(self._plain.values())
         self.close()
         for request in requests:
             request.lost = True
             request.error = os_error(errno.EIO)
             request.done(request)
+        for *_, done in plain:
+            done(False)
         self._lost(self, reason)
 
     def fail(self) -> None:
@@ -533,6 +524,8 @@ class Connection:
         if self._again is not None:
             self._again.cancel()
         self.requests.clear()
+        self._plain.clear()
         self._out.clear()
         self._direct = self._direct_request = None
+        self._start = self._end = 0
         self._sock.close()

@@ -27,8 +27,9 @@ from qsd.block.mapping import (
 )
 from qsd.errors import QmpError, os_error
 from qsd.net import address as addresses
-from qsd.protocols.nbd.connection import Request
+from qsd.protocols.nbd.connection import LONG
 from qsd.protocols.nbd.link import Link
+from qsd.protocols.nbd.request import Request
 from qsd.util.ranges import align_down
 from qsd.util.zeroes import fill_zero
 from qsd.wire.nbd import messages as nbd
@@ -170,11 +171,23 @@ class NbdDriver(Driver):
         length = len(view)
         if connection is None or connection.closed or offset + length > self._size:
             return False
-        connection.submit(
-            Request(
-                nbd.CMD_READ, 0, offset, length, view, lambda request: done(request.error is None)
+        if length < LONG:
+            connection.begin(nbd.CMD_READ, offset, view, done)
+        else:
+            connection.submit(
+                Request(
+                    *(nbd.CMD_READ, 0, offset, length, view),
+                    lambda request: done(request.error is None),
+                )
             )
-        )
+        return True
+
+    def write_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
+        """Send a write whose end needs no coroutine; a failure is left to :meth:`write`."""
+        connection = self._link.connection
+        if connection is None or connection.closed or offset + len(view) > self._size:
+            return False
+        connection.begin(nbd.CMD_WRITE, offset, view, done)
         return True
 
     async def read(self, offset: int, view: memoryview) -> None:
@@ -194,9 +207,7 @@ class NbdDriver(Driver):
         """Write."""
         inside = self._clip(offset, len(view))
         if inside:
-            await self._do(
-                nbd.CMD_WRITE, self._fua_flag(flags), offset, inside, view[:inside]
-            )
+            await self._do(nbd.CMD_WRITE, self._fua_flag(flags), offset, inside, view[:inside])
         await self._after_fua(flags)
 
     def _fua_flag(self, flags: int) -> int:
@@ -246,9 +257,7 @@ class NbdDriver(Driver):
             return Status(length, ST_ZERO | ST_ALLOCATED | ST_OFFSET, offset)
         asked = min(inside, align_down(_MAX_LENGTH, self.limits.request_alignment))
         try:
-            request = await self._do(
-                nbd.CMD_BLOCK_STATUS, nbd.CMD_FLAG_REQ_ONE, offset, asked
-            )
+            request = await self._do(nbd.CMD_BLOCK_STATUS, nbd.CMD_FLAG_REQ_ONE, offset, asked)
         except OSError as exc:
             if exc.errno in (errno.EINVAL, errno.ENOTSUP):
                 return whole

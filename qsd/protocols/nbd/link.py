@@ -204,7 +204,7 @@ class Link:
             handshake.agreement,
             handshake.take_rest(),
             self._on_lost,
-            is_plain=stream is sock,
+            raw=sock if stream is sock else None,
         )
 
     # Losing and finding it again
@@ -302,5 +302,3 @@ class Link:
             self.connection.say_goodbye()
             self.connection.close()
             self.connection = None
-
-

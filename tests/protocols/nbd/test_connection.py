@@ -6,15 +6,21 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import socket
 from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from qsd.aio.loop import run
-from qsd.protocols.nbd.connection import LONG, Connection, Request
+from qsd.protocols.nbd.connection import LONG, Connection
+from qsd.protocols.nbd.request import Request
 from qsd.wire.nbd import messages as nbd
 from qsd.wire.nbd.client import Agreement
+from tests.protocols.nbd.scripted import Scripted
 
 
 class Peer:
@@ -28,7 +34,7 @@ class Peer:
         self.lost: asyncio.Future[str] = self.loop.create_future()
         agreement = Agreement(1 << 30, 0xFFFF, structured, 0)
         self.connection = Connection(
-            self.loop, ours, agreement, b"", lambda _, why: self.lost.set_result(why), is_plain=True
+            self.loop, ours, agreement, b"", lambda _, why: self.lost.set_result(why), raw=ours
         )
 
     def submit(self, command: int, offset: int, length: int, data: bytes = b"") -> Waiting:
@@ -187,3 +193,185 @@ def test_hostile_replies_end_the_connection(index: int) -> None:
         assert peer.connection.closed
 
     case(body)
+
+
+# Plain requests, against the full ones
+
+
+class Plan(NamedTuple):
+    """A request, and how its reply is made.
+
+    Attributes:
+        command: Read or write.
+        offset: Bytes.
+        length: Bytes.
+        kind: "data", "pieces", "hole", "error" or "simple error".
+    """
+
+    command: int
+    offset: int
+    length: int
+    kind: str
+
+
+PATTERN = bytes(at * 7 % 251 for at in range(251)) * (2 * LONG // 251)
+
+
+def content(offset: int, length: int) -> bytes:
+    return PATTERN[offset % 251 :][:length]
+
+
+def replies(plan: Plan, cookie: int) -> list[bytes]:
+    """Return the chunks that answer a request; those of different requests may be mixed."""
+    if plan.command == nbd.CMD_WRITE:
+        if plan.kind == "error":
+            return [nbd.error_reply(cookie, 28, "full", True)]
+        if plan.kind == "simple error":
+            return [nbd.simple_reply(cookie, 5)]
+        return [nbd.none_chunk(cookie) if plan.kind == "pieces" else nbd.simple_reply(cookie)]
+    if plan.kind.endswith("error"):
+        return [nbd.error_reply(cookie, 5, "", True)]
+    if plan.kind == "hole":
+        return [nbd.hole_chunk(cookie, plan.offset, plan.length, True)]
+    if plan.kind == "data":
+        header = nbd.data_header(cookie, plan.offset, plan.length, True)
+        return [header + content(plan.offset, plan.length)]
+    middle = plan.length // 2
+    chunks = [
+        nbd.data_header(cookie, plan.offset + at, length, False) + content(plan.offset + at, length)
+        for at, length in ((0, middle), (middle, plan.length - middle))
+        if length
+    ]
+    return [*chunks, nbd.none_chunk(cookie)]
+
+
+PLANS = st.lists(
+    st.builds(
+        Plan,
+        st.sampled_from([nbd.CMD_READ, nbd.CMD_READ, nbd.CMD_WRITE]),
+        st.integers(0, 1 << 20),
+        st.one_of(st.integers(1, 5000), st.just(4096), st.integers(LONG - 2, LONG + 2)),
+        st.sampled_from(["data", "data", "data", "pieces", "hole", "error", "simple error"]),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@given(plans=PLANS, plain=st.lists(st.booleans()), data=st.data())
+@settings(deadline=None, max_examples=50)
+def test_plain_requests_end_like_full_ones(
+    plans: list[Plan], plain: list[bool], data: st.DataObject
+) -> None:
+    """Whichever way, in whatever order and pieces: the same bytes, the same success."""
+    peer = Scripted()
+    memory = [bytearray(content(plan.offset, plan.length)) for plan in plans]
+    over: list[list[Any]] = []
+    for index, plan in enumerate(plans):
+        view = memoryview(memory[index])
+        if plan.command == nbd.CMD_READ:
+            view[:] = b"?" * plan.length
+        is_plain = index < len(plain) and plain[index]
+        if is_plain and (plan.command == nbd.CMD_WRITE or plan.length < LONG):
+            over.append(peer.begin(plan.command, plan.offset, view))
+        else:
+            over.append(peer.submit(plan.command, plan.offset, view))
+    sent = peer.requests()
+    assert [fields[2] for fields in sent] == [plan.command for plan in plans]
+    queues = [replies(plan, fields[3]) for plan, fields in zip(plans, sent, strict=True)]
+    stream = b""
+    while any(queues):
+        stream += data.draw(st.sampled_from([queue for queue in queues if queue])).pop(0)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=20)))
+    edges = [0, *cuts, len(stream)]
+    peer.arrive(*(stream[a:b] for a, b in itertools.pairwise(edges)))
+    assert not peer.lost
+    for plan, result, got in zip(plans, over, memory, strict=True):
+        assert len(result) == 1
+        fine = result[0] if isinstance(result[0], bool) else result[0].error is None
+        assert fine == (not plan.kind.endswith("error"))
+        if fine:
+            hole = plan.kind == "hole" and plan.command == nbd.CMD_READ
+            assert got == (bytes(plan.length) if hole else content(plan.offset, plan.length))
+    assert not peer.connection.requests
+    assert not peer.connection._plain
+    assert not peer.connection._long
+
+
+def test_the_first_request_does_not_wait() -> None:
+    peer = Scripted()
+    view = memoryview(bytearray(b"abcd"))
+    peer.begin(nbd.CMD_WRITE, 8, view)
+    assert peer.sock.sent[nbd.REQUEST.size :] == b"abcd"
+    sent = len(peer.sock.sent)
+    peer.begin(nbd.CMD_READ, 8, view)
+    peer.begin(nbd.CMD_READ, 8, view)
+    assert len(peer.sock.sent) == sent
+    assert [fields[2] for fields in peer.requests()] == [1, 0, 0]
+
+
+def test_what_the_socket_does_not_take_waits() -> None:
+    peer = Scripted()
+    payload = bytes(range(256)) * 300
+    peer.sock.room = 100
+    for at in range(4):
+        peer.begin(nbd.CMD_WRITE, at, memoryview(payload))
+    peer.loop.turn()
+    while len(peer.sock.sent) < 4 * (nbd.REQUEST.size + len(payload)):
+        peer.sock.room = 50_001
+        peer.loop.writers[7]()
+    assert not peer.loop.writers
+    assert [fields[4] for fields in peer.requests()] == [0, 1, 2, 3]
+
+
+def test_a_failed_send_is_reported_later() -> None:
+    peer = Scripted()
+    peer.sock.error = BrokenPipeError(errno.EPIPE, "Broken pipe")
+    over = peer.begin(nbd.CMD_READ, 0, memoryview(bytearray(4)))
+    assert not over
+    peer.loop.turn()
+    assert over == [False]
+    assert peer.lost == ["Failed to send request: Broken pipe"]
+
+
+@given(data=st.data())
+@settings(deadline=None, max_examples=50)
+def test_a_hostile_server_hurts_nobody(data: st.DataObject) -> None:
+    """Valid, damaged and random bytes: each request ends once or waits, nothing is raised."""
+    peer = Scripted(structured=data.draw(st.booleans()))
+    memory = [bytearray(600) for _ in range(6)]
+    over: list[list[Any]] = []
+    commands = (nbd.CMD_READ, nbd.CMD_WRITE, nbd.CMD_READ, nbd.CMD_BLOCK_STATUS, nbd.CMD_FLUSH)
+    for index, command in enumerate(commands):
+        offset, view = index * 600, memoryview(memory[index])
+        if index < 2:
+            over.append(peer.begin(command, offset, view))
+        else:
+            over.append(peer.submit(command, offset, view if index == 2 else None, 600))
+    peer.loop.turn()
+    cookies = st.integers(0, 7)
+    places = st.one_of(st.integers(0, 3600), st.integers(0, (1 << 64) - 1))
+    sizes = st.one_of(st.integers(0, 700), st.integers(0, (1 << 31) - 1))
+    magics = st.sampled_from([nbd.STRUCTURED_REPLY_MAGIC, nbd.SIMPLE_REPLY_MAGIC, 0])
+    kinds = st.one_of(st.sampled_from([0, 1, 2, 5, 0x8001, 0x8002]), st.integers(0, 0xFFFF))
+    piece = st.one_of(
+        st.binary(max_size=700),
+        st.builds(nbd.data_header, cookies, places, sizes, st.booleans()),
+        st.builds(nbd.hole_chunk, cookies, places, sizes, st.booleans()),
+        st.builds(nbd.simple_reply, cookies, st.integers(0, 200)),
+        st.builds(nbd.CHUNK.pack, magics, st.integers(0, 3), kinds, cookies, sizes),
+        st.builds(
+            nbd.status_chunk, cookies, st.integers(0, 1),
+            st.lists(st.tuples(st.integers(0, 700), st.integers(0, 9)), max_size=3), st.booleans(),
+        ),
+    )  # fmt: skip
+    peer.arrive(*data.draw(st.lists(piece, max_size=12)))
+    assert all(len(result) <= 1 for result in over)
+    peer.sock.ended = True
+    if not peer.connection.closed:
+        peer.connection._on_readable()
+    assert peer.connection.closed
+    assert peer.sock.closed
+    assert len(peer.lost) == 1
+    assert all(len(result) == 1 for result in over)
+    assert not peer.loop.readers
