@@ -24,7 +24,7 @@ from qsd.qapi.schema.block_info import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from qsd.block.graph import Graph
     from qsd.block.node import Node
@@ -62,9 +62,15 @@ def driver_info(node: Node) -> dict[str, Any]:
     return info
 
 
-def allocated_size(node: Node) -> int | None:
-    """Return the bytes taken on disk, None if nobody knows."""
-    info = node.driver.image_info()
+def allocated_size(node: Node, info: Mapping[str, Any] | None = None) -> int | None:
+    """Return the bytes taken on disk, None if nobody knows.
+
+    Args:
+        node: The node.
+        info: What its driver says, where the caller has asked already.
+    """
+    if info is None:
+        info = node.driver.image_info()
     if "actual-size" in info:
         size: int | None = info["actual-size"]
         return size
@@ -93,7 +99,7 @@ def image_info(node: Node, backing_image: ImageInfo | None = None) -> ImageInfo:
         filename=filename(node),
         format=node.driver.name,
         dirty_flag=info.get("dirty-flag"),
-        actual_size=allocated_size(node),
+        actual_size=allocated_size(node, info),
         virtual_size=node.length(),
         cluster_size=info.get("cluster-size") or None,
         encrypted=info.get("encrypted") or None,
@@ -163,7 +169,7 @@ def node_info(node: Node, *, flat: bool) -> BlockDeviceInfo:
         drv=node.driver.name,
         backing_file=filename(backing) if backing is not None else None,
         backing_file_depth=depth,
-        encrypted=bool(node.driver.image_info().get("encrypted")),
+        encrypted=bool(image.encrypted),
         detect_zeroes=node.detect_zeroes,  # type: ignore[arg-type] # set from the same enum
         bps=0,
         bps_rd=0,

@@ -19,6 +19,7 @@ What is strong and which driver has a name of its own was found by watching the 
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, Final
 
 from qsd.block import perms
@@ -76,12 +77,14 @@ def filename(node: Node) -> str:
 def exact_filename(node: Node) -> str | None:
     """Return the plain name of a node, or None if none says it all."""
     driver = node.driver
-    strong = strong_options(node)
     own = driver.filename()
     if own is not None:
-        return None if strong and driver.name in _NAMELESS_WITH_OPTIONS else own
+        nameless = driver.name in _NAMELESS_WITH_OPTIONS and strong_options(node)
+        return None if nameless else own
     edge = node.children.get("file")
-    if driver.family != "format" or strong or edge is None or is_backing_overridden(node):
+    if driver.family != "format" or edge is None:
+        return None
+    if strong_options(node) or is_backing_overridden(node):
         return None
     # Over another format the plain name would stand for the wrong interpretation.
     return exact_filename(edge.node) if edge.node.driver.filename() is not None else None
@@ -93,12 +96,23 @@ def strong_options(node: Node) -> dict[str, Any]:
     branch = getattr(node.options, "branch", None)
     if not names or branch is None:
         return {}
+    for attribute in _attributes(names):
+        if getattr(branch, attribute, None) is not None:
+            break
+    else:
+        return {}  # as nearly always, and queries ask for all nodes
     given = _flat(to_json(branch))
     return {
         key: value
         for key, value in given.items()
         if any(key == name or key.startswith(name + ".") for name in names)
     }
+
+
+@functools.cache
+def _attributes(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the attributes of an options struct in which options of these names are found."""
+    return tuple({name.partition(".")[0].replace("-", "_"): None for name in names})
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -144,11 +158,11 @@ def is_backing_overridden(node: Node) -> bool:
 
 def full_backing_filename(node: Node) -> str | None:
     """Return the recorded name of the backing file as seen from here, None if there is none."""
-    from qsd.block.filename import resolve_relative
-
     recorded = node.driver.backing_file()
     if recorded is None:
         return None
+    from qsd.block.filename import resolve_relative
+
     try:
         return resolve_relative(node, recorded[0])
     except QmpError:

@@ -21,16 +21,27 @@ def dumps(value: JsonValue, *, pretty: bool = False) -> str:
         value: Plain dicts, lists and scalars.
         pretty: One member to a line, four blanks to a level.
     """
-    if not pretty:
+    if not pretty and not isinstance(value, float):
         try:
-            text = "".join(_fast_encode()(value, 0))
+            text = dumps_usual(value)
         except RecursionError:
             return dumps_slow(value, None)
-        # What it writes in another way: these escapes, and doubles.
-        plain = "\\u" not in text and "\x7f" not in text and not isinstance(value, float)
-        if plain and not _DOUBLE.search(text):
+        if text is not None and not _DOUBLE.search(text):
             return text
     return dumps_slow(value, "\n" if pretty else None)
+
+
+def dumps_usual(value: JsonValue) -> str | None:
+    """Write a value without doubles on one line, if that can be done the fast way.
+
+    Returns:
+        The text, or None where it has escapes that the standard library writes in another way.
+
+    Raises:
+        RecursionError: The value is nested too deep.
+    """
+    text = "".join(_fast_encode()(value, 0))
+    return None if "\\u" in text or "\x7f" in text else text
 
 
 #: Where the standard library may have written a double, in its own way.
@@ -119,13 +130,16 @@ def dumps_slow(value: JsonValue, newline: str | None) -> str:
 @functools.cache
 def _fast_encode() -> Callable[[JsonValue, int], tuple[str, ...]]:
     """Make the encoder of the fast path: json.dumps() without the set-up it does for each call."""
-    from json import encoder
+    try:
+        # The module json would bring its decoder, which a daemon without clients does not need.
+        from _json import encode_basestring_ascii, make_encoder
+    except ImportError:  # an interpreter without the accelerator
+        from json import JSONEncoder
 
-    make = getattr(encoder, "c_make_encoder", None)
-    if make is None:  # an interpreter without the accelerator
-        whole = encoder.JSONEncoder(check_circular=False).encode
+        whole = JSONEncoder(check_circular=False, default=_scalar).encode
         return lambda value, _indent: (whole(value),)
-    quote = encoder.encode_basestring_ascii
     encode: Callable[[JsonValue, int], tuple[str, ...]]
-    encode = make(None, _scalar, quote, None, ": ", ", ", False, False, True)
+    encode = make_encoder(
+        None, _scalar, encode_basestring_ascii, None, ": ", ", ", False, False, True
+    )
     return encode

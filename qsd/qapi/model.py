@@ -242,19 +242,18 @@ class Struct:
 
     FEATURES: ClassVar[tuple[str, ...]] = ()
     _members: ClassVar[tuple[Member, ...]]
+    #: Of each attribute None, in the declared order; and the names of those that must be given.
+    _shape: ClassVar[tuple[Mapping[str, None], frozenset[str]]]
 
     def __init__(self, **values: Any) -> None:
+        cls = type(self)
+        absent, required = cls.__dict__.get("_shape") or _shape(cls)
         attributes = self.__dict__
-        for item in members(type(self)):
-            attr = item.attr
-            if attr in values:
-                attributes[attr] = values.pop(attr)
-            elif item.optional:
-                attributes[attr] = None
-            else:
-                raise TypeError(f"{type(self).__name__}() lacks the argument {attr!r}")
-        if values:
-            raise TypeError(f"{type(self).__name__}() has no member {next(iter(values))!r}")
+        attributes.update(absent)
+        attributes.update(values)
+        # As many as declared are as declared, as long as none was needed and not given.
+        if len(attributes) != len(absent) or not values.keys() >= required:
+            raise TypeError(_misfit(cls, values))
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
@@ -425,6 +424,25 @@ def _prepare(cls: type[Struct]) -> tuple[Member, ...]:
     result = (*inherited, *own)
     cls._members = result
     return result
+
+
+def _shape(cls: type[Struct]) -> tuple[Mapping[str, None], frozenset[str]]:
+    declared = members(cls)
+    cls._shape = (
+        dict.fromkeys(item.attr for item in declared),
+        frozenset(item.attr for item in declared if not item.optional),
+    )
+    return cls._shape
+
+
+def _misfit(cls: type[Struct], values: Mapping[str, Any]) -> str:
+    """Return what is wrong with the arguments of a struct."""
+    declared = members(cls)
+    for item in declared:
+        if not item.optional and item.attr not in values:
+            return f"{cls.__name__}() lacks the argument {item.attr!r}"
+    strange = next(name for name in values if all(name != item.attr for item in declared))
+    return f"{cls.__name__}() has no member {strange!r}"
 
 
 _ROOTS: Final = (Struct, Union, Event)

@@ -111,12 +111,12 @@ class Dispatcher:
         """
         async with self.turn:
             try:
-                return await self._run(_declared(command), arguments)
+                return to_json(await self._run(_declared(command), arguments))
             except OSError as exc:
                 raise QmpError(describe(exc)) from exc
 
-    async def _execute(self, session: Session, request: Request) -> JsonValue:
-        """Run one command.
+    async def _execute(self, session: Session, request: Request) -> object:
+        """Run one command and return its result, structs and all.
 
         Raises:
             QmpError: It does not exist, cannot run now, got wrong arguments or failed.
@@ -130,14 +130,14 @@ class Dispatcher:
             return {}
         return await self._run(declared, request.arguments)
 
-    async def _run(self, declared: CommandDecl, arguments: Mapping[str, JsonValue]) -> JsonValue:
-        """Convert arguments, call the handler and convert its result."""
+    async def _run(self, declared: CommandDecl, arguments: Mapping[str, JsonValue]) -> object:
+        """Convert the arguments and call the handler."""
         typed = from_json(declared.arguments, arguments)
         handler = self._find_handler(declared.name)
         if handler is None:
             raise QmpError(f"The command '{declared.name}' is not available in this release")
         result = await handler(typed)
-        return {} if result is None else to_json(result)
+        return {} if result is None else result
 
 
 def _declared(command: str) -> CommandDecl:

@@ -26,8 +26,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from qsd.errors import COMMAND_NOT_FOUND, QmpError
-from qsd.qapi.json_text import JsonError, JsonStream, dumps
-from qsd.qapi.member_order import ordered, ordered_names
+from qsd.qapi.json_text import JsonError, JsonStream
+from qsd.qapi.member_order import ordered_names
+from qsd.qapi.message_text import message_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -183,8 +184,8 @@ class Session:
         self.state = _MOVES[self.state]
         self.capabilities = frozenset(enable)
 
-    def success(self, value: JsonValue, request_id: JsonValue) -> bytes:
-        """Format the reply to a command that returned `value`."""
+    def success(self, value: object, request_id: JsonValue) -> bytes:
+        """Format the reply to a command that returned `value`, which may hold structs."""
         return self._reply({"return": value}, request_id)
 
     def failure(self, error: QmpError, request_id: JsonValue) -> bytes:
@@ -196,16 +197,15 @@ class Session:
             message["id"] = request_id
         return self.format(message)
 
-    def format(self, message: JsonValue) -> bytes:
+    def format(self, message: Mapping[str, Any]) -> bytes:
         """Return a message as it is sent: QEMU's member order, lines that end in CR LF."""
         return format_message(message, pretty=self._pretty)
 
 
-def format_message(message: JsonValue, *, pretty: bool) -> bytes:
+def format_message(message: Mapping[str, Any], *, pretty: bool) -> bytes:
     """Return a message as it is sent."""
-    text = dumps(ordered(message), pretty=pretty)
+    text = message_text(message, pretty=pretty)
     if pretty:
-        text = text.replace(
-            "\n", "\r\n"
-        )  # text has no other newlines: those in strings are escaped
+        # The text has no other newlines: those in strings are escaped.
+        text = text.replace("\n", "\r\n")
     return f"{text}\r\n".encode("ascii")
