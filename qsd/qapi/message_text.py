@@ -86,13 +86,13 @@ def _struct(value: Struct) -> dict[str, Any]:
     attributes = value.__dict__
     return {
         name: item if type(item) in _AS_THEY_ARE else _arranged(item)
-        for attr, name in _plan(type(value))
+        for attr, name in _plan(type(value))  # type: ignore[arg-type] # classes are hashable
         if (item := attributes[attr]) is not None
     }
 
 
 @functools.cache
-def _plan(cls: type[Any]) -> tuple[tuple[str, str], ...]:
+def _plan(cls: type[Struct]) -> tuple[tuple[str, str], ...]:
     """Return attribute and name of all members of a struct, in QEMU's order."""
     attrs = {item.name: item.attr for item in members(cls)}
     return tuple((attrs[name], name) for name in ordered_names(list(attrs)))
