@@ -238,11 +238,23 @@ class Driver:
         """
         raise os_error(errno.ENOTSUP)
 
-    async def copy_up(self, offset: int, length: int) -> None:
+    async def copy_up(self, offset: int, length: int, flags: int) -> None:
         """Copy what is not allocated here from below, so that reads find it in this layer.
 
         The content does not change, so nobody who watches for changes is told.
+
+        Args:
+            offset: Start.
+            length: Length.
+            flags: COMPRESSED, or 0.
         """
+
+    def is_own_nowait(self, offset: int, length: int) -> bool:
+        """Tell whether a range is surely in this layer already: `copy_up` has nothing to do.
+
+        False where that is not known at once.
+        """
+        return True
 
     async def flush(self) -> None:
         """Make all completed writes durable, down to the children's own flush."""

@@ -425,10 +425,15 @@ class MappedDriver(Driver):
             raise os_error(errno.EINVAL)
         hold = await self.ranges.claim(offset, align_up(end, unit), True)
         try:
-            for start in range(0, len(view), unit):
-                await self.write_compressed(offset + start, view[start : start + unit])
+            await self._write_units_compressed(offset, view)
         finally:
             self.ranges.release(hold)
+
+    async def _write_units_compressed(self, offset: int, view: memoryview) -> None:
+        """Store whole units compressed; the caller holds them."""
+        unit = self.granularity
+        for start in range(0, len(view), unit):
+            await self.write_compressed(offset + start, view[start : start + unit])
 
     # Copying between descriptors
 
@@ -509,7 +514,7 @@ class MappedDriver(Driver):
 
     # Copying up
 
-    async def copy_up(self, offset: int, length: int) -> None:
+    async def copy_up(self, offset: int, length: int, flags: int) -> None:
         """Allocate what is a hole, with the content of the backing file.
 
         A hole is copied under an exclusive claim, so a concurrent write goes before or after it.
@@ -523,25 +528,26 @@ class MappedDriver(Driver):
             if mapping.kind == HOLE:
                 start = align_down(position, self.granularity)
                 whole = align_up(position + mapping.length, self.granularity)
-                await self._copy_up(start, min(whole, self.node.length()))
+                await self._copy_up(start, min(whole, self.node.length()), flags)
             position += mapping.length
 
-    async def _copy_up(self, offset: int, end: int) -> None:
+    async def _copy_up(self, offset: int, end: int, flags: int) -> None:
         hold = await self.ranges.claim(offset, align_up(end, self.granularity), True)
         try:
             while offset < end:
                 piece = min(end - offset, COPY_UP_CHUNK)
                 mapping = self.map_nowait(offset, piece) or await self.map(offset, piece)
                 if mapping.kind == HOLE:
-                    offset += await self._copy_up_hole(offset, mapping.length)
+                    offset += await self._copy_up_hole(offset, mapping.length, flags)
                 else:
                     offset += mapping.length
         finally:
             self.ranges.release(hold)
 
-    async def _copy_up_hole(self, offset: int, length: int) -> int:
+    async def _copy_up_hole(self, offset: int, length: int, flags: int) -> int:
         """Fill the start of an aligned hole; return how much that was."""
-        if done := await self._copy_up_descriptor(offset, length):
+        compress = flags & COMPRESSED
+        if not compress and (done := await self._copy_up_descriptor(offset, length)):
             return done
         view = memoryview(bytearray(length))
         await self.read_mapped(offset, view)
@@ -553,6 +559,9 @@ class MappedDriver(Driver):
                     raise
             else:
                 return length
+        if compress:
+            await self._write_units_compressed(offset, view)
+            return length
         allocation = await self.allocate(offset, length)
         try:
             await self._fill(allocation, view[: allocation.length])
@@ -586,6 +595,10 @@ class MappedDriver(Driver):
         finally:
             for release in holds:
                 release()
+
+    def is_own_nowait(self, offset: int, length: int) -> bool:
+        """Only plain data in one piece is known to be here without a closer look."""
+        return self.locate_data_nowait(offset, length) >= 0
 
     # Zeroing and discarding
 

@@ -543,12 +543,12 @@ class Node:
             self.after_write(offset, length)
             self._leave()
 
-    async def copy_up(self, offset: int, length: int) -> None:
+    async def copy_up(self, offset: int, length: int, flags: int = 0) -> None:
         """Let this layer take over what lies below it; the content stays the same."""
         self._check(offset, length)
         self.in_flight += 1
         try:
-            await self.driver.copy_up(offset, length)
+            await self.driver.copy_up(offset, length, flags)
         finally:
             self._leave()
 

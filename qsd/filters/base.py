@@ -92,9 +92,13 @@ class FilterDriver(Driver):
         """Discard a part of the child."""
         await self.edge.node.discard(offset, length)
 
-    async def copy_up(self, offset: int, length: int) -> None:
+    async def copy_up(self, offset: int, length: int, flags: int) -> None:
         """Let the child take over what lies below it."""
-        await self.edge.node.copy_up(offset, length)
+        await self.edge.node.copy_up(offset, length, flags)
+
+    def is_own_nowait(self, offset: int, length: int) -> bool:
+        """Ask the child."""
+        return self.edge.node.driver.is_own_nowait(offset, length)
 
     def locate_nowait(self, offset: int, length: int) -> tuple[int, int] | None:
         """Ask the child: the fast path of reading goes through, so sending from a file may too."""

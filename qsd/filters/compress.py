@@ -63,6 +63,10 @@ class CompressDriver(FilterDriver):
         finally:
             self._ranges.release(hold)
 
+    async def copy_up(self, offset: int, length: int, flags: int) -> None:
+        """Let the child store compressed what it takes over."""
+        await self.edge.node.copy_up(offset, length, flags | COMPRESSED)
+
     async def _completed(
         self, offset: int, view: memoryview, start: int, end: int
     ) -> memoryview:

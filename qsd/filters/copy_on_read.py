@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from qsd.block import perms
-from qsd.block.mapped import MappedDriver
 from qsd.block.mapping import ST_ALLOCATED
 from qsd.block.status import backing_of, filtered_edge
 from qsd.errors import QmpError
@@ -55,21 +54,10 @@ class CopyOnReadDriver(FilterDriver):
         """Write what is there already, also if the filter itself is read-only."""
         return perm & perms.ALL | perms.WRITE_UNCHANGED, shared & perms.ALL
 
-    def _needs_no_copy(self, offset: int, length: int) -> bool:
-        """Tell whether a range is surely allocated where it would be copied to."""
-        node = self.edge.node
-        while isinstance(node.driver, FilterDriver):
-            node = node.driver.edge.node
-        driver = node.driver
-        if isinstance(driver, MappedDriver):
-            return driver.locate_data_nowait(offset, length) >= 0
-        return True
-
     def read_nowait(self, offset: int, view: memoryview) -> bool:
         """Read at once what needs no copy."""
-        if not self._needs_no_copy(offset, len(view)):
-            return False
-        return self.edge.node.read_nowait(offset, view)
+        node = self.edge.node
+        return node.driver.is_own_nowait(offset, len(view)) and node.read_nowait(offset, view)
 
     async def read(self, offset: int, view: memoryview) -> None:
         """Copy what has to be copied, then read."""

@@ -181,6 +181,14 @@ class RawDriver(Driver):
         """Discard a part of the child."""
         await self._edge.node.discard(offset + self.offset, length)
 
+    async def copy_up(self, offset: int, length: int, flags: int) -> None:
+        """Let the child take over what lies below it."""
+        await self._edge.node.copy_up(offset + self.offset, length, flags)
+
+    def is_own_nowait(self, offset: int, length: int) -> bool:
+        """Ask the child."""
+        return self._edge.node.driver.is_own_nowait(offset + self.offset, length)
+
     def locate_nowait(self, offset: int, length: int) -> tuple[int, int] | None:
         """Ask the child; what lies outside of the window is none of our users' business."""
         if not 0 <= offset <= self.node._length - length:

@@ -47,7 +47,7 @@ class Growing(MemoryDriver):
 
 
 def filter_rig() -> Rig:
-    """A graph with all filters; "null-co" is memory."""
+    """A graph with all filters and "raw"; "null-co" is memory."""
     rig = Rig(null_aio=Compressing)
     table = {
         "null-co": MemoryDriver, "null-aio": Compressing, "qcow2": ToyFormat, "file": Growing
@@ -55,7 +55,8 @@ def filter_rig() -> Rig:
 
     def find(name: str) -> Any:
         place = DRIVERS.get(name, "")
-        return find_driver(name) if place.startswith("filters.") else table.get(name)
+        ours = place.startswith("filters.") or name == "raw"
+        return find_driver(name) if ours else table.get(name)
 
     rig.graph.find_driver = find
     rig.graph.objects = ObjectTree()
@@ -65,9 +66,7 @@ def filter_rig() -> Rig:
 async def group(rig: Rig, name: str = "tg", /, **limits: int) -> None:
     """Make a throttle group."""
     values = {key.replace("_", "-"): value for key, value in limits.items()}
-    options = from_json(
-        ObjectOptions, {"qom-type": "throttle-group", "id": name, "limits": values}
-    )
+    options = from_json(ObjectOptions, {"qom-type": "throttle-group", "id": name, "limits": values})
     await rig.graph.objects.add(options)
 
 

@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from qsd.aio.loop import run
+from qsd.block.mapping import COMPRESSED
 from tests.filters.support import LENGTH, Compressing, data, filter_rig, read, refuse
 
 CLUSTER = 65536
@@ -41,5 +44,23 @@ def test_children_that_cannot_compress() -> None:
             await rig.add(driver="copy-on-read", node_name="between", file="c")
             await rig.add(driver="compress", node_name="f", file="between")
             rig.graph.nodes["between"].monitor_owned = False
+
+    run(main())
+
+
+def test_what_is_copied_up_is_compressed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def copy_up(driver: Compressing, offset: int, length: int, flags: int) -> None:
+        driver.log.append(("compressed" if flags & COMPRESSED else "plain", offset, length))
+
+    monkeypatch.setattr(Compressing, "copy_up", copy_up)
+
+    async def main() -> None:
+        async with filter_rig() as rig:
+            await rig.add(driver="null-aio", node_name="c", size=LENGTH)
+            driver = rig.graph.nodes["c"].driver
+            assert isinstance(driver, Compressing)
+            node = await rig.add(driver="compress", node_name="f", file="c")
+            await node.copy_up(0, CLUSTER)
+            assert driver.log == [("compressed", 0, CLUSTER)]
 
     run(main())

@@ -55,6 +55,25 @@ def test_reading_allocates(cached: bool) -> None:
     run(main())
 
 
+@pytest.mark.parametrize("offset", [0, CLUSTER])
+def test_what_is_between_passes_it_on(offset: int) -> None:
+    async def main() -> None:
+        async with filter_rig() as rig:
+            _, top = await chain(rig)
+            await rig.add(driver="raw", node_name="window", file="top", offset=offset)
+            node = await rig.add(driver="copy-on-read", node_name="over", file="window")
+            assert await read(node, CLUSTER - offset, 10) == bytes([2]) * 10
+            assert sorted(top.table) == [1, 2]
+            view = memoryview(bytearray(10))
+            assert node.read_nowait(CLUSTER - offset, view)  # it is there now
+            assert not node.read_nowait(3 * CLUSTER - offset, view)
+            await rig.graph.release(node)
+            await rig.graph.release(rig.graph.nodes["window"])
+            await finish(rig)
+
+    run(main())
+
+
 def test_bottom() -> None:
     async def main() -> None:
         async with filter_rig() as rig:
