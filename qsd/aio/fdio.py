@@ -45,6 +45,8 @@ MAX_INLINE_WRITE: Final = 2 << 20
 SLOW_CALL: Final = 0.02
 #: Seconds; how long calls of its kind go to threads after a slow one.
 SLOW_PAUSE: Final = 0.5
+#: Seconds; slow writes that are further apart have nothing to do with each other.
+SLOW_AGAIN: Final = 1.0
 #: Bytes; below it copying through an aligned buffer is cheaper than asking for the address.
 _MIN_ADDRESS_CHECK: Final = 128 << 10
 
@@ -227,6 +229,7 @@ class FileIO:
         "_read_flags",
         "_ring",
         "_slow_seek_until",
+        "_suspect_until",
         "align",
         "bounce",
         "fd",
@@ -246,6 +249,7 @@ class FileIO:
         self._ring: Ring | None = None
         self.slow_until = 0.0
         self._slow_seek_until = 0.0
+        self._suspect_until = 0.0
 
     def set_direct(self, bounce: BouncePool | None, align: int = 1, memory_align: int = 1) -> None:
         """Tell whether the descriptor has O_DIRECT now: then `bounce` is not None."""
@@ -386,7 +390,18 @@ class FileIO:
         """Look how long the inline write took that started at `before`."""
         after = monotonic()
         if after - before > SLOW_CALL:
-            self.slow_until = after + SLOW_PAUSE
+            self.was_slow(after)
+
+    def was_slow(self, now: float) -> None:
+        """Take note that an inline write took long; the second time it is the kernel's will.
+
+        One alone is nothing: the processor was somebody else's turn, or a journal was written.
+        With other work on the machine that happens every second, and writing by threads until the
+        next time halved the rate.
+        """
+        if now < self._suspect_until:
+            self.slow_until = now + SLOW_PAUSE
+        self._suspect_until = now + SLOW_AGAIN
 
     async def write(self, offset: int, view: memoryview) -> None:
         """Write all of `view`."""

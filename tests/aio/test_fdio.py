@@ -158,13 +158,16 @@ def test_slow_writes_go_to_threads_for_a_while(path: Path, monkeypatch: pytest.M
         await io.write(0, data)
         cost[0] = 0.05  # the kernel throttles
         await io.write(512, data)
-        await io.write(1024, data)
+        now[0] += 2
+        await io.write(1024, data)  # long after the other: each may be chance
+        await io.write(1536, data)
+        await io.write(2048, data)
         now[0] += 1
         cost[0] = 0
-        await io.write(1536, data)
-        assert inline == [0, 512, 1536]
+        await io.write(2560, data)
+        assert inline == [0, 512, 1024, 1536, 2560]
         await io.write(0, memoryview(bytes(fdio.MAX_INLINE_WRITE + 1)))
-        assert inline == [0, 512, 1536]
+        assert inline == [0, 512, 1024, 1536, 2560]
 
     with_io(path, body)
     assert path.stat().st_size == fdio.MAX_INLINE_WRITE + 1

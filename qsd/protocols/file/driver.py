@@ -348,7 +348,7 @@ class FileDriver(Driver):
         self._written += 1
         after = monotonic()
         if after - before > SLOW_CALL:
-            io.slow_until = after + SLOW_PAUSE
+            io.was_slow(after)
         node = self.node
         if end > node.wr_highest_offset:
             node.wr_highest_offset = end
