@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, TypeAlias
 
 #: What can be read as bytes: bytes, bytearray, memoryview, numpy array.
@@ -14,6 +15,8 @@ Writable: TypeAlias = "bytearray | memoryview"
 
 def load_numpy() -> Any:
     """Return the module numpy, or None."""
+    # Its algebra would start a thread for each processor, which nobody here has work for.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         import numpy as np
     except ImportError:

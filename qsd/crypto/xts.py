@@ -55,17 +55,16 @@ _NEXT, _LOWER, _UPPER = 0, 1, 2
 class _Buffers:
     """The memory that an engine works in."""
 
-    __slots__ = ("copies", "first", "mixed", "moved", "parts", "sequence", "tweaks")
+    __slots__ = ("copies", "first", "mixed", "moved", "parts", "tweaks")
 
     def __init__(self, np: Any) -> None:
         u8, u64 = np.uint8, np.uint64
         count = ROW_SECTORS
         self.first = np.zeros(count * _BLOCK + SLACK, u8)
-        # The first word only is there to be below another one.
-        self.sequence = np.zeros(1 + count * _WORDS, u64)
         self.parts = np.zeros(4 * count, u64)
-        self.copies = np.zeros(_SHIFTS * count * _WORDS, u64)
-        self.moved = np.zeros(_SHIFTS * count * _WORDS, u64)
+        # The first word only is there to be below another one.
+        self.copies = np.zeros(1 + _SHIFTS * count * _WORDS, u64)
+        self.moved = np.zeros(_SHIFTS // 2 * count * _WORDS, u64)
         self.tweaks = np.zeros(count * SECTOR // _WORD_BYTES, u64)
         self.mixed = np.zeros(count * SECTOR + SLACK, u8)
 
@@ -77,9 +76,9 @@ class _Views:
     """
 
     __slots__ = (
-        "copies", "first", "first_out", "lower_low", "mixed", "mixed64", "mixed_out", "moved",
-        "next", "parts", "sequence", "sequence_below", "start", "tweak_low", "tweak_top", "tweaks",
-        "tweaks64", "upper", "upper_top", "windows",
+        "first", "first_out", "lower_low", "mixed", "mixed64", "mixed_out", "next", "parts",
+        "start", "steps", "tweak_low", "tweak_top", "tweaks", "tweaks64", "upper", "upper_top",
+        "windows",
     )  # fmt: skip
 
     def __init__(self, buffers: _Buffers, count: int, np: Any) -> None:
@@ -88,23 +87,33 @@ class _Views:
         # First tweaks, as the cipher gives them.
         self.first_out = buffers.first[: count * _BLOCK + SLACK]
         self.first = buffers.first[: count * _BLOCK].view(u64).reshape(count, 2)
-        # The sequences; also the words below each of their words.
+        # The sequences, which are the first copy.
         width = count * _WORDS
-        self.sequence = buffers.sequence[1 : 1 + width]
-        self.sequence_below = buffers.sequence[:width]
-        words = self.sequence.reshape(count, _WORDS)
+        words = buffers.copies[1 : 1 + width].reshape(count, _WORDS)
         octets = words.view(u8)
         self.next, self.start, self.upper = words[:, _NEXT], words[:, _LOWER:], words[:, _UPPER]
         self.lower_low, self.upper_top = octets[:, _LOWER * _WORD_BYTES], octets[:, -1]
         self.parts = buffers.parts[: 4 * count].reshape(4, count)
-        self.copies = buffers.copies[: _SHIFTS * width].reshape(_SHIFTS, width)
-        self.moved = buffers.moved[: _SHIFTS * width].reshape(_SHIFTS, width)
+        # For each step: copies there are, the words below theirs, those to make, scratch, bits.
+        self.steps = []
+        for made in (1, 2, 4):
+            size = made * width
+            self.steps.append(
+                (
+                    buffers.copies[1 : 1 + size],
+                    buffers.copies[:size],
+                    buffers.copies[1 + size : 1 + 2 * size],
+                    buffers.moved[:size],
+                    u64(made),
+                    u64(64 - made),
+                )
+            )
         # Windows, each one byte before the other, and the tweaks made of them.
         self.windows = np.ndarray(
             (count, _WINDOWS, _SHIFTS),
             block,
             buffers.copies,
-            _LOWER * _WORD_BYTES,
+            (1 + _LOWER) * _WORD_BYTES,
             (_WORDS * _WORD_BYTES, -1, width * _WORD_BYTES),
         )
         self.tweaks64 = buffers.tweaks[: count * SECTOR // _WORD_BYTES]
@@ -123,17 +132,14 @@ class XtsNumpy(Rows):
     64 KiB of aes-256 take 65 us where shifting each tweak by itself, with numpy too, takes 100.
     """
 
-    __slots__ = ("_buffers", "_data", "_down", "_feedback", "_np", "_tweak", "_up", "_views")
+    __slots__ = ("_buffers", "_data", "_feedback", "_np", "_tweak", "_views")
 
     def __init__(self, data_ecb: Ecb, tweak_ecb: Ecb, ivgen: IvGen, numpy: Any) -> None:
         super().__init__(ivgen, _BLOCK)
         self._data = data_ecb
         self._tweak = tweak_ecb
         self._np = numpy
-        u64 = numpy.uint64
-        self._up = numpy.arange(_SHIFTS, dtype=u64).reshape(_SHIFTS, 1)
-        self._down = u64(64) - self._up
-        self._feedback = numpy.array([0, 1, 2, 7], u64).reshape(4, 1)
+        self._feedback = numpy.array([0, 1, 2, 7], numpy.uint64).reshape(4, 1)
         self._buffers = _Buffers(numpy)
         # By number of sectors.
         self._views: dict[int, _Views] = {}
@@ -145,7 +151,7 @@ class XtsNumpy(Rows):
     def _make_tweaks(self, vectors: Readable, views: _Views) -> None:
         """Compute all tweaks of a row."""
         np = self._np
-        xor, shift_left = np.bitwise_xor, np.left_shift
+        xor, shift_left, shift_right = np.bitwise_xor, np.left_shift, np.right_shift
         self._tweak.encrypt(vectors, views.first_out)
         # T(0) to W(0): the correction undoes itself.
         np.copyto(views.start, views.first)
@@ -155,9 +161,10 @@ class XtsNumpy(Rows):
         shift_left(views.upper, self._feedback, views.parts)
         xor.reduce(views.parts, 0, None, views.next)
         # A copy's lowest bits come from another sector; no window reaches there.
-        shift_left(views.sequence, self._up, views.copies)
-        np.right_shift(views.sequence_below, self._down, views.moved)  # by 64: zero, in numpy
-        xor(views.copies, views.moved, views.copies)
+        for copies, below, more, moved, bits, rest in views.steps:
+            shift_left(copies, bits, more)
+            shift_right(below, rest, moved)
+            xor(more, moved, more)
         np.copyto(views.tweaks, views.windows)
         top = np.frombuffer(views.tweak_top.tobytes().translate(_CORRECTION), np.uint8)
         xor(views.tweak_low, top, views.tweak_low)

@@ -14,34 +14,24 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
-from qsd.aio.bounce import BouncePool
 from qsd.crypto import luks
 from qsd.crypto.cipher import ALGORITHMS
 from qsd.crypto.volume import CipherSpec, Volume
 from qsd.errors import QmpError
+from qsd.formats.sectors import Sectors
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from qsd.aio.workers import WorkerPool
     from qsd.block.graph import Graph
     from qsd.block.node import Node
 
-SECTOR: Final = luks.SECTOR
-#: Bytes; longer requests are encrypted in worker threads.  A thread has to fight with the loop for
-#: the interpreter, so that only requests gain which would hold the loop up (this length: 0.1 ms).
-INLINE_LENGTH: Final = 64 << 10
-#: Bytes that are encrypted in one piece.
-CHUNK: Final = 1 << 20
 #: Milliseconds (QMP reference, "QCryptoBlockCreateOptionsLUKS").
 DEFAULT_ITER_TIME_MS: Final = 2000
 #: What the master key's check may take of the time for opening.
 _DIGEST_SHARE: Final = 8
 
 
-def find_password(
-    graph: Graph, key_secret: str | None, parameter: str = "key-secret"
-) -> bytes:
+def find_password(graph: Graph, key_secret: str | None, parameter: str = "key-secret") -> bytes:
     """Return the password that a secret holds.
 
     Args:
@@ -62,75 +52,6 @@ def find_password(
     except UnicodeDecodeError:
         raise QmpError(f"Data from secret {key_secret} is not valid UTF-8") from None
     return value
-
-
-class Sectors:
-    """Encrypts and decrypts requests of any length without blocking the loop.
-
-    Attributes:
-        volume: What does it.
-    """
-
-    __slots__ = ("_bounces", "_pool", "volume")
-
-    def __init__(self, volume: Volume, pool: WorkerPool) -> None:
-        self.volume = volume
-        self._pool = pool
-        self._bounces = BouncePool()
-
-    async def decrypt(self, offset: int, view: memoryview) -> None:
-        """Decrypt in place what was read; `offset` is that of the first byte, in the volume."""
-        length = len(view)
-        if length <= INLINE_LENGTH:
-            self.volume.decrypt(offset // SECTOR, view, view)
-            return
-        for start in range(0, length, CHUNK):
-            piece = view[start : start + CHUNK]
-            await self._pool.run(self.volume.decrypt, (offset + start) // SECTOR, piece, piece)
-
-    async def write(
-        self,
-        offset: int,
-        view: memoryview,
-        store: Callable[[int, memoryview], Awaitable[None]],
-    ) -> None:
-        """Encrypt into other memory and hand that on.
-
-        Args:
-            offset: Of the first byte, in the volume.
-            view: The plain text, which is left alone.
-            store: Called with offsets from the start of the request, and what to store there.
-        """
-        for start in range(0, len(view), CHUNK):
-            piece = view[start : start + CHUNK]
-            bounce = self._bounces.take(len(piece))
-            try:
-                with memoryview(bounce) as whole, whole[: len(piece)] as target:
-                    sector = (offset + start) // SECTOR
-                    if len(piece) <= INLINE_LENGTH:
-                        self.volume.encrypt(sector, piece, target)
-                    else:
-                        await self._pool.run(self.volume.encrypt, sector, piece, target)
-                    await store(start, target)
-            finally:
-                self._bounces.give(bounce)
-
-    def write_nowait(
-        self, offset: int, view: memoryview, store: Callable[[memoryview], bool]
-    ) -> bool:
-        """Encrypt a short request and hand it on, if that is possible at once."""
-        length = len(view)
-        bounce = self._bounces.take(length)
-        try:
-            with memoryview(bounce) as whole, whole[:length] as target:
-                self.volume.encrypt(offset // SECTOR, view, target)
-                return store(target)
-        finally:
-            self._bounces.give(bounce)
-
-    def forget(self) -> None:
-        """Drop the key."""
-        self.volume.forget()
 
 
 class Place(NamedTuple):
@@ -454,9 +375,7 @@ class LuksHeader:
 
 
 def _refuse_slot(index: int) -> NoReturn:
-    raise QmpError(
-        f"Invalid keyslot {index} specified, must be between 0 and {luks.SLOTS - 1}"
-    )
+    raise QmpError(f"Invalid keyslot {index} specified, must be between 0 and {luks.SLOTS - 1}")
 
 
 def _slot_info(slot: luks.Slot) -> dict[str, Any]:

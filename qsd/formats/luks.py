@@ -22,18 +22,20 @@ from qsd.block.create import open_target
 from qsd.block.driver import Driver
 from qsd.errors import QmpError, os_error
 from qsd.formats.encryption import (
-    INLINE_LENGTH,
     LuksHeader,
     Place,
-    Sectors,
     check_create_options,
     find_password,
 )
+from qsd.formats.sectors import GATHER_LENGTH
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qsd.block.graph import Edge, Graph
     from qsd.block.node import Node
     from qsd.block.open import ChildOpener
+    from qsd.formats.sectors import Sectors
     from qsd.qapi.schema.block_create import BlockdevCreateOptionsLUKS
     from qsd.qapi.schema.block_options import BlockdevOptionsLUKS
 
@@ -135,14 +137,15 @@ class LuksDriver(Driver):
     def read_nowait(self, offset: int, view: memoryview) -> bool:
         """Fast: read and decrypt a short request at once."""
         length = len(view)
-        if length > INLINE_LENGTH or (offset | length) & (_SECTOR - 1) or not length:
+        if self._sectors.defers(offset, length) or not 0 <= offset <= self.node._length - length:
             return False
-        if not 0 <= offset <= self.node._length - length:
-            return False
-        if not self._edge.node.read_nowait(offset + self._payload, view):
-            return False
-        self._sectors.volume.decrypt(offset // _SECTOR, view, view)
-        return True
+        return self._sectors.read_nowait(self._edge.node, offset, offset + self._payload, view)
+
+    def read_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
+        """Fast: decrypt a short request together with others."""
+        return len(view) <= GATHER_LENGTH and self._sectors.read_later(
+            self._edge.node, offset, offset + self._payload, view, done
+        )
 
     async def read(self, offset: int, view: memoryview) -> None:
         """Read and decrypt whole sectors."""
@@ -152,21 +155,23 @@ class LuksDriver(Driver):
     def write_nowait(self, offset: int, view: memoryview) -> bool:
         """Fast: encrypt and write a short request at once."""
         length = len(view)
-        if length > INLINE_LENGTH or (offset | length) & (_SECTOR - 1) or not length:
-            return False
         node = self.node
-        if not 0 <= offset <= node._length - length:
+        if self._sectors.defers(offset, length) or not 0 <= offset <= node._length - length:
             return False
         if node.rmw is not None and node.rmw.exclusive_count:
             return False  # somebody reads sectors in order to write them back
-        host = offset + self._payload
-        child = self._edge.node
-        if not self._sectors.write_nowait(
-            offset, view, lambda encrypted: child.write_nowait(host, encrypted)
-        ):
+        if not self._sectors.write_nowait(self._edge.node, offset, offset + self._payload, view):
             return False
         if offset + length > node.wr_highest_offset:
             node.wr_highest_offset = offset + length
+        return True
+
+    def write_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
+        """Fast: encrypt a short request together with others."""
+        if len(view) > GATHER_LENGTH:
+            return False
+        host = offset + self._payload
+        self._sectors.write_later(self._edge.node, offset, host, view, done)
         return True
 
     async def write(self, offset: int, view: memoryview, flags: int) -> None:

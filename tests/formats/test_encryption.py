@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -13,8 +12,6 @@ import pytest
 from qsd.aio.loop import run
 from qsd.errors import QmpError
 from qsd.formats.encryption import (
-    CHUNK,
-    INLINE_LENGTH,
     LuksHeader,
     Place,
     check_create_options,
@@ -82,9 +79,7 @@ def test_a_header_in_its_place() -> None:
 def test_no_header_outside_of_its_place() -> None:
     async def story(rig: SecretRig, place: Place) -> None:
         with pytest.raises(QmpError, match="LUKS header is longer than the space for it"):
-            await LuksHeader.create(
-                place, rig.pool, check_create_options(options(**FAST)), b"one"
-            )
+            await LuksHeader.create(place, rig.pool, check_create_options(options(**FAST)), b"one")
 
     in_rig(story, 4096)
 
@@ -104,38 +99,5 @@ def test_time_that_runs_backwards() -> None:
         spec = check_create_options(options(**{**FAST, "iter_time": -1}))
         with pytest.raises(QmpError, match="too large to scale: Numerical result out of range"):
             await LuksHeader.create(place, rig.pool, spec, b"one")
-
-    in_rig(story)
-
-
-def test_long_requests_are_short_ones_in_threads() -> None:
-    async def story(rig: SecretRig, place: Place) -> None:
-        made, key = await LuksHeader.create(
-            place, rig.pool, check_create_options(options(**FAST)), b"one"
-        )
-        sectors = made.make_sectors(key)
-        plain = os.urandom(CHUNK + INLINE_LENGTH + 512)
-        stored = bytearray(len(plain))
-        pieces: list[int] = []
-
-        async def store(start: int, piece: memoryview) -> None:
-            stored[start : start + len(piece)] = piece
-            pieces.append(len(piece))
-
-        await sectors.write(5120, memoryview(plain), store)
-        assert pieces == [CHUNK, INLINE_LENGTH + 512]
-        assert stored != plain
-        short = bytearray()
-
-        def take(piece: memoryview) -> bool:
-            short.extend(piece)
-            return True
-
-        for start in range(0, len(plain), 4096):
-            view = memoryview(plain)[start : start + 4096]
-            assert sectors.write_nowait(5120 + start, view, take)
-        assert short == stored
-        await sectors.decrypt(5120, memoryview(stored))
-        assert stored == plain
 
     in_rig(story)

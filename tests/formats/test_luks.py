@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 from collections.abc import Callable, Coroutine
@@ -17,6 +18,7 @@ from qsd.aio.loop import run
 from qsd.block.mapping import ST_ALLOCATED, ST_DATA
 from qsd.block.node import Node
 from qsd.errors import QmpError
+from qsd.formats.sectors import GATHER_LENGTH
 from tests.formats.secrets import SecretRig
 from tests.support import conformance
 from tests.support.memory import MemoryDriver
@@ -83,6 +85,33 @@ def test_nothing_plain_is_stored(length: int) -> None:
         assert b"readable" not in memory.data
         assert b"readable" in text  # the caller's buffer is the caller's
         assert await conformance.read(backend, 4096, length) == text
+        await backend.detach()
+
+    on_volume(body)
+
+
+def test_short_requests_together() -> None:
+    """What is begun in one turn of the loop is encrypted together; see test_sectors."""
+
+    async def body(rig: SecretRig, memory: MemoryDriver, node: Node) -> None:
+        backend = conformance.attach(rig, node)
+        ends: list[bool] = []
+        text = os.urandom(3 * 4096)
+        for start in range(0, len(text), 4096):
+            piece = memoryview(text)[start : start + 4096]
+            assert backend.write_later(4 * start, piece, ends.append)
+        long = memoryview(bytearray(GATHER_LENGTH + 512))
+        assert not backend.write_later(0, long, ends.append)
+        assert not backend.read_later(0, long, ends.append)
+        while len(ends) < 3:
+            await asyncio.sleep(0)
+        views = [memoryview(bytearray(4096)) for _ in range(3)]
+        for number, view in enumerate(views):
+            assert backend.read_later(4 * 4096 * number, view, ends.append)
+        await backend.wait_idle()
+        assert ends == [True] * 6
+        assert b"".join(views) == text
+        assert node.wr_highest_offset == 8 * 4096 + 4096
         await backend.detach()
 
     on_volume(body)

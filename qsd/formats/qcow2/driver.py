@@ -37,6 +37,7 @@ from qsd.util.zeroes import ZERO_CHUNK, ZEROES
 
 if TYPE_CHECKING:
     from array import array
+    from collections.abc import Callable
 
     from qsd.block.graph import Edge
     from qsd.block.mapping import Allocation, Mapping
@@ -56,6 +57,8 @@ class Qcow2Driver(MappedDriver):
     supports_backing: ClassVar[bool] = True
     supports_compressed: ClassVar[bool] = True
     supports_snapshots: ClassVar[bool] = True
+    # Only with encryption there is anything to check, and its fast paths do.
+    checks_alignment: ClassVar[bool] = True
 
     __slots__ = (
         "_bits",
@@ -407,7 +410,9 @@ class Qcow2Driver(MappedDriver):
         """Fast: read plain data in one piece."""
         host = self.locate_data_nowait(offset, len(view))
         if host < 0:
-            return not self.image.header.crypt_method and self.read_pieces_nowait(offset, view)
+            if self._encryption is not None:
+                return self._encryption.read_nowait(self, offset, view)
+            return self.read_pieces_nowait(offset, view)
         return self._data_edge.node.read_nowait(host, view)
 
     def write_nowait(self, offset: int, view: memoryview) -> bool:
@@ -416,7 +421,10 @@ class Qcow2Driver(MappedDriver):
             return False
         length = len(view)
         host = self.locate_writable_nowait(offset, length)
-        if host >= 0:
+        if self._encryption is not None:
+            if not self._ready or not self._encryption.write_nowait(self, offset, view):
+                return False
+        elif host >= 0:
             if not self._data_edge.node.write_nowait(host, view):
                 return False
         elif not self._ready or not (
@@ -428,6 +436,18 @@ class Qcow2Driver(MappedDriver):
         if offset + length > node.wr_highest_offset:
             node.wr_highest_offset = offset + length
         return True
+
+    def read_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
+        """Fast: begin a read that waits for a device, or for others to be decrypted with."""
+        if self._encryption is not None:
+            return self._encryption.read_later(self, offset, view, done)
+        return super().read_later(offset, view, done)
+
+    def write_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
+        """Fast: begin a write that waits for a device, or for others to be encrypted with."""
+        if self._encryption is not None:
+            return self._ready and self._encryption.write_later(self, offset, view, done)
+        return super().write_later(offset, view, done)
 
     def _is_used(self, offset: int) -> bool:
         """Tell whether somebody holds the cluster of an offset."""

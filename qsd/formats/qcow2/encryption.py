@@ -21,22 +21,27 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Any, Final
 
+from qsd.block.mapping import DATA
 from qsd.crypto.volume import CipherSpec, Volume
 from qsd.errors import QmpError, os_error
 from qsd.formats.encryption import (
     LuksHeader,
     LuksSpec,
     Place,
-    Sectors,
     check_create_options,
     find_password,
 )
 from qsd.formats.qcow2 import header as header_io
 from qsd.formats.qcow2 import layout
 from qsd.formats.qcow2.layout import Extension
+from qsd.formats.sectors import GATHER_LENGTH, Sectors
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from qsd.block.graph import Edge, Graph
+    from qsd.block.mapped import MappedDriver
+    from qsd.block.mapping import Mapping
     from qsd.block.node import Node
     from qsd.formats.qcow2.image import Image
     from qsd.formats.qcow2.layout import Header
@@ -149,15 +154,100 @@ class Encryption:
         await edge.node.read_or_zero(host, view)
         await self._sectors.decrypt(host if self._by_host else offset, view)
 
-    async def write(
-        self, offset: int, edge: Edge, host: int, view: memoryview, flags: int
-    ) -> None:
+    async def write(self, offset: int, edge: Edge, host: int, view: memoryview, flags: int) -> None:
         """Encrypt and write whole sectors of one extent."""
 
         async def store(start: int, encrypted: memoryview) -> None:
             await edge.node.write(host + start, encrypted, flags)
 
         await self._sectors.write(host if self._by_host else offset, view, store)
+
+    # Fast paths: one extent of encrypted data whose mapping is in memory.  4 KiB at queue depth 32
+    # take 30 us of processor time instead of 130 (see :mod:`qsd.formats.sectors`).
+
+    def _find(self, driver: MappedDriver, offset: int, length: int) -> Mapping | None:
+        """Return where a range is, if it lies in one piece."""
+        if not 0 <= offset <= driver.length() - length:
+            return None
+        mapping = driver.map_nowait(offset, length)
+        if mapping is None or mapping.kind != DATA or mapping.length != length:
+            return None
+        return mapping
+
+    def read_nowait(self, driver: MappedDriver, offset: int, view: memoryview) -> bool:
+        """Fast: read and decrypt at once; see the driver's function."""
+        if self._sectors.defers(offset, len(view)):
+            return False
+        place = self._find(driver, offset, len(view))
+        if place is None or place.edge is None:
+            return False
+        host = place.host_offset
+        return self._sectors.read_nowait(
+            place.edge.node, host if self._by_host else offset, host, view
+        )
+
+    def write_nowait(self, driver: MappedDriver, offset: int, view: memoryview) -> bool:
+        """Fast: encrypt and overwrite in place at once; see the driver's function."""
+        rmw = driver.node.rmw
+        if rmw is not None and rmw.exclusive_count:
+            return False  # somebody reads sectors in order to write them back
+        if self._sectors.defers(offset, len(view)):
+            return False
+        place = self._find(driver, offset, len(view))
+        if place is None or place.edge is None or not place.writable:
+            return False
+        host = place.host_offset
+        return self._sectors.write_nowait(
+            place.edge.node, host if self._by_host else offset, host, view
+        )
+
+    def read_later(
+        self, driver: MappedDriver, offset: int, view: memoryview, done: Callable[[bool], None]
+    ) -> bool:
+        """Fast: decrypt together with other requests; see the driver's function."""
+        return self._begin(driver, offset, view, done, writing=False)
+
+    def write_later(
+        self, driver: MappedDriver, offset: int, view: memoryview, done: Callable[[bool], None]
+    ) -> bool:
+        """Fast: encrypt together with other requests; see the driver's function."""
+        return self._begin(driver, offset, view, done, writing=True)
+
+    def _begin(
+        self,
+        driver: MappedDriver,
+        offset: int,
+        view: memoryview,
+        done: Callable[[bool], None],
+        *,
+        writing: bool,
+    ) -> bool:
+        length = len(view)
+        if length > GATHER_LENGTH:
+            return False
+        place = self._find(driver, offset, length)
+        if place is None or place.edge is None or (writing and not place.writable):
+            return False
+        ranges = driver.ranges
+        # The mapping is used until the request has ended: it must not change meanwhile.
+        hold = ranges.claim_nowait(offset, offset + length, False)
+        if hold is None:
+            return False
+
+        def finished(full: bool) -> None:
+            ranges.release(hold)
+            done(full)
+
+        host = place.host_offset
+        start = host if self._by_host else offset
+        sectors, node = self._sectors, place.edge.node
+        if writing:
+            sectors.write_later(node, start, host, view, finished)
+            return True
+        if sectors.read_later(node, start, host, view, finished):
+            return True
+        ranges.release(hold)
+        return False
 
     async def amend(self, graph: Graph, given: Any, *, force: bool) -> None:
         """Change the keys, as QCryptoBlockAmendOptions says.

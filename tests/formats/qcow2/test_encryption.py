@@ -104,6 +104,62 @@ def test_contract(encrypt: dict[str, Any], tmp_path: Path) -> None:
 
 
 @METHODS
+@pytest.mark.parametrize("gathered", [False, True], ids=["at once", "gathered"])
+def test_fast_paths(encrypt: dict[str, Any], gathered: bool, tmp_path: Path) -> None:
+    """Only what is allocated, in one piece and whole sectors is served without a coroutine."""
+
+    async def body(rig: SecretRig, node: Node) -> None:
+        backend = conformance.attach(rig, node)
+        ends: list[bool] = []
+
+        async def fast(offset: int, view: memoryview, *, writing: bool) -> bool:
+            if not gathered:
+                action = backend.write_nowait if writing else backend.read_nowait
+                return action(offset, view)
+            later = backend.write_later if writing else backend.read_later
+            begun = later(offset, view, ends.append)
+            await backend.wait_idle()
+            return begun
+
+        text = memoryview(os.urandom(65536))
+        view = memoryview(bytearray(4096))
+        assert not await fast(0, text[:4096], writing=True)
+        await backend.write(0, text)
+        await backend.write(131072, text)
+        assert await fast(4096, text[:4096], writing=True)
+        assert await fast(4096, view, writing=False)
+        assert view == text[:4096]
+        assert await conformance.read(backend, 0, 12288) == b"".join(
+            (text[:4096], text[:4096], text[8192:12288])
+        )
+        for offset, length in ((65536 - 512, 1024), (65536, 512), (1, 512), (0, 511)):
+            assert not await fast(offset, view[:length], writing=True)
+            assert not await fast(offset, view[:length], writing=False)
+        assert all(ends)
+        await backend.detach()
+
+    on_image(tmp_path / "q", encrypt, body)
+
+
+@METHODS
+def test_a_gathered_write_keeps_its_place(encrypt: dict[str, Any], tmp_path: Path) -> None:
+    """A discard that comes in the same turn waits for it, and wins."""
+
+    async def body(rig: SecretRig, node: Node) -> None:
+        backend = conformance.attach(rig, node)
+        await backend.write(0, memoryview(bytes(65536)))
+        order: list[str] = []
+        assert backend.write_later(4096, memoryview(b"x" * 4096), lambda _: order.append("write"))
+        await backend.discard(0, 65536)
+        order.append("discard")
+        assert order == ["write", "discard"]
+        assert await conformance.read(backend, 0, 65536) == bytes(65536)
+        await backend.detach()
+
+    on_image(tmp_path / "q", encrypt, body)
+
+
+@METHODS
 def test_nothing_plain_is_stored(encrypt: dict[str, Any], tmp_path: Path) -> None:
     text = memoryview(bytearray(b"plainly readable" * 8192))
 
@@ -149,9 +205,7 @@ def test_interop_with_qemu_img(encrypt: dict[str, Any], tmp_path: Path) -> None:
         "qemu-img", "compare", "--object", SECRET, "--image-opts",
         f"driver=raw,file.filename={raw}", image_opts(ours, encrypt),
     )  # fmt: skip
-    found = tool(
-        "qemu-img", "check", "--object", SECRET, "--image-opts", image_opts(ours, encrypt)
-    )
+    found = tool("qemu-img", "check", "--object", SECRET, "--image-opts", image_opts(ours, encrypt))
     assert "No errors were found" in found
 
 
@@ -229,9 +283,7 @@ def test_amend(tmp_path: Path) -> None:
 def test_amend_aes(tmp_path: Path) -> None:
     async def body(rig: SecretRig, node: Node) -> None:
         with pytest.raises(QmpError, match=r"^Only LUKS encryption options can be amended"):
-            await rig.amend(
-                "q", encrypt={"format": "luks", "state": "active", "new-secret": "t"}
-            )
+            await rig.amend("q", encrypt={"format": "luks", "state": "active", "new-secret": "t"})
         assert node.driver.image_info()["format-specific"]["data"]["encrypt"] == {"format": "aes"}
 
     on_image(tmp_path / "q", AES, body)

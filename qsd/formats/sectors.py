@@ -1,0 +1,336 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""Encrypted sectors: how requests get through the cipher without holding up the loop.
+
+====================  ============================================================================
+up to GATHER_LENGTH   when several come in one turn of the loop, they wait for its end and go
+                      through the cipher together; else at once
+up to INLINE_LENGTH   at once: a thread would cost more
+longer                in worker threads, in pieces of CHUNK
+====================  ============================================================================
+
+*Why to gather.*  A call of a cipher mode costs some 20 us however short its text is, which is more
+than all else that a request of 4 KiB needs.  For 32 of them at once it is 3 us each.
+
+*How.*  ``read_nowait`` of a format asks :meth:`Sectors.defers` and refuses if so; the user of the
+node then tries ``read_later``, where the encrypted data is read at once and noted down.
+:meth:`Sectors._flush`, which the loop calls next, decrypts what was noted and ends the requests.
+Writes likewise: the text is noted, and encrypted and stored by the flush.  Gathering starts when
+several requests come together, and ends after a turn with few of them, so a client that waits for
+each answer never waits for a turn of the loop.  4 KiB at queue depth 32: 28 us of processor time
+for each, 70 when each goes through the cipher by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from time import monotonic
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+
+from qsd.aio.bounce import BouncePool
+from qsd.crypto.rows import SECTOR
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from qsd.aio.workers import WorkerPool
+    from qsd.block.node import Node
+    from qsd.crypto.volume import Volume
+
+#: Bytes; longer requests are encrypted in worker threads.  A thread has to fight with the loop for
+#: the interpreter, so that only requests gain which would hold the loop up (this length: 0.1 ms).
+INLINE_LENGTH: Final = 64 << 10
+#: Bytes that are encrypted in one piece.
+CHUNK: Final = 1 << 20
+#: Bytes; longer requests do not wait for others: most of their cost is that of their length.
+GATHER_LENGTH: Final = 16 << 10
+#: Requests in a turn of the loop that make it worth while to gather those of the next.
+_ENOUGH: Final = 3
+#: Seconds; a request that comes so soon after another came together with it: no client has had the
+#: answer in between.
+_GAP: Final = 20e-6
+#: Bytes that go through the cipher together; what is more waits for another turn, so that the loop
+#: is not held up (this length: 0.3 ms).
+_TOGETHER: Final = 256 << 10
+
+
+class _Read(NamedTuple):
+    """A read whose encrypted data is there.
+
+    Attributes:
+        offset: In the volume.
+        view: The data.
+        done: Called with True.
+    """
+
+    offset: int
+    view: memoryview
+    done: Callable[[bool], None]
+
+
+class _Write(NamedTuple):
+    """A write that was not begun.
+
+    Attributes:
+        offset: In the volume.
+        view: The plain text.
+        node, host: Where it goes.
+        done: Called with whether it was done.
+    """
+
+    offset: int
+    view: memoryview
+    node: Node
+    host: int
+    done: Callable[[bool], None]
+
+
+_Note = TypeVar("_Note", _Read, _Write)
+
+
+class Sectors:
+    """Encrypts and decrypts requests of any length without blocking the loop.
+
+    Attributes:
+        volume: What does it.
+    """
+
+    __slots__ = (
+        "_bounces",
+        "_count",
+        "_ended",
+        "_is_gathering",
+        "_is_scheduled",
+        "_pool",
+        "_reads",
+        "_writes",
+        "volume",
+    )
+
+    def __init__(self, volume: Volume, pool: WorkerPool) -> None:
+        self.volume = volume
+        self._pool = pool
+        self._bounces = BouncePool()
+        self._reads: deque[_Read] = deque()
+        self._writes: deque[_Write] = deque()
+        self._count = 0  # short requests in this turn of the loop
+        self._ended = 0.0  # when the last one was served at once; seconds
+        self._is_gathering = False
+        self._is_scheduled = False
+
+    # Any request
+
+    async def decrypt(self, offset: int, view: memoryview) -> None:
+        """Decrypt in place what was read; `offset` is that of the first byte, in the volume."""
+        length = len(view)
+        if length <= INLINE_LENGTH:
+            self.volume.decrypt(offset // SECTOR, view, view)
+            return
+        for start in range(0, length, CHUNK):
+            piece = view[start : start + CHUNK]
+            await self._pool.run(self.volume.decrypt, (offset + start) // SECTOR, piece, piece)
+
+    async def write(
+        self,
+        offset: int,
+        view: memoryview,
+        store: Callable[[int, memoryview], Awaitable[None]],
+    ) -> None:
+        """Encrypt into other memory and hand that on.
+
+        Args:
+            offset: Of the first byte, in the volume.
+            view: The plain text, which is left alone.
+            store: Called with offsets from the start of the request, and what to store there.
+        """
+        for start in range(0, len(view), CHUNK):
+            piece = view[start : start + CHUNK]
+            bounce = self._bounces.take(len(piece))
+            try:
+                with memoryview(bounce) as whole, whole[: len(piece)] as target:
+                    sector = (offset + start) // SECTOR
+                    if len(piece) <= INLINE_LENGTH:
+                        self.volume.encrypt(sector, piece, target)
+                    else:
+                        await self._pool.run(self.volume.encrypt, sector, piece, target)
+                    await store(start, target)
+            finally:
+                self._bounces.give(bounce)
+
+    # Short requests, at once
+
+    def defers(self, offset: int, length: int) -> bool:
+        """Tell whether a request should not be served at once; also counts it.
+
+        True for one that cannot be: too long, or not of whole sectors.
+        """
+        if length > GATHER_LENGTH:
+            return length > INLINE_LENGTH or bool((offset | length) & (SECTOR - 1))
+        if (offset | length) & (SECTOR - 1) or not length:
+            return True
+        if not self._is_gathering:
+            if monotonic() - self._ended > _GAP:
+                self._count = 0
+            elif self._count >= _ENOUGH:
+                self._is_gathering = True
+        self._count += 1
+        if self._is_gathering:
+            self._schedule()  # to find out whether that still is worth while
+        return self._is_gathering
+
+    def read_nowait(self, node: Node, offset: int, host: int, view: memoryview) -> bool:
+        """Fast: read and decrypt at once, if the data is in memory.
+
+        Args:
+            node: Where the data is.
+            offset: Of the first byte, in the volume.
+            host: Of the first byte, in the node.
+            view: Where to.
+        """
+        if not node.read_nowait(host, view):
+            return False
+        self.volume.decrypt(offset // SECTOR, view, view)
+        self._ended = monotonic()
+        return True
+
+    def write_nowait(self, node: Node, offset: int, host: int, view: memoryview) -> bool:
+        """Fast: encrypt and write at once, if the node takes that; arguments as for reading."""
+        length = len(view)
+        bounce = self._bounces.take(length)
+        try:
+            with memoryview(bounce) as whole, whole[:length] as target:
+                self.volume.encrypt(offset // SECTOR, view, target)
+                return node.write_nowait(host, target)
+        finally:
+            self._bounces.give(bounce)
+            self._ended = monotonic()
+
+    # Short requests, gathered
+
+    def read_later(
+        self, node: Node, offset: int, host: int, view: memoryview, done: Callable[[bool], None]
+    ) -> bool:
+        """Fast: read now and decrypt at the end of the turn; see the driver's `read_later`.
+
+        Other arguments as those of :meth:`read_nowait`.
+        """
+        try:
+            if node.read_nowait(host, view):
+                self._reads.append(_Read(offset, view, done))
+                self._schedule()
+                return True
+        except OSError:
+            return False  # the plain way meets the same error
+
+        def arrived(full: bool) -> None:
+            if full:
+                self._reads.append(_Read(offset, view, done))
+                self._schedule()
+            else:
+                done(False)
+
+        return node.read_later(host, view, arrived)
+
+    def write_later(
+        self, node: Node, offset: int, host: int, view: memoryview, done: Callable[[bool], None]
+    ) -> None:
+        """Fast: encrypt and write at the end of the turn; see the driver's `write_later`.
+
+        Other arguments as those of :meth:`write_nowait`.
+        """
+        self._writes.append(_Write(offset, view, node, host, done))
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """End the turn of the loop: decrypt and encrypt what was noted."""
+        self._is_scheduled = False
+        self._is_gathering = self._count >= _ENOUGH
+        self._count = 0
+        if self._reads:
+            self._finish_reads(_take(self._reads))
+        if self._writes:
+            self._finish_writes(_take(self._writes))
+        if self._reads or self._writes:
+            self._schedule()
+
+    def _finish_reads(self, reads: list[_Read]) -> None:
+        """Decrypt the data of several reads in one call, and end them."""
+        runs, total = _measure(reads)
+        bounce = self._bounces.take(total)
+        try:
+            with memoryview(bounce) as whole, whole[:total] as text:
+                # The cipher wants one piece; two copies cost a tenth of a call for each.
+                end = 0
+                for _, view, _ in reads:
+                    start, end = end, end + len(view)
+                    text[start:end] = view
+                self.volume.decrypt_runs(runs, text, text)
+                end = 0
+                for _, view, _ in reads:
+                    start, end = end, end + len(view)
+                    view[:] = text[start:end]
+        finally:
+            self._bounces.give(bounce)
+        for read in reads:
+            read.done(True)
+
+    def _finish_writes(self, writes: list[_Write]) -> None:
+        """Encrypt the data of several writes in one call, and store it."""
+        runs, total = _measure(writes)
+        bounce = self._bounces.take(total)
+        try:
+            with memoryview(bounce) as whole, whole[:total] as text:
+                end = 0
+                for write in writes:
+                    start, end = end, end + len(write.view)
+                    text[start:end] = write.view
+                self.volume.encrypt_runs(runs, text, text)
+                end = 0
+                for write in writes:
+                    start, end = end, end + len(write.view)
+                    with text[start:end] as piece:
+                        _store(write, piece)
+        finally:
+            self._bounces.give(bounce)
+
+    def forget(self) -> None:
+        """Drop the key, and the memory that encrypted and plain text went through."""
+        self.volume.forget()
+        self._bounces = BouncePool()
+
+
+def _take(queue: deque[_Note]) -> list[_Note]:
+    """Take from the queue what goes through the cipher together."""
+    taken = []
+    room = _TOGETHER
+    while queue and room > 0:
+        note = queue.popleft()
+        room -= len(note.view)
+        taken.append(note)
+    return taken
+
+
+def _measure(notes: Sequence[_Read | _Write]) -> tuple[list[tuple[int, int]], int]:
+    """Return the runs of sectors that requests are, and their length in bytes."""
+    runs = [(note.offset // SECTOR, len(note.view) // SECTOR) for note in notes]
+    return runs, sum(count for _, count in runs) * SECTOR
+
+
+def _store(write: _Write, encrypted: memoryview) -> None:
+    """Write at once, else later out of memory of its own, else let the plain way do it."""
+    node, host, done = write.node, write.host, write.done
+    try:
+        if node.write_nowait(host, encrypted):
+            done(True)
+            return
+    except OSError:
+        done(False)  # the plain way meets the same error
+        return
+    if not node.write_later(host, memoryview(bytes(encrypted)), done):
+        done(False)
