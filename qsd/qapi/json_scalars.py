@@ -48,16 +48,17 @@ _SIMPLE_ESCAPES: Final = {
     '"': '"', "'": "'", "\\": "\\", "/": "/",
     "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t",
 }  # fmt: skip
-_HEX4: Final = re.compile(rb"[0-9A-Fa-f]{4}")
-_LOW_SURROGATE: Final = re.compile(rb"\\u([Dd][C-Fc-f][0-9A-Fa-f]{2})")
+# Patterns as text: hardly a daemon ever needs them, and re keeps what it compiled.
+_HEX4: Final = rb"[0-9A-Fa-f]{4}"
+_LOW_SURROGATE: Final = rb"\\u([Dd][C-Fc-f][0-9A-Fa-f]{2})"
 #: Surrogates, and code points that are no characters (Unicode standard, "Noncharacters").
-NO_CHARACTER: Final = re.compile(
+NO_CHARACTER: Final = (
     "[\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff"
     + "".join(f"{chr(plane << 16 | 0xFFFE)}{chr(plane << 16 | 0xFFFF)}" for plane in range(1, 17))
     + "]"
 )
 #: One character, or as much of a broken one as is replaced as a whole.
-_SEQUENCE: Final = re.compile(
+_SEQUENCE: Final = (
     rb"[\x00-\x7f]+|[\xc0-\xdf][\x80-\xbf]?|[\xe0-\xef][\x80-\xbf]{0,2}|[\xf0-\xf7][\x80-\xbf]{0,3}"
     rb"|[\xf8-\xfb][\x80-\xbf]{0,4}|[\xfc\xfd][\x80-\xbf]{0,5}|[\x80-\xbf\xfe\xff]"
 )
@@ -71,7 +72,7 @@ def _decoded(data: bytes) -> str:
         text = data.replace(b"\xc0\x80", b"\0").decode("utf-8")
     except UnicodeDecodeError:
         text = "\uffff"
-    if NO_CHARACTER.search(text):
+    if re.search(NO_CHARACTER, text):
         raise broken("invalid UTF-8 sequence in string")
     return text
 
@@ -85,7 +86,7 @@ def shown(data: bytes) -> str:
         except JsonError:
             return "\ufffd"
 
-    return "".join(map(replaced, _SEQUENCE.finditer(data.partition(b"\0")[0])))
+    return "".join(map(replaced, re.finditer(_SEQUENCE, data.partition(b"\0")[0])))
 
 
 def parse_string(token: bytes) -> str:
@@ -116,13 +117,15 @@ def parse_string(token: bytes) -> str:
 def _unicode_escape(token: bytes, position: int) -> tuple[str, int]:
     r"""Read the digits at `position`, behind ``\u``; return the character and where it ends."""
     start = position - 2
-    digits = _HEX4.match(token, position)
+    digits = re.match(_HEX4, token[position : position + 4])
     code = int(digits[0], 16) if digits else 0xD800
     position += 4
-    if 0xD800 <= code < 0xDC00 and (low := _LOW_SURROGATE.match(token, position)):
+    if 0xD800 <= code < 0xDC00 and (
+        low := re.match(_LOW_SURROGATE, token[position : position + 6])
+    ):
         code = 0x10000 + ((code & 0x3FF) << 10 | int(low[1], 16) & 0x3FF)
         position += 6
     character = chr(code)
-    if NO_CHARACTER.match(character):
+    if re.match(NO_CHARACTER, character):
         raise broken(f"{shown(token[start:position])} is not a valid Unicode character")
     return character, position

@@ -26,7 +26,7 @@ def dumps(value: JsonValue, *, pretty: bool = False) -> str:
             text = dumps_usual(value)
         except RecursionError:
             return dumps_slow(value, None)
-        if text is not None and not _DOUBLE.search(text):
+        if text is not None and not re.search(_DOUBLE, text):
             return text
     return dumps_slow(value, "\n" if pretty else None)
 
@@ -45,8 +45,8 @@ def dumps_usual(value: JsonValue) -> str | None:
 
 
 #: Where the standard library may have written a double, in its own way.
-_DOUBLE: Final = re.compile(r"[\[ ]-?(?:[0-9]+[.e]|Infinity|NaN)")
-_ESCAPED: Final = re.compile(r"[^ !#-\[\]-~]")
+_DOUBLE: Final = r"[\[ ]-?(?:[0-9]+[.e]|Infinity|NaN)"
+_ESCAPED: Final = r"[^ !#-\[\]-~]"
 _ESCAPES: Final = {
     '"': '\\"', "\\": "\\\\",
     "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t",
@@ -66,10 +66,10 @@ def _escape(match: re.Match[str]) -> str:
 
 def _scalar(value: JsonValue) -> str:
     if isinstance(value, str):
-        if NO_CHARACTER.search(value):
+        if re.search(NO_CHARACTER, value):
             # Surrogate escapes: bytes that were no text, such as a file's name.
             value = shown(value.encode("utf-8", "surrogateescape").replace(b"\0", b"\xc0\x80"))
-        return f'"{_ESCAPED.sub(_escape, value)}"'
+        return f'"{re.sub(_ESCAPED, _escape, value)}"'
     if value is None:
         return "null"
     if isinstance(value, bool):

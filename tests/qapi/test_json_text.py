@@ -11,7 +11,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qsd.qapi import json_text
 from qsd.qapi.json_text import JsonError, JsonStream, dumps, loads
 
 #: Input, and the outcomes in order: an error without "JSON parse error, ", or ... for some value.
@@ -230,34 +229,6 @@ def test_loads_errors(text: str, message: str) -> None:
     with pytest.raises(JsonError) as caught:
         loads(text)
     assert caught.value.desc == message
-
-
-def test_nesting_limit() -> None:
-    deep = b"[" * json_text.MAX_NESTING + b"]" * json_text.MAX_NESTING
-    (value,) = JsonStream().feed(deep)
-    assert dumps(value) == deep.decode()
-    (too_deep, *rest) = JsonStream().feed(b"[" + deep + b"]")
-    assert too_deep.desc == "JSON nesting depth limit exceeded"
-    assert outcomes(rest) == ["expecting value"] * (json_text.MAX_NESTING + 1)
-
-
-def test_size_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_text, "MAX_TEXT", 1000)
-    stream = JsonStream()
-    assert stream.feed(b'{"a":"' + b"x" * 800) == []
-    (error,) = stream.feed(b"x" * 800)
-    assert error.desc == "JSON token size limit exceeded"
-    stream = JsonStream()
-    found = outcomes(stream.feed(b"[" + b'"xxxxxxxx",' * 100 + b"\xff"))
-    assert found[0] == "JSON token size limit exceeded"
-
-
-def test_count_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_text, "MAX_TOKENS", 100)
-    assert outcomes(JsonStream().feed(b"[" + b"1," * 49 + b"1]")) == [
-        "JSON token count limit exceeded"
-    ]
-    assert outcomes(JsonStream().feed(b"[" + b"1," * 48 + b"1]")) == [...]
 
 
 JSON = st.recursive(
