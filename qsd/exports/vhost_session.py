@@ -20,6 +20,8 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from qsd.errors import PeerError
+from qsd.exports import vhost_log
+from qsd.exports.vhost_log import DirtyLog
 from qsd.exports.virtio_queue import BlkQueue
 from qsd.wire import vhost_user as vhost
 from qsd.wire.virtio import blk
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 _PROTOCOL_FEATURES: Final = (
     vhost.P_MQ
+    | (vhost.P_LOG_SHMFD if vhost_log.is_possible() else 0)
     | vhost.P_REPLY_ACK
     | vhost.P_BACKEND_REQ
     | vhost.P_CONFIG
@@ -42,8 +45,14 @@ _PROTOCOL_FEATURES: Final = (
 )
 #: Bytes of control data for the descriptors of one message.
 _ANCILLARY: Final = socket.CMSG_SPACE(4 * (vhost.MAX_FDS + 1))
+#: Feature bits that the transport adds to the device's.
+_TRANSPORT_FEATURES: Final = vhost.F_PROTOCOL_FEATURES | (
+    vhost.F_LOG_ALL if vhost_log.is_possible() else 0
+)
 #: Bytes; an inflight region is no larger: every queue with the longest ring.
 _MAX_INFLIGHT: Final = 1 << 30
+#: Bytes; a log is no longer: 64 TiB of guest addresses.
+_MAX_LOG: Final = 2 << 30
 
 
 class _Queue:
@@ -78,6 +87,7 @@ class VhostSession:
         "_features",
         "_handlers",
         "_inflight",
+        "_log",
         "_loop",
         "_memory",
         "_protocol",
@@ -102,6 +112,7 @@ class VhostSession:
         self._memory = GuestMemory([])
         self._queues: dict[int, _Queue] = {}
         self._inflight: tuple[memoryview, int] | None = None
+        self._log: DirtyLog | None = None
         self._backend_channel: socket.socket | None = None
         self._failure: str | None = None
         self._handlers: dict[int, Callable[[vhost.Message], Awaitable[bytes | None]]] = {
@@ -110,6 +121,8 @@ class VhostSession:
             vhost.SET_OWNER: self._nothing,
             vhost.RESET_OWNER: self._nothing,
             vhost.SET_MEM_TABLE: self._set_mem_table,
+            vhost.SET_LOG_BASE: self._set_log_base,
+            vhost.SET_LOG_FD: self._nothing,
             vhost.SET_VRING_NUM: self._set_vring_num,
             vhost.SET_VRING_ADDR: self._set_vring_addr,
             vhost.SET_VRING_BASE: self._set_vring_base,
@@ -261,13 +274,14 @@ class VhostSession:
         """Accepted, and without meaning here."""
 
     async def _get_features(self, message: vhost.Message) -> bytes:
-        return vhost.number(self._device.features() | vhost.F_PROTOCOL_FEATURES)
+        return vhost.number(self._device.features() | _TRANSPORT_FEATURES)
 
     async def _set_features(self, message: vhost.Message) -> None:
         features = vhost.parse_number(message.body)
-        if features & ~(self._device.features() | vhost.F_PROTOCOL_FEATURES):
+        if features & ~(self._device.features() | _TRANSPORT_FEATURES):
             raise PeerError(f"features {features:#x} were not offered", survives=True)
         self._features = features
+        self._log_again()
 
     async def _get_protocol_features(self, message: vhost.Message) -> bytes:
         return vhost.number(_PROTOCOL_FEATURES)
@@ -342,6 +356,27 @@ class VhostSession:
             if runner is not None:
                 runner.use_ring(self._make_ring(queue, runner.ring.last_avail))
 
+    # Logging of what is written to memory
+
+    async def _set_log_base(self, message: vhost.Message) -> bytes:
+        """Take the log; the front end waits for the answer (protocol, "Communication")."""
+        size, offset = vhost.parse_log(message.body)
+        if len(message.fds) != 1 or size > _MAX_LOG:
+            raise PeerError("a log that cannot be used")
+        self._log = DirtyLog(_map(message.fds[0], offset, size))
+        self._log_again()
+        return vhost.number(size)
+
+    def _log_again(self) -> None:
+        """Let the queues that run log as it is wanted now."""
+        for queue in self._queues.values():
+            self._log_queue(queue)
+
+    def _log_queue(self, queue: _Queue) -> None:
+        if queue.runner is not None:
+            log = self._log if self._features & vhost.F_LOG_ALL else None
+            queue.runner.log_writes(log, queue.address.log if queue.address is not None else None)
+
     # Queues
 
     async def _set_vring_num(self, message: vhost.Message) -> None:
@@ -354,6 +389,7 @@ class VhostSession:
         queue.address = address
         if queue.runner is not None:
             queue.runner.use_ring(self._make_ring(queue, queue.runner.ring.last_avail))
+            self._log_queue(queue)
 
     async def _set_vring_base(self, message: vhost.Message) -> None:
         index, base = vhost.parse_state(message.body)
@@ -430,6 +466,7 @@ class VhostSession:
         except OSError as exc:
             raise PeerError("the kick descriptor cannot be waited for") from exc
         queue.runner = runner
+        self._log_queue(queue)
 
     def _make_ring(self, queue: _Queue, last_avail: int) -> SplitRing:
         address = queue.address

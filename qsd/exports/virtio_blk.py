@@ -17,7 +17,7 @@ from qsd.block.mapping import MAY_UNMAP
 from qsd.errors import QmpError
 from qsd.exports.buffers import BufferPool
 from qsd.wire.virtio import blk
-from qsd.wire.virtio.ring import F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1
+from qsd.wire.virtio.ring import F_EVENT_IDX, F_INDIRECT_DESC, F_NOTIFY_ON_EMPTY, F_VERSION_1
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _MIN_BLOCK, _MAX_BLOCK = 512, 2 << 20
 #: Buffers per preadv(2) call (IOV_MAX of linux/uio.h).
 _MAX_PIECES: Final = 1024
+#: Bytes; what is copied at once where the payload lies in several places.
+_MAX_COPY: Final = 2 << 20
 #: Nanoseconds; longest busy wait of a queue (manual, "iothread", default of poll-max-ns).
 _POLL_MAX_NS: Final = 32768
 
@@ -100,8 +102,15 @@ class VirtioBlk:
 
     def features(self) -> int:
         """Return the feature bits that the device offers."""
-        bits = F_VERSION_1 | F_INDIRECT_DESC | F_EVENT_IDX
-        bits |= blk.F_SEG_MAX | blk.F_BLK_SIZE | blk.F_FLUSH | blk.F_TOPOLOGY | blk.F_MQ
+        bits = F_VERSION_1 | F_INDIRECT_DESC | F_EVENT_IDX | F_NOTIFY_ON_EMPTY
+        bits |= (
+            blk.F_SIZE_MAX
+            | blk.F_SEG_MAX
+            | blk.F_BLK_SIZE
+            | blk.F_FLUSH
+            | blk.F_TOPOLOGY
+            | blk.F_MQ
+        )
         bits |= blk.F_CONFIG_WCE | blk.F_DISCARD | blk.F_WRITE_ZEROES
         return bits if self.writable else bits | blk.F_RO
 
@@ -161,6 +170,8 @@ class VirtioBlk:
         if kind in (blk.DISCARD, blk.WRITE_ZEROES):
             if not self.writable:
                 return blk.IOERR, 0
+            if sum(map(len, request.readable)) > blk.SEGMENT.size:
+                return blk.UNSUPP, 0  # the configuration offers one segment
             return await self._discard_or_zero(kind, b"".join(request.readable)), 0
         return blk.UNSUPP, 0
 
@@ -175,16 +186,22 @@ class VirtioBlk:
         length = sum(map(len, views))
         if not self._is_range(offset, length):
             return blk.IOERR, 0
-        if len(views) == 1:
-            await self.backend.read(offset, views[0])
-        elif not self._read_pieces_at_once(offset, length, views):
+        if len(views) > 1 and self._read_pieces_at_once(offset, length, views):
+            return blk.OK, length
+        for group in _groups(views):
+            if len(group) == 1:
+                await self.backend.read(offset, group[0])
+                offset += len(group[0])
+                continue
             # A copy: one request to the disk instead of one for each page of the guest.
-            buffer = self.pool.take(length)
+            size = sum(map(len, group))
+            buffer = self.pool.take(size)
             try:
-                await self.backend.read(offset, buffer.view[:length])
-                scatter(buffer.view[:length], views)
+                await self.backend.read(offset, buffer.view[:size])
+                scatter(buffer.view[:size], group)
             finally:
                 buffer.drop()
+            offset += size
         return blk.OK, length
 
     def _read_pieces_at_once(self, offset: int, length: int, views: list[memoryview]) -> bool:
@@ -201,27 +218,25 @@ class VirtioBlk:
             return False  # the plain path meets the same error, or waits
 
     async def _write(self, offset: int, views: list[memoryview]) -> int:
-        length = sum(map(len, views))
-        if not self.writable or not self._is_range(offset, length):
+        if not self.writable or not self._is_range(offset, sum(map(len, views))):
             return blk.IOERR
-        if len(views) == 1:
-            await self.backend.write(offset, views[0])
-            return blk.OK
-        # A copy: one request to the disk, for the reason given in _read.
-        buffer = self.pool.take(length)
-        try:
-            done = 0
-            for view in views:
-                buffer.view[done : done + len(view)] = view
-                done += len(view)
-            await self.backend.write(offset, buffer.view[:length])
-        finally:
-            buffer.drop()
+        for group in _groups(views):
+            if len(group) == 1:
+                await self.backend.write(offset, group[0])
+                offset += len(group[0])
+                continue
+            # A copy: one request to the disk, for the reason given in _read.
+            size = sum(map(len, group))
+            buffer = self.pool.take(size)
+            try:
+                gather(group, buffer.view)
+                await self.backend.write(offset, buffer.view[:size])
+            finally:
+                buffer.drop()
+            offset += size
         return blk.OK
 
     async def _discard_or_zero(self, kind: int, segments: bytes) -> int:
-        if len(segments) > blk.SEGMENT.size:
-            return blk.UNSUPP  # config offers one segment
         try:
             sector, count, flags = blk.SEGMENT.unpack(segments)
         except struct.error:
@@ -237,6 +252,30 @@ class VirtioBlk:
         else:
             await backend.zero(offset, length, MAY_UNMAP if flags else 0)
         return blk.OK
+
+
+def _groups(views: list[memoryview]) -> list[list[memoryview]]:
+    """Divide views into groups that are moved together.
+
+    A driver may name the same memory a thousand times in one request: what is copied has a limit.
+    """
+    groups: list[list[memoryview]] = []
+    room = 0
+    for view in views:
+        if len(view) > room:
+            groups.append([])
+            room = _MAX_COPY
+        groups[-1].append(view)
+        room -= len(view)
+    return groups
+
+
+def gather(views: list[memoryview], buffer: memoryview) -> None:
+    """Copy all views to the beginning of `buffer`."""
+    done = 0
+    for view in views:
+        buffer[done : done + len(view)] = view
+        done += len(view)
 
 
 def scatter(data: bytes | memoryview, views: list[memoryview]) -> int:

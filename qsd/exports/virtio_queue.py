@@ -27,11 +27,14 @@ from typing import TYPE_CHECKING, Final
 from qsd.aio import eager
 from qsd.errors import PeerError, QmpError
 from qsd.wire.virtio import blk
+from qsd.wire.virtio.memory import Region
+from qsd.wire.virtio.ring import area_sizes
 from qsd.wire.virtio.usual import UsualRequests
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from qsd.exports.vhost_log import DirtyLog
     from qsd.exports.virtio_blk import VirtioBlk
     from qsd.wire.virtio.inflight import InflightLog
     from qsd.wire.virtio.ring import Chain, SplitRing
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
 _TURN: Final = 256
 #: Nanoseconds; polling begins with so much patience.
 _MIN_POLL_NS: Final = 4000
+#: Where nothing is recognised.
+_NO_REGION: Final = Region(0, 0, 0, memoryview(b""))
 
 
 class BlkQueue:
@@ -55,6 +60,7 @@ class BlkQueue:
         "_asleep_since",
         "_call",
         "_device",
+        "_dirty",
         "_failed",
         "_idle",
         "_kick",
@@ -64,6 +70,7 @@ class BlkQueue:
         "_running",
         "_scheduled",
         "_signalling",
+        "_used_guest",
         "_usual",
         "_window",
         "in_flight",
@@ -90,6 +97,8 @@ class BlkQueue:
             log: Where chains in flight are noted.
         """
         self._device = device
+        self._dirty: DirtyLog | None = None
+        self._used_guest: int | None = None
         self.use_ring(ring)
         self._kick = kick
         self._call = call
@@ -108,7 +117,23 @@ class BlkQueue:
     def use_ring(self, ring: SplitRing) -> None:
         """Go on in another ring: the same one in other memory."""
         self.ring = ring
-        self._usual = UsualRequests(ring.desc, ring.memory.largest, indirect=ring.indirect)
+        self._recognise()
+
+    def log_writes(self, dirty: DirtyLog | None, used_guest: int | None) -> None:
+        """Note what is written to memory from now on; requests then take the plain path.
+
+        Args:
+            dirty: Where to note it; None for nowhere.
+            used_guest: Guest address of the used ring; None if that is not noted.
+        """
+        self._dirty = dirty
+        self._used_guest = used_guest
+        self._recognise()
+
+    def _recognise(self) -> None:
+        ring = self.ring
+        region = ring.memory.largest if self._dirty is None else _NO_REGION
+        self._usual = UsualRequests(ring.desc, region, indirect=ring.indirect)
 
     # Life cycle
 
@@ -183,27 +208,35 @@ class BlkQueue:
         self._scheduled = None
         if not self._running:
             return
-        ring = self.ring
         try:
-            heads = ring.take(_TURN)
-            if heads:
-                ring.stop_kicks()
-                self._serve(heads)
+            again = self._serve_available()
+            if self._dirty is not None:
+                self._log_ring(self._dirty)
         except PeerError as exc:
             self._break(exc)
             return
+        if again:
+            self._scheduled = self._loop.call_soon(self._turn)
+
+    def _serve_available(self) -> bool:
+        """Serve what is available; return whether to look again in the next turn."""
+        ring = self.ring
+        heads = ring.take(_TURN)
         now = 0
         if heads:
+            ring.stop_kicks()
+            self._serve(heads)
             self._signal()
             if self._window:
                 now = monotonic_ns()
                 self._poll_until = now + self._window
-        if not self._window or (not heads and (now := monotonic_ns()) >= self._poll_until):
-            if not ring.want_kicks():
-                self._asleep_since = now or monotonic_ns()
-                return
+        if self._window and (heads or (now := monotonic_ns()) < self._poll_until):
+            return True
+        if ring.want_kicks():
             ring.stop_kicks()
-        self._scheduled = self._loop.call_soon(self._turn)
+            return True
+        self._asleep_since = now or monotonic_ns()
+        return False
 
     def _signal(self) -> None:
         """Call the driver, if it wants to hear of what was pushed since the last time."""
@@ -299,7 +332,14 @@ class BlkQueue:
     def _end(self, request: blk.Request, code: int, written: int) -> None:
         """Give a chain back; the driver is called once for all that end in this turn."""
         request.status[0] = code
-        self._push(request.head, written + 1)
+        try:
+            if self._dirty is not None:
+                self._log_payload(self._dirty, request.head, written)
+            self._push(request.head, written + 1)
+            if self._dirty is not None:
+                self._log_ring(self._dirty)
+        except PeerError as exc:
+            self._break(exc)
         self.in_flight -= 1
         if not self._signalling:
             self._signalling = True
@@ -318,3 +358,21 @@ class BlkQueue:
             log.finish(head)
             self.ring.push(head, written)
             log.finished(head, self.ring.used_idx)
+
+    # Logging of what is written to memory
+
+    def _log_payload(self, dirty: DirtyLog, head: int, written: int) -> None:
+        """Note what was written for a chain: so many bytes, and the status at its end."""
+        ranges = self.ring.written_ranges(head)
+        for address, length in ranges:
+            part = min(length, written)
+            if part:
+                dirty.mark(address, part)
+            written -= part
+        if ranges:
+            address, length = ranges[-1]
+            dirty.mark(address + length - 1, 1)
+
+    def _log_ring(self, dirty: DirtyLog) -> None:
+        if self._used_guest is not None:
+            dirty.mark(self._used_guest, area_sizes(self.ring.size)[2])

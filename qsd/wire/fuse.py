@@ -35,6 +35,7 @@ WANTED: Final = ASYNC_READ | ATOMIC_O_TRUNC | BIG_WRITES | AUTO_INVAL_DATA | ASY
 
 # Flags of SETATTR.
 FATTR_MODE, FATTR_UID, FATTR_GID, FATTR_SIZE = 1, 2, 4, 8
+FATTR_ATIME, FATTR_MTIME = 1 << 4, 1 << 5
 FATTR_FH, FATTR_LOCKOWNER = 1 << 6, 1 << 9
 FATTR_KNOWN: Final = (
     FATTR_MODE | FATTR_UID | FATTR_GID | FATTR_SIZE | FATTR_FH | FATTR_LOCKOWNER | 1 << 10 | 1 << 11
@@ -51,6 +52,8 @@ MAX_PAYLOAD: Final = 1 << 20
 
 IN_HEADER = struct.Struct("=IIQQIIII")  #: len, opcode, unique, nodeid, uid, gid, pid, padding
 OUT_HEADER = struct.Struct("=IiQ")  #: len, error, unique
+#: len, opcode, unique, nodeid of any request; behind them offset and size of READ and WRITE.
+HEAD = struct.Struct("=IIQQ24xQI")
 _INIT_IN = struct.Struct("=IIII")  #: major, minor, max_readahead, flags
 _INIT_OUT = struct.Struct("=IIIIHHIIHH8I")
 _ATTR = struct.Struct("=QQQQQQIIIIIIIIII")
@@ -67,8 +70,8 @@ _INVAL_OUT = struct.Struct("=Qqq")
 
 #: Bytes; where the payload of a WRITE begins.
 WRITE_DATA: Final = IN_HEADER.size + READ_IN.size
-#: Bytes; a buffer that any request fits into.
-BUFFER_SIZE: Final = MAX_PAYLOAD + 4096
+#: Bytes; the longest request.  The kernel wants to see a little more room than that.
+MAX_REQUEST: Final = WRITE_DATA + MAX_PAYLOAD
 
 
 class ProtocolError(Exception):

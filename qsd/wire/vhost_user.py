@@ -19,6 +19,7 @@ from qsd.errors import PeerError
 
 # Requests of the front end.
 GET_FEATURES, SET_FEATURES, SET_OWNER, RESET_OWNER, SET_MEM_TABLE = 1, 2, 3, 4, 5
+SET_LOG_BASE, SET_LOG_FD = 6, 7
 SET_VRING_NUM, SET_VRING_ADDR, SET_VRING_BASE, GET_VRING_BASE = 8, 9, 10, 11
 SET_VRING_KICK, SET_VRING_CALL, SET_VRING_ERR = 12, 13, 14
 GET_PROTOCOL_FEATURES, SET_PROTOCOL_FEATURES, GET_QUEUE_NUM, SET_VRING_ENABLE = 15, 16, 17, 18
@@ -31,9 +32,11 @@ BACKEND_CONFIG_CHANGE: Final = 2
 
 #: Feature bit that says that protocol features can be negotiated.
 F_PROTOCOL_FEATURES: Final = 1 << 30
+#: Feature bit that says that what is written to memory is logged.
+F_LOG_ALL: Final = 1 << 26
 
 # Protocol features.
-P_MQ, P_REPLY_ACK, P_BACKEND_REQ, P_CONFIG = 1 << 0, 1 << 3, 1 << 5, 1 << 9
+P_MQ, P_LOG_SHMFD, P_REPLY_ACK, P_BACKEND_REQ, P_CONFIG = 1 << 0, 1 << 1, 1 << 3, 1 << 5, 1 << 9
 P_INFLIGHT_SHMFD, P_CONFIGURE_MEM_SLOTS = 1 << 12, 1 << 15
 
 _VERSION = 1
@@ -57,10 +60,13 @@ _ADDRESS = struct.Struct("<IIQQQQ")
 _REGION = struct.Struct("<QQQQ")
 _CONFIG = struct.Struct("<III")
 _INFLIGHT = struct.Struct("<QQHH")
+_LOG = struct.Struct("<QQ")
 
 #: Bits of the body of SET_VRING_KICK and _CALL.
 _INDEX_MASK = 0xFF
 _NO_FD = 1 << 8
+#: Bit of the flags of SET_VRING_ADDR.
+_RING_LOG = 1
 
 
 class Message(NamedTuple):
@@ -89,12 +95,17 @@ class RegionAddress(NamedTuple):
 
 
 class RingAddress(NamedTuple):
-    """Where the parts of a ring lie, in the front end's addresses."""
+    """Where the parts of a ring lie, in the front end's addresses.
+
+    Attributes:
+        log: Where the used ring lies in the guest, if writes to it are to be logged.
+    """
 
     queue: int
     desc: int
     used: int
     avail: int
+    log: int | None
 
 
 class Decoder:
@@ -195,8 +206,8 @@ def parse_ring_fd(body: bytes) -> tuple[int, bool]:
 
 def parse_ring_address(body: bytes) -> RingAddress:
     """Return the body of SET_VRING_ADDR."""
-    index, _, desc, used, avail, _ = _unpack(_ADDRESS, body)
-    return RingAddress(index, desc, used, avail)
+    index, flags, desc, used, avail, log = _unpack(_ADDRESS, body)
+    return RingAddress(index, desc, used, avail, log if flags & _RING_LOG else None)
 
 
 def parse_regions(body: bytes) -> list[RegionAddress]:
@@ -213,6 +224,12 @@ def parse_regions(body: bytes) -> list[RegionAddress]:
 def parse_region(body: bytes) -> RegionAddress:
     """Return the body of ADD_MEM_REG and REM_MEM_REG."""
     return RegionAddress(*_unpack(_REGION, body, _NUMBER.size))
+
+
+def parse_log(body: bytes) -> tuple[int, int]:
+    """Return (size, offset) of SET_LOG_BASE."""
+    size, offset = _unpack(_LOG, body)
+    return size, offset
 
 
 def parse_config(body: bytes) -> tuple[int, int, bytes]:

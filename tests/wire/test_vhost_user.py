@@ -85,8 +85,14 @@ PARSERS: dict[str, tuple[Callable[[bytes], Any], bytes, Any]] = {
     "ring address": (
         vhost.parse_ring_address,
         struct.pack("<IIQQQQ", 1, 0, 2, 3, 4, 5),
-        vhost.RingAddress(1, desc=2, used=3, avail=4),
+        vhost.RingAddress(1, desc=2, used=3, avail=4, log=None),
     ),
+    "ring address with log": (
+        vhost.parse_ring_address,
+        struct.pack("<IIQQQQ", 1, 1, 2, 3, 4, 5),
+        vhost.RingAddress(1, desc=2, used=3, avail=4, log=5),
+    ),
+    "log": (vhost.parse_log, struct.pack("<QQ", 1, 2), (1, 2)),
     "regions": (
         vhost.parse_regions,
         struct.pack("<II", 2, 0) + REGION + REGION,

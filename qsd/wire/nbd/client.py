@@ -21,9 +21,10 @@ NBD specification: "Newstyle negotiation", "Oldstyle negotiation", "Option types
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from qsd.errors import QmpError
+from qsd.util.namedtuple import NamedTuple
 from qsd.wire.nbd import messages as nbd
 from qsd.wire.nbd.metacontext import BASE_ALLOCATION
 

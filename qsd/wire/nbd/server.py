@@ -19,8 +19,9 @@ NBD specification: "Transmission", "Request types", "Error values".
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
 
+from qsd.util.namedtuple import NamedTuple
 from qsd.wire.nbd import messages as nbd
 
 SERVING: Final = "serving"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from qsd.wire.virtio.ring import Chain
 
 # Feature bits.
-F_SEG_MAX, F_RO, F_BLK_SIZE, F_FLUSH = 1 << 2, 1 << 5, 1 << 6, 1 << 9
+F_SIZE_MAX, F_SEG_MAX, F_RO, F_BLK_SIZE, F_FLUSH = 1 << 1, 1 << 2, 1 << 5, 1 << 6, 1 << 9
 F_TOPOLOGY, F_CONFIG_WCE, F_MQ = 1 << 10, 1 << 11, 1 << 12
 F_DISCARD, F_WRITE_ZEROES = 1 << 13, 1 << 14
 

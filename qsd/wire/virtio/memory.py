@@ -10,9 +10,9 @@ does not lie in a region raises.
 from __future__ import annotations
 
 from operator import attrgetter
-from typing import NamedTuple
 
 from qsd.errors import PeerError
+from qsd.util.namedtuple import NamedTuple
 
 
 class Region(NamedTuple):

@@ -12,7 +12,7 @@ Nothing in them is believed: indexes, chain lengths and addresses are checked, a
 raises :class:`PeerError`, after which the ring must not be used any more.
 
 Order of memory accesses: what is read or written here goes straight to shared memory, and the
-processor keeps loads in order and stores in order (x86; elsewhere the lock in :func:`_barrier`
+processor keeps loads in order and stores in order (x86; elsewhere the lock in :func:`barrier`
 helps too).  Only "store, then load" needs a fence: publish an index, then look whether the other
 side wants to be told.
 """
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from qsd.wire.virtio.memory import GuestMemory
 
 #: Feature bits (virtio 1.2, 6 "Reserved Feature Bits").
+F_NOTIFY_ON_EMPTY: Final = 1 << 24
 F_INDIRECT_DESC: Final = 1 << 28
 F_EVENT_IDX: Final = 1 << 29
 F_VERSION_1: Final = 1 << 32
@@ -52,7 +53,7 @@ Chain = tuple[list[memoryview], list[memoryview], int]
 _fence = allocate_lock()
 
 
-def _barrier() -> None:
+def barrier() -> None:
     """Order earlier stores before later loads: taking a lock is a full fence everywhere."""
     _fence.acquire()
     _fence.release()
@@ -79,6 +80,7 @@ class SplitRing:
         "_avail",
         "_event_idx",
         "_mask",
+        "_on_empty",
         "_signalled",
         "_used",
         "_used_ring",
@@ -121,6 +123,7 @@ class SplitRing:
         self._used_ring = used
         self.memory = memory
         self._event_idx = bool(features & F_EVENT_IDX)
+        self._on_empty = bool(features & F_NOTIFY_ON_EMPTY)
         self.indirect = bool(features & F_INDIRECT_DESC)
         self.last_avail = last_avail
         self.used_idx = self._used[1]
@@ -156,42 +159,59 @@ class SplitRing:
         Raises:
             PeerError: It is damaged.
         """
-        table = self.desc
-        limit = self.size
-        if head >= limit:
-            raise PeerError(f"descriptor {head} is beyond the ring")
         readable: list[memoryview] = []
         writable: list[memoryview] = []
         find = self.memory.find
+        for address, length, flags in self._descriptors(head):
+            if not flags & D_WRITE and writable:
+                raise PeerError("a descriptor to read follows one to write")
+            side = writable if flags & D_WRITE else readable
+            view = find(address, length)
+            if view is not None:
+                side.append(view)
+            else:
+                side += self.memory.pieces(address, length)
+        return readable, writable, head
+
+    def written_ranges(self, head: int) -> list[tuple[int, int]]:
+        """Return (guest address, length) of what the device may have written for a chain.
+
+        Raises:
+            PeerError: The driver has changed the chain meanwhile, and damaged it.
+        """
+        return [
+            (address, length)
+            for address, length, flags in self._descriptors(head)
+            if flags & D_WRITE
+        ]
+
+    def _descriptors(self, head: int) -> list[tuple[int, int, int]]:
+        """Return (address, length, flags) of the descriptors of a chain; lengths are not 0.
+
+        Raises:
+            PeerError: The chain is damaged.
+        """
+        table: bytes | memoryview = self.desc
+        limit = self.size
+        if head >= limit:
+            raise PeerError(f"descriptor {head} is beyond the ring")
         address, length, flags, link = _DESC.unpack_from(table, 16 * head)
         if flags & D_INDIRECT:
             table = self._indirect_table(address, length, flags)
             limit = length // 16
             address, length, flags, link = _DESC.unpack_from(table, 0)
-        count = 1
+        found: list[tuple[int, int, int]] = []
         while True:
-            view = find(address, length)
-            if flags & D_WRITE:
-                if view is not None:
-                    writable.append(view)
-                else:
-                    writable += self.memory.pieces(address, length)
-            elif writable:
-                raise PeerError("a descriptor to read follows one to write")
-            elif view is not None:
-                readable.append(view)
-            else:
-                readable += self.memory.pieces(address, length)
             if not length or flags & D_INDIRECT:
                 raise PeerError("an empty or nested descriptor")
+            found.append((address, length, flags))
             if not flags & D_NEXT:
-                return readable, writable, head
-            count += 1
-            if link >= limit or count > limit or count > MAX_CHAIN:
+                return found
+            if link >= limit or len(found) == min(limit, MAX_CHAIN):
                 raise PeerError("a chain of descriptors has no end")
             address, length, flags, link = _DESC.unpack_from(table, 16 * link)
 
-    def _indirect_table(self, address: int, length: int, flags: int) -> memoryview:
+    def _indirect_table(self, address: int, length: int, flags: int) -> bytes:
         """Return a table elsewhere in memory (virtio 1.2, 2.7.5.3 "Indirect Descriptors")."""
         if not self.indirect or flags & D_NEXT:
             raise PeerError("an indirect descriptor where none may be")
@@ -201,7 +221,7 @@ class SplitRing:
         if table is None:
             raise PeerError(f"address {address:#x} is no guest memory")
         # A copy: the driver could change it between check and use.
-        return memoryview(bytes(table))
+        return bytes(table)
 
     # The device's side
 
@@ -214,11 +234,13 @@ class SplitRing:
 
     def wants_call(self) -> bool:
         """Tell whether the driver wants to hear of what was pushed since the last call."""
-        _barrier()
+        barrier()
         old, new = self._signalled, self.used_idx
         self._signalled = new
         if old == new:
             return False
+        if self._on_empty and self._avail[1] == self.last_avail:
+            return True  # whatever the driver says otherwise
         if not self._event_idx:
             return not self._avail[0] & _NO_INTERRUPT
         if old < 0:
@@ -237,5 +259,5 @@ class SplitRing:
             self._used[2 + 4 * self.size] = self.last_avail
         else:
             self._used[0] = 0
-        _barrier()
+        barrier()
         return self._avail[1] != self.last_avail

@@ -19,8 +19,9 @@ Verdict of the benchmark (4k reads, 32 at a time): 7 us less of 12 for each requ
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
+from qsd.util.namedtuple import NamedTuple
 from qsd.wire.virtio import blk
 from qsd.wire.virtio.ring import D_INDIRECT, D_NEXT, D_WRITE
 
