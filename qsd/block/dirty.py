@@ -23,7 +23,7 @@ A node without bitmaps pays nothing, one with bitmaps a little for each write.
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from qsd.errors import QmpError
 from qsd.util.bitmap import LEAF_BITS, Bitmap
@@ -250,6 +250,26 @@ def check_new(node: Node, name: str) -> None:
         raise QmpError(f"Bitmap already exists: {name}")
     if len(name.encode()) > MAX_NAME:
         raise QmpError(f"Bitmap name too long: {name}")
+
+
+class WorkingSet(NamedTuple):
+    """Granules that a job or filter has still to deal with, shown as a bitmap without name.
+
+    Attributes:
+        bits: The granules.
+        recording: Whether every write adds to them.
+    """
+
+    bits: Bitmap
+    recording: bool
+
+    def show(self, node: Node) -> None:
+        """List it with the node's bitmaps."""
+        node.working_sets.append(self)
+
+    def hide(self, node: Node) -> None:
+        """List it no more."""
+        node.working_sets = [other for other in node.working_sets if other is not self]
 
 
 def bitmaps_of(node: Node) -> Iterator[DirtyBitmap]:

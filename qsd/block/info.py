@@ -133,11 +133,21 @@ def nested_image_info(node: Node) -> tuple[ImageInfo, int]:
 
 def bitmaps_info(node: Node) -> list[BlockDirtyInfo] | None:
     """Describe the dirty bitmaps of a node, the newest first; None if it has none."""
-    if not node.bitmaps:
+    if not (node.bitmaps or node.working_sets):
         return None
     from qsd.block.dirty import bitmaps_of
 
-    return [
+    working = [
+        BlockDirtyInfo(
+            count=work.bits.dirty_bytes(),
+            granularity=work.bits.granularity,
+            recording=work.recording,
+            busy=False,
+            persistent=False,
+        )
+        for work in reversed(node.working_sets)
+    ]
+    return working + [
         BlockDirtyInfo(
             name=bitmap.name,
             count=bitmap.bits.dirty_bytes(),

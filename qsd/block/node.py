@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qsd.aio.rangelock import RangeLock
+    from qsd.block.dirty import WorkingSet
     from qsd.block.driver import Driver
     from qsd.block.graph import Edge, Graph
 
@@ -84,6 +85,7 @@ class Node:
         quiesced: Number of drained sections this node is in.
         in_flight: Number of suspended requests.
         wr_highest_offset: End of the highest write so far, bytes.
+        working_sets: What jobs and filters keep of the node's content, for others to see.
         write_threshold: Bytes; 0 if none is set.
         on_threshold: Called once with the excess when a write goes past the threshold.
     """
@@ -116,6 +118,7 @@ class Node:
         "read_only",
         "rmw",
         "unflushed",
+        "working_sets",
         "wr_highest_offset",
         "write_nowait",
         "write_threshold",
@@ -144,6 +147,7 @@ class Node:
         self.write_threshold = 0
         self.on_threshold: Callable[[int], None] | None = None
         self.bitmaps: dict[str, WriteObserver] = {}
+        self.working_sets: list[WorkingSet] = []
         self.rmw: RangeLock | None = None
         # Since the last flush; writes by the fast path are not noted, which only debugging minds.
         self.unflushed = False

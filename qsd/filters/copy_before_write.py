@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from qsd.aio.rangelock import RangeLock
 from qsd.block import perms
 from qsd.block.copy import COPY_UNIT, CopyError, NodeCopier, source_status
+from qsd.block.dirty import WorkingSet
 from qsd.block.info import driver_info
 from qsd.block.mapping import ST_DATA, ST_ZERO, Status
 from qsd.block.status import chain_status
@@ -84,8 +85,8 @@ class CopyBeforeWriteDriver(FilterDriver):
     name: ClassVar[str] = "copy-before-write"
 
     __slots__ = (
-        "_break_snapshot", "_done", "_error", "_ranges", "_readable", "_target", "_timeout",
-        "cluster_size", "copier", "on_saved", "pending",
+        "_break_snapshot", "_done", "_error", "_ranges", "_readable", "_shown", "_target",
+        "_timeout", "cluster_size", "copier", "on_saved", "pending",
     )  # fmt: skip
 
     def __init__(self, node: Node) -> None:
@@ -99,6 +100,7 @@ class CopyBeforeWriteDriver(FilterDriver):
         self.pending: Bitmap
         self.copier: NodeCopier
         self.on_saved: Callable[[int], None] | None = None
+        self._shown: tuple[WorkingSet, Node] | None = None
         self._done: Bitmap
         self._readable: Bitmap
 
@@ -121,6 +123,15 @@ class CopyBeforeWriteDriver(FilterDriver):
         else:
             self.pending.merge(source.bits)
         self._readable = self.pending.copy()
+        for shown in (self._done, self._readable):
+            WorkingSet(shown, False).show(self.node)
+        self._shown = WorkingSet(self.pending, False), self.edge.node
+        self._shown[0].show(self._shown[1])
+
+    async def close(self) -> None:
+        """Keep nothing of the file any more."""
+        if self._shown is not None:
+            self._shown[0].hide(self._shown[1])
 
     def child_perms(self, edge: Edge, perm: int, shared: int) -> tuple[int, int]:
         """Write to the target, and keep others from writing to the file past the filter."""
@@ -362,5 +373,3 @@ def _find_bitmap(node: Node, wanted: BlockDirtyBitmap) -> DirtyBitmap:
     from qsd.block.dirty import find_bitmap
 
     return find_bitmap(node.graph, wanted.node, wanted.name)
-
-

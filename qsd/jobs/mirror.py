@@ -36,6 +36,7 @@ from qsd.block import perms
 from qsd.block.chain import chain, is_allocated_above
 from qsd.block.change import GraphChange
 from qsd.block.copy import CopyError, RangeCopier
+from qsd.block.dirty import WorkingSet
 from qsd.block.drain import Drained
 from qsd.block.reopen import set_read_only
 from qsd.block.status import backing_of
@@ -117,6 +118,7 @@ class MirrorJob(BlockJob):
         "_options",
         "_ranges",
         "_rests",
+        "_shown",
         "_source",
         "_source_user",
         "_target",
@@ -142,6 +144,8 @@ class MirrorJob(BlockJob):
         self._options = options
         self.is_blocking = options.is_blocking
         self._dirty = Bitmap(source.length(), options.granularity)
+        # Where changes wait for the target, the filter says what is to be copied again.
+        self._shown = WorkingSet(self._dirty, not options.is_blocking)
         self._ranges = RangeLock()
         self._in_flight = 0
         self._completing = False
@@ -183,12 +187,11 @@ class MirrorJob(BlockJob):
             for node in chain(backing_of(source)):
                 if node is target:
                     break
-                self.use_node(
-                    node, "intermediate node", 0, perms.WRITE_UNCHANGED | perms.WRITE
-                )
+                self.use_node(node, "intermediate node", 0, perms.WRITE_UNCHANGED | perms.WRITE)
         driver = top.driver
         assert isinstance(driver, MirrorTopDriver)  # the job's own filter
         driver.sink = self
+        self._shown.show(source)
 
     # Changes by others (called by the filter)
 
@@ -503,6 +506,7 @@ class MirrorJob(BlockJob):
 
     async def clean(self) -> None:
         """Let go of everything."""
+        self._shown.hide(self._source)
         await self.abort()
         if self._target_was_read_only and not self._target.closed and not self._target.parents:
             await set_read_only(self.graph, self._target, True)

@@ -14,6 +14,8 @@ from qsd.aio.loop import run
 from qsd.block import perms
 from qsd.block.backend import Backend
 from qsd.block.dirty import DirtyBitmap
+from qsd.block.info import bitmaps_info
+from qsd.block.node import Node
 from tests.filters.support import LENGTH, data, driver_of, edges, filter_rig, refuse
 
 CLUSTER = 65536
@@ -198,3 +200,22 @@ def test_a_guess_is_said_aloud(capsys: pytest.CaptureFixture[str]) -> None:
 
     run(main())
     assert "The default block size of 65536 bytes is used" in capsys.readouterr().err
+
+
+def test_what_is_to_be_saved_is_shown() -> None:
+    def counts(node: Node) -> list[int]:
+        return [bitmap.count for bitmap in bitmaps_info(node) or ()]
+
+    async def main() -> None:
+        async with filter_rig() as rig:
+            node = await add(rig)
+            file = rig.graph.nodes["n"]
+            assert (counts(node), counts(file)) == ([LENGTH, 0], [LENGTH])
+            await node.write(0, data(2, 10))
+            assert (counts(node), counts(file)) == ([LENGTH, CLUSTER], [LENGTH - CLUSTER])
+            (shown,) = bitmaps_info(file) or []
+            assert (shown.name, shown.recording, shown.granularity) == (None, False, CLUSTER)
+            await rig.graph.release(node)
+            assert bitmaps_info(file) is None
+
+    run(main())

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qsd.block.drain import Drained
+from qsd.block.info import bitmaps_info
 from qsd.errors import QmpError
 from tests.jobs.chains import SIZE, Guest, World, content, tell
 from tests.support.toyformat import CLUSTER
@@ -35,6 +36,33 @@ def test_guest_writes_are_in_the_copy(mode: str) -> None:
         await guest.check()
         assert await content(target) == guest.content
         await guest.leave()
+
+    tell(story)
+
+
+@pytest.mark.parametrize("mode", ["background", "write-blocking"])
+def test_what_is_to_be_copied_is_shown(mode: str) -> None:
+    async def story(world: World) -> None:
+        (top, *_), _ = await world.chain(), await world.image("t")
+        assert bitmaps_info(top) is None
+        await world.qmp(
+            "blockdev-mirror",
+            job_id="j",
+            device="top",
+            target="t",
+            sync="full",
+            copy_mode=mode,
+            granularity=4096,
+        )
+        (shown,) = bitmaps_info(top) or []
+        assert (shown.name, shown.granularity) == (None, 4096)
+        assert shown.recording is (mode == "background")
+        await world.status("ready")
+        (shown,) = bitmaps_info(top) or []
+        assert not shown.count
+        await world.qmp("block-job-cancel", device="j")
+        await world.status()
+        assert bitmaps_info(top) is None
 
     tell(story)
 
