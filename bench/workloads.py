@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from bench import clients, images, jobs, nbd_client, vhost
+from bench import clients, crypto, fuse, images, jobs, nbd_client, vhost
 from bench.daemon import Daemon
 from bench.figures import Figure, Run, metered
 
@@ -374,6 +374,8 @@ def table() -> list[Workload]:
             )
         ),
         *(Workload(name, run, "op/s", aim) for name, run, aim in nbd_client.rows()),
+        *(Workload(name, run, "op/s", aim) for name, run, aim in crypto.rows()),
+        *(Workload(name, run, "op/s", aim) for name, run, aim in fuse.rows()),
         *(Workload(name, run, "op/s", aim) for name, run, aim in vhost.rows()),
         Workload("stream from a backing file", jobs.chain_job("stream"), "run/s", 1),
         Workload("active commit", jobs.chain_job("commit"), "run/s", 1),
