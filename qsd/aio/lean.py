@@ -109,6 +109,9 @@ def _known() -> dict[str, dict[str, Any]]:
             "iscoroutinefunction": _is_coroutine_function,
         },
         "linecache": {},
+        # Transports of asyncio's own loop, and a way to connect that uvloop has not.
+        "asyncio.sslproto": {},
+        "asyncio.staggered": {},
         "logging": {"DEBUG": 10, "getLogger": _LateLogger, "StreamHandler": object},
         "subprocess": {
             "PIPE": -1,

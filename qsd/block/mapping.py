@@ -15,7 +15,9 @@ the asker holds that range (see ``mapped.py``) or does not await.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+from qsd.util.namedtuple import NamedTuple
 
 if TYPE_CHECKING:
     from qsd.block.graph import Edge

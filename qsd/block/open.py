@@ -19,12 +19,13 @@ everything that was opened for this node is closed again.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from qsd.block import perms
 from qsd.block.node import Node
 from qsd.errors import QmpError, describe, prefixed
 from qsd.util.ids import is_valid_id
+from qsd.util.namedtuple import NamedTuple
 
 if TYPE_CHECKING:
     from qsd.block.graph import Edge, Graph

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from qsd.chardev.registry import BACKENDS, check_kind
 from qsd.errors import QmpError
@@ -12,6 +12,7 @@ from qsd.net.address import AddressBody, legacy
 from qsd.qapi.schema import char
 from qsd.qapi.schema.common import String
 from qsd.qapi.schema.sockets import InetSocketAddress, UnixSocketAddress
+from qsd.util.namedtuple import NamedTuple
 from qsd.util.opts import BOOL, NUMBER, SIZE, STRING, OptsSyntax, parse_opts
 
 if TYPE_CHECKING:

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 from functools import reduce
 from operator import xor
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from qsd.crypto.buffers import load_numpy
+from qsd.util.namedtuple import NamedTuple
 
 if TYPE_CHECKING:
     from qsd.crypto.buffers import Readable, Writable

@@ -4,12 +4,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from qsd.crypto.buffers import load_numpy
 from qsd.crypto.ivgen import make_ivgen
 from qsd.crypto.modes import make_engine
 from qsd.crypto.rows import SECTOR
+from qsd.util.namedtuple import NamedTuple
 
 if TYPE_CHECKING:
     from qsd.crypto.buffers import Readable, Writable

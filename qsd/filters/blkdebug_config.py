@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import errno
 import re
-from typing import TYPE_CHECKING, Final, NamedTuple, get_args
+from typing import TYPE_CHECKING, Final, get_args
 
 from qsd.errors import QmpError
 from qsd.qapi.schema.block_options import BlkdebugEvent, BlkdebugIOType
+from qsd.util.namedtuple import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -5,9 +5,10 @@
 from __future__ import annotations
 
 import struct
-from typing import Final, NamedTuple
+from typing import Final
 
 from qsd.errors import QmpError
+from qsd.util.namedtuple import NamedTuple
 
 FLAG_FLUSH: Final = 1
 FLAG_FUA: Final = 2

@@ -15,11 +15,12 @@ as soon as nobody may, and when it is closed, it cuts off what was not used.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from qsd.block import perms
 from qsd.errors import QmpError
 from qsd.filters.base import FilterDriver
+from qsd.util.namedtuple import NamedTuple
 from qsd.util.ranges import align_up
 
 if TYPE_CHECKING:

@@ -12,13 +12,14 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from qsd.crypto import luks
 from qsd.crypto.cipher import ALGORITHMS
 from qsd.crypto.volume import CipherSpec, Volume
 from qsd.errors import QmpError
 from qsd.formats.sectors import Sectors
+from qsd.util.namedtuple import NamedTuple
 
 if TYPE_CHECKING:
     from qsd.aio.workers import WorkerPool

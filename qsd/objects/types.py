@@ -10,9 +10,10 @@ list, and their objects, as far as there are any, live in other packages.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from qsd.objects.base import Property, QomObject, UserCreatable
+from qsd.util.namedtuple import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

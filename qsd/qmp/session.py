@@ -23,12 +23,13 @@ raise :class:`Refused`, which is answered like a failed command.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from qsd.errors import COMMAND_NOT_FOUND, QmpError
 from qsd.qapi.json_text import JsonError, JsonStream
 from qsd.qapi.member_order import ordered_names
 from qsd.qapi.message_text import message_text
+from qsd.util.namedtuple import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

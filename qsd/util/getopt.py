@@ -12,7 +12,9 @@ argparse does none of these in the same way and takes a long time to import.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final
+
+from qsd.util.namedtuple import NamedTuple
 
 #: Whether an option takes a value (getopt_long(3), "has_arg").
 NO_VALUE: Final = False

@@ -27,9 +27,10 @@ The names of limits are those of the object's ``limits`` property (QMP reference
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from qsd.errors import QmpError
+from qsd.util.namedtuple import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

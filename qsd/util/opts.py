@@ -10,10 +10,11 @@ warning.  A comma in a value is written twice.  qemu(1), "-chardev", shows it in
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple
+from typing import Final
 
 from qsd.errors import QmpError
 from qsd.util.ids import check_id
+from qsd.util.namedtuple import NamedTuple
 
 STRING: Final = "str"
 BOOL: Final = "bool (on/off)"

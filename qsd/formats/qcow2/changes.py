@@ -22,7 +22,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from array import array
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from qsd.block.mapping import MAY_UNMAP, Allocation
 from qsd.errors import os_error
@@ -37,6 +37,7 @@ from qsd.formats.qcow2.layout import (
     ZERO_FLAG,
 )
 from qsd.formats.qcow2.refcount import FREE_OTHER, FREE_REQUEST, FREE_SILENT
+from qsd.util.namedtuple import NamedTuple
 from qsd.util.zeroes import is_zero
 
 if TYPE_CHECKING:
@@ -112,10 +113,7 @@ class Changer:
                 host, count = run[0] << geometry.cluster_bits, run[1]
         length = min(length, count * size - within)
         zeroed = (
-            fresh
-            and not image.external_data
-            and not image.encrypted
-            and host >= image.high_water
+            fresh and not image.external_data and not image.encrypted and host >= image.high_water
         )
         image.used(host + count * size)
         head = self._head(table, index, within, fresh, zeroed)

@@ -12,7 +12,9 @@ from __future__ import annotations
 import struct
 import sys
 from array import array
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
+
+from qsd.util.namedtuple import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -24,12 +24,13 @@ from __future__ import annotations
 import asyncio
 import errno
 from array import array
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from qsd.errors import os_error
 from qsd.formats.qcow2 import layout
 from qsd.formats.qcow2.cache import TableCache
 from qsd.formats.qcow2.header import MAX_HOST_OFFSET
+from qsd.util.namedtuple import NamedTuple
 
 if TYPE_CHECKING:
     from qsd.formats.qcow2.cache import Slot

@@ -27,10 +27,11 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-from typing import Final, NamedTuple
+from typing import Final
 
 from qsd.block import perms
 from qsd.errors import QmpError
+from qsd.util.namedtuple import NamedTuple
 
 #: First byte of those that say what is in use, and of those that say what is not shared.
 USED_BASE: Final = 100

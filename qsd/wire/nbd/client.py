@@ -26,22 +26,20 @@ from typing import TYPE_CHECKING, Final, NoReturn
 from qsd.errors import QmpError
 from qsd.util.namedtuple import NamedTuple
 from qsd.wire.nbd import messages as nbd
+from qsd.wire.nbd.machine import DONE, EOF_TEXT, FAILED, TLS, Machine
 from qsd.wire.nbd.metacontext import BASE_ALLOCATION
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Phases.
+# Phases, beyond those of both sides.
 GREETING: Final = "greeting"
 OLDSTYLE: Final = "oldstyle"
 STARTTLS: Final = "starttls"
-TLS: Final = "tls"
 STRUCTURED: Final = "structured"
 META: Final = "meta"
 GO: Final = "go"
 NAME: Final = "name"
-DONE: Final = "done"
-FAILED: Final = "failed"
 
 MOVES: Final = {
     GREETING: (OLDSTYLE, STARTTLS, STRUCTURED, NAME, FAILED),
@@ -120,7 +118,7 @@ class Agreement(NamedTuple):
     max_block: int = nbd.MAX_REQUEST
 
 
-class ClientHandshake:
+class ClientHandshake(Machine):
     """One handshake.
 
     Attributes:
@@ -128,19 +126,18 @@ class ClientHandshake:
         agreement: What was settled, once DONE.
     """
 
+    moves = MOVES
+
     __slots__ = (
         "_blocks",
-        "_buffer",
         "_context",
         "_context_id",
         "_export",
         "_info",
         "_no_zeroes",
-        "_out",
         "_structured",
         "_tls",
         "agreement",
-        "phase",
     )
 
     def __init__(self, export: str, *, context: str = BASE_ALLOCATION, tls: bool = False) -> None:
@@ -151,42 +148,33 @@ class ClientHandshake:
             context: The one metadata context to ask for.
             tls: Whether TLS is required.
         """
-        self.phase = GREETING
+        super().__init__(GREETING)
         self.agreement: Agreement | None = None
         self._export = export.encode("utf-8", "surrogateescape")
         self._context = context
         self._tls = tls
-        self._buffer = bytearray()
-        self._out = bytearray()
         self._structured = False
         self._context_id: int | None = None
         self._no_zeroes = False
         self._info: tuple[int, int] | None = None
         self._blocks = (1, 0, nbd.MAX_REQUEST)
 
-    def take_output(self) -> bytes:
-        """Return what is to be sent."""
-        out = bytes(self._out)
-        self._out.clear()
-        return out
-
-    def take_rest(self) -> bytes:
-        """Return what was received behind the handshake."""
-        rest = bytes(self._buffer)
-        self._buffer.clear()
-        return rest
-
     def receive(self, data: bytes | memoryview) -> None:
         """Take bytes from the server.
 
         Raises:
-            QmpError: The handshake failed.
+            QmpError: The handshake failed; a farewell may be there to be sent.
         """
         self._buffer += data
         try:
             while self._step():
                 pass
         except QmpError:
+            # NBD_OPT_ABORT: "a polite way to end"; the server then knows that nothing is wrong.
+            # Only options of fixed newstyle servers may follow each other.
+            self._out.clear()
+            if self.phase in _OPTION_OF_PHASE:
+                self._option(nbd.OPT_ABORT)
             self._move(FAILED)
             raise
 
@@ -198,17 +186,12 @@ class ClientHandshake:
         """
         what = "Failed to read initial magic" if self.phase == GREETING else "Failed to read reply"
         self._move(FAILED)
-        raise QmpError(f"{what}: Unexpected end-of-file before all data were read")
+        raise QmpError(f"{what}: {EOF_TEXT}")
 
     def tls_started(self) -> None:
         """Go on over TLS; nothing that came before counts."""
         self._buffer.clear()
         self._ask_structured()
-
-    def _move(self, target: str) -> None:
-        if target not in MOVES[self.phase]:
-            raise RuntimeError(f"NBD handshake cannot go from {self.phase} to {target}")
-        self.phase = target
 
     # Steps: each looks whether enough is there, and tells whether to go on.
 
