@@ -25,7 +25,7 @@ from qsd.exports.nbd import NbdClient, NbdDirectory, NbdExport
 from qsd.exports.nbd_transmission import Transmission
 from qsd.exports.outlet import Outlet
 from qsd.exports.pagecache import CacheProbe
-from qsd.wire.nbd import handshake
+from qsd.wire.nbd import handshake, machine
 from qsd.wire.nbd.server import Session
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
     from qsd.aio.tasks import TaskOwner
     from qsd.exports.base import ExportRegistry
-    from qsd.exports.outlet import StreamSocket
     from qsd.net.address import AnyAddress
     from qsd.net.listen import Listening
+    from qsd.net.tls import StreamSocket
 
 #: Clients at a time unless told otherwise (QMP reference, "nbd-server-start", 7.2.22).
 DEFAULT_MAX_CONNECTIONS: Final = 100
@@ -279,19 +279,19 @@ class _Connection(NbdClient):
             return
         phase = self._handshake.phase
         self._watch()
-        if phase == handshake.FAILED:
+        if phase == machine.FAILED:
             self._server.report(f"option negotiation failed: {self._handshake.error}")
             self._close()
         elif phase == handshake.CLOSING:
             if not self._outlet.pending:
                 self._close()
-        elif phase == handshake.TLS:
+        elif phase == machine.TLS:
             if not (self._outlet.pending or self._in_tls):
                 self._in_tls = True
                 self._tls_task = self._server.tasks.spawn(
                     self._start_tls(), "NBD client's TLS handshake", self._tls_over
                 )
-        elif phase == handshake.DONE and not self._outlet.pending:
+        elif phase == machine.DONE and not self._outlet.pending:
             self._begin()
 
     async def _start_tls(self) -> None:

@@ -20,7 +20,7 @@ import asyncio
 import contextlib
 import errno
 import ssl
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from qsd.errors import QmpError, QsdError, describe
 

@@ -29,17 +29,19 @@ NBD specification: "Transmission", "Structured reply chunk message".
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from qsd.errors import PeerError, describe, os_error
 from qsd.protocols.nbd.request import Request
 from qsd.wire.nbd import messages as nbd
+from qsd.wire.nbd.machine import EOF_TEXT
 
 if TYPE_CHECKING:
     import asyncio
     import socket
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
+    from qsd.net.tls import StreamSocket
     from qsd.wire.nbd.client import Agreement
 
 #: Bytes of the staging buffer: a batch of 32 replies of 4 KiB and some.
@@ -63,25 +65,6 @@ _STRUCTURED_BYTE: Final = nbd.STRUCTURED_REPLY_MAGIC >> 24
 _pack_request = nbd.REQUEST.pack
 _unpack_data = nbd.DATA_CHUNK.unpack_from
 _unpack_simple = nbd.SIMPLE_REPLY.unpack_from
-
-
-class StreamSocket(Protocol):
-    """What a connection needs of its non-blocking socket; a TLS layer offers the same."""
-
-    def fileno(self) -> int:
-        """Return the descriptor to watch."""
-
-    def recv_into(self, buffer: memoryview) -> int:
-        """Receive what is there; BlockingIOError if nothing is, 0 at the end."""
-
-    def send(self, data: bytes | memoryview) -> int:
-        """Send what fits; BlockingIOError if nothing does."""
-
-    def sendmsg(self, buffers: Sequence[bytes | memoryview]) -> int:
-        """Send what fits of several views."""
-
-    def close(self) -> None:
-        """Close the socket."""
 
 
 class Connection:
@@ -116,7 +99,7 @@ class Connection:
             sock: Non-blocking; it belongs to this object from now on.
             agreement: What the handshake settled.
             rest: What was received behind the handshake.
-            lost: Called once with a reason, after all requests in flight have failed.
+            lost: Called once with a reason, before the requests in flight fail.
             raw: The same socket if it is one of the kernel's, so that a short receive means that
                 nothing more is there; None for TLS.
         """
@@ -294,7 +277,7 @@ class Connection:
             while not self.closed:
                 wanted, count = self._receive()
                 if not count:
-                    self._fail("Unexpected end-of-file before all data were read")
+                    self._fail(EOF_TEXT)
                     return
                 self._parse()
                 budget -= count
@@ -500,13 +483,14 @@ class Connection:
         requests = list(self.requests.values())
         plain = list(self._plain.values())
         self.close()
+        # Who is told of a failure may try again at once: the owner must know before.
+        self._lost(self, reason)
         for request in requests:
             request.lost = True
             request.error = os_error(errno.EIO)
             request.done(request)
         for *_, done in plain:
             done(False)
-        self._lost(self, reason)
 
     def fail(self) -> None:
         """Give the connection up from our side; requests in flight fail."""

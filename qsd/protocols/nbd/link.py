@@ -17,6 +17,7 @@ QMP reference, "BlockdevOptionsNbd": `reconnect-delay`, `open-timeout`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 from typing import TYPE_CHECKING, Final
@@ -24,14 +25,15 @@ from typing import TYPE_CHECKING, Final
 from qsd.errors import QmpError, QsdError, describe, os_error
 from qsd.net.connect import connect
 from qsd.protocols.nbd.connection import Connection
-from qsd.wire.nbd.client import DONE, TLS, ClientHandshake
+from qsd.wire.nbd.client import ClientHandshake
+from qsd.wire.nbd.machine import DONE, TLS
 from qsd.wire.nbd.metacontext import BASE_ALLOCATION
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from qsd.aio.tasks import TaskOwner
-    from qsd.protocols.nbd.connection import StreamSocket
+    from qsd.net.tls import StreamSocket
     from qsd.qapi.schema.block_protocols import BlockdevOptionsNbd
     from qsd.wire.nbd.client import Agreement
 
@@ -88,6 +90,12 @@ async def _receive(sock: StreamSocket, buffer: memoryview) -> int:
             raise QmpError(f"Unable to read from socket: {describe(exc)}") from None
 
 
+def _say_farewell(sock: StreamSocket, data: bytes) -> None:
+    """Send what a server may want to know before the connection ends, if that is possible."""
+    with contextlib.suppress(OSError):
+        sock.send(data)
+
+
 async def negotiate(
     sock: socket.socket, handshake: ClientHandshake, tls: TlsStarter | None
 ) -> StreamSocket:
@@ -123,7 +131,11 @@ async def negotiate(
         count = await _receive(stream, buffer)
         if not count:
             handshake.eof()
-        handshake.receive(buffer[:count])
+        try:
+            handshake.receive(buffer[:count])
+        except QmpError:
+            _say_farewell(stream, handshake.take_output())
+            raise
 
 
 class Link:

@@ -24,17 +24,15 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from qsd.wire.nbd import messages as nbd
 from qsd.wire.nbd import metacontext
+from qsd.wire.nbd.machine import DONE, EOF_TEXT, FAILED, TLS, Machine
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-# Phases.
+# Phases, beyond those of both sides.
 FLAGS: Final = "flags"
 OPTIONS: Final = "options"
-TLS: Final = "tls"
-DONE: Final = "done"
 CLOSING: Final = "closing"
-FAILED: Final = "failed"
 
 MOVES: Final = {
     FLAGS: (OPTIONS, FAILED),
@@ -44,8 +42,6 @@ MOVES: Final = {
     CLOSING: (),
     FAILED: (),
 }
-
-_EOF: Final = "Unexpected end-of-file before all data were read"
 
 #: Bytes; while more reply data waits, no further option is answered.
 MAX_OUTPUT: Final = 64 << 10
@@ -91,7 +87,7 @@ class Directory(Protocol):
         """Return all exports in the order they are listed."""
 
 
-class ServerHandshake:
+class ServerHandshake(Machine):
     """One client's handshake.
 
     Attributes:
@@ -104,30 +100,29 @@ class ServerHandshake:
         error: Why the connection ends, once FAILED.
     """
 
+    moves = MOVES
+
     __slots__ = (
-        "_buffer",
         "_context_export",
         "_fixed",
         "_no_zeroes",
         "_option",
-        "_out",
         "_refusal",
         "_skip",
         "contexts",
         "directory",
         "error",
         "export",
-        "phase",
         "structured",
         "tls_active",
         "tls_required",
     )
 
     def __init__(self, directory: Directory, *, tls_required: bool = False) -> None:
+        super().__init__(FLAGS)
         self.directory = directory
         self.tls_required = tls_required
         self.tls_active = False
-        self.phase = FLAGS
         self.export: Offer | None = None
         self.structured = False
         self.contexts: tuple[tuple[int, str], ...] = ()
@@ -135,21 +130,13 @@ class ServerHandshake:
         self._context_export: Offer | None = None
         self._fixed = False
         self._no_zeroes = False
-        self._buffer = bytearray()
         # The option whose data is being dropped, what is left of it, and the reply it will get.
         self._option = 0
         self._skip = 0
         self._refusal: bytes | None = None
-        self._out = bytearray(
-            nbd.GREETING.pack(
-                nbd.NBDMAGIC, nbd.IHAVEOPT, nbd.FLAG_FIXED_NEWSTYLE | nbd.FLAG_NO_ZEROES
-            )
+        self._out += nbd.GREETING.pack(
+            nbd.NBDMAGIC, nbd.IHAVEOPT, nbd.FLAG_FIXED_NEWSTYLE | nbd.FLAG_NO_ZEROES
         )
-
-    def _move(self, phase: str) -> None:
-        if phase not in MOVES[self.phase]:
-            raise RuntimeError(f"NBD handshake cannot go from {self.phase} to {phase}")
-        self.phase = phase
 
     def _fail(self, error: str) -> bool:
         self.error = error
@@ -163,18 +150,6 @@ class ServerHandshake:
         """Whether no more input is wanted."""
         return self.phase in (DONE, CLOSING, FAILED)
 
-    def take_output(self) -> bytes:
-        """Return what must be sent to the client now."""
-        out = bytes(self._out)
-        self._out.clear()
-        return out
-
-    def take_rest(self) -> bytes:
-        """Return the bytes that came behind the handshake: the first requests."""
-        rest = bytes(self._buffer)
-        self._buffer.clear()
-        return rest
-
     def receive(self, data: bytes | bytearray | memoryview) -> None:
         """Take bytes from the client and answer what can be answered."""
         if self.is_over:
@@ -187,7 +162,7 @@ class ServerHandshake:
         while len(self._out) < MAX_OUTPUT and self._step():
             pass
 
-    def eof(self, reason: str = _EOF) -> None:
+    def eof(self, reason: str = EOF_TEXT) -> None:
         """Take notice that the client went away."""
         if self.is_over:
             return

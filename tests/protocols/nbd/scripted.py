@@ -65,6 +65,9 @@ class ScriptedSocket:
     def close(self) -> None:
         self.closed = True
 
+    def shutdown(self, how: int) -> None:
+        raise AssertionError("nobody shuts down a client's socket")
+
     def recv_into(self, buffer: memoryview) -> int:
         return self.recvmsg_into((buffer,))[0]
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import pytest
 
 from qsd.errors import QmpError
-from qsd.wire.nbd import client, handshake
+from qsd.wire.nbd import client, handshake, machine
 from qsd.wire.nbd import messages as nbd
 
 
@@ -48,7 +48,7 @@ def play(ours: client.ClientHandshake, theirs: handshake.ServerHandshake, step: 
 def test_agreement(step: int) -> None:
     ours = client.ClientHandshake("x")
     play(ours, handshake.ServerHandshake(Directory()), step)
-    assert ours.phase == client.DONE
+    assert ours.phase == machine.DONE
     found = ours.agreement
     assert found is not None
     assert (found.size, found.structured, found.context_id) == (4096, True, 0)
@@ -70,6 +70,15 @@ def test_unknown_export() -> None:
     assert caught.value.hint.startswith("server reported: ")
 
 
+def test_a_refused_client_takes_its_leave() -> None:
+    """The server must not think that something went wrong."""
+    ours, theirs = client.ClientHandshake("y"), handshake.ServerHandshake(Directory())
+    with pytest.raises(QmpError):
+        play(ours, theirs)
+    theirs.receive(ours.take_output())
+    assert theirs.phase == handshake.CLOSING
+
+
 def test_tls_is_required_by_the_server() -> None:
     server = handshake.ServerHandshake(Directory(), tls_required=True)
     with pytest.raises(QmpError, match=r"^Server requires TLS for option 8 \(structured reply\)$"):
@@ -80,11 +89,11 @@ def test_tls_first() -> None:
     ours = client.ClientHandshake("x", tls=True)
     theirs = handshake.ServerHandshake(Directory(), tls_required=True)
     play(ours, theirs)
-    assert (ours.phase, theirs.phase) == (client.TLS, handshake.TLS)
+    assert (ours.phase, theirs.phase) == (machine.TLS, machine.TLS)
     theirs.tls_started()
     ours.tls_started()
     play(ours, theirs)
-    assert ours.phase == client.DONE
+    assert ours.phase == machine.DONE
 
 
 def greeting(flags: int = 3) -> bytes:
@@ -96,7 +105,7 @@ def test_bytes_before_tls_are_refused() -> None:
     ours.receive(greeting())
     with pytest.raises(QmpError, match="before TLS was started"):
         ours.receive(nbd.option_reply(nbd.OPT_STARTTLS, nbd.REP_ACK) + b"injected")
-    assert ours.phase == client.FAILED
+    assert ours.phase == machine.FAILED
 
 
 def test_server_without_new_options() -> None:
@@ -154,7 +163,7 @@ def test_nonsense_is_refused(reply: bytes) -> None:
     ours.receive(greeting() + nbd.option_reply(nbd.OPT_STRUCTURED_REPLY, nbd.REP_ERR_UNSUP))
     with pytest.raises(QmpError):
         ours.receive(reply)
-    assert ours.phase == client.FAILED
+    assert ours.phase == machine.FAILED
 
 
 def test_end_of_stream() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qsd.wire.nbd import handshake, metacontext
+from qsd.wire.nbd import handshake, machine, metacontext
 from qsd.wire.nbd import messages as nbd
 from qsd.wire.nbd.handshake import ServerHandshake
 
@@ -116,7 +116,7 @@ def test_info_and_go() -> None:
         (3, struct.pack(">HQH", 0, 1 << 20, 0xDED)),
         (1, b""),
     ]
-    assert peer.core.phase == handshake.DONE
+    assert peer.core.phase == machine.DONE
     assert peer.core.export == OFFERS[0]
     assert peer.core.structured
 
@@ -190,7 +190,7 @@ def test_tls_is_required_where_there_is_some() -> None:
     assert peer.error(3) == (5, "Option 0x3 not permitted before TLS")
     assert peer.error(7, name_data("disk")) == (5, "Option 0x7 not permitted before TLS")
     assert peer.option(5) == [(1, b"")]
-    assert peer.core.phase == handshake.TLS
+    assert peer.core.phase == machine.TLS
     peer.core.tls_started()
     assert peer.error(5) == (3, "TLS already enabled")
     assert peer.option(7, name_data("disk")) == INFO_DISK
@@ -200,13 +200,13 @@ def test_bytes_behind_starttls_are_not_trusted() -> None:
     peer = Peer(tls=True)
     option = b"IHAVEOPT" + struct.pack(">II", 5, 0)
     peer.core.receive(option + b"IHAVEOPT")
-    assert peer.core.phase == handshake.FAILED
+    assert peer.core.phase == machine.FAILED
 
 
 def test_export_name_needs_tls_too() -> None:
     peer = Peer(tls=True)
     assert peer.option(nbd.OPT_EXPORT_NAME, b"disk") == []
-    assert peer.core.phase == handshake.FAILED
+    assert peer.core.phase == machine.FAILED
 
 
 @pytest.mark.parametrize("flags", [0, 1, 2, 3])
@@ -239,7 +239,7 @@ def test_export_name(flags: int) -> None:
 def test_what_ends_the_connection(flags: int, sent: bytes, error: str) -> None:
     peer = Peer(flags)
     peer.core.receive(sent)
-    assert (peer.core.phase, peer.core.error) == (handshake.FAILED, error)
+    assert (peer.core.phase, peer.core.error) == (machine.FAILED, error)
     assert peer.core.is_over
     peer.core.receive(b"IHAVEOPT")
     assert peer.core.take_output() == b""
