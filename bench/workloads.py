@@ -9,6 +9,7 @@ same state.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -164,10 +165,18 @@ def copy_in(*command: str) -> Run:
 
 
 def greeting(side: list[str], folder: Path, seconds: float) -> Figure:
-    """Starts per second, up to the greeting."""
+    """Start up to the greeting, as 1/ms so that more is better; the median of several starts."""
     from bench.startup import greeting_time
 
-    return Figure(1000 / greeting_time(side, folder))
+    greeting_time(side, folder)  # the first one may have to compile
+    starts = []
+    end = time.perf_counter() + seconds
+    while len(starts) < 3 or time.perf_counter() < end:
+        starts.append(greeting_time(side, folder))
+    return Figure(
+        1 / statistics.median(start.elapsed for start in starts),
+        1000 * statistics.median(start.processor for start in starts),
+    )
 
 
 def round_trips(side: list[str], folder: Path, seconds: float) -> Figure:
@@ -379,7 +388,7 @@ def table() -> list[Workload]:
         *(Workload(name, run, "op/s", aim) for name, run, aim in vhost.rows()),
         Workload("stream from a backing file", jobs.chain_job("stream"), "run/s", 1),
         Workload("active commit", jobs.chain_job("commit"), "run/s", 1),
-        Workload("start to greeting", greeting, "run/s", 0),
+        Workload("start to greeting", greeting, "1/ms", 0),
         Workload("QMP round trip", round_trips, "op/s", 1),
         Workload("create 1000 nodes and exports", many_nodes, "run/s", 0.5),
         Workload("query 1000 nodes and exports", query_many, "run/s", 0.5),

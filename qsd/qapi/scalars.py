@@ -12,9 +12,8 @@ _BOOLEANS: Final = {
     "off": False, "no": False, "false": False, "n": False,
 }  # fmt: skip
 
-_INTEGER: Final = re.compile(
-    r"[ \t\n\v\f\r]*([+-]?)(?:0[xX]([0-9a-fA-F]+)|(0[0-7]*)|([1-9][0-9]*))\Z"
-)
+#: As text: compiling it takes as long as importing a module, and only integers need it.
+_INTEGER: Final = r"[ \t\n\v\f\r]*([+-]?)(?:0[xX]([0-9a-fA-F]+)|(0[0-7]*)|([1-9][0-9]*))\Z"
 
 
 def parse_bool(text: str) -> bool | None:
@@ -32,7 +31,7 @@ def parse_integer(text: str, *, signed: bool) -> int | None:
         signed: Whether the integer is signed.  One that is not takes a negative number, too, for
             its two's complement, which the caller computes.
     """
-    match = _INTEGER.match(text)
+    match = re.match(_INTEGER, text)
     if match is None:
         return None
     sign, hexadecimal, octal, decimal = match.groups()
