@@ -23,10 +23,12 @@ whole copies, and never sees one half done.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final
 
 from qsd.block.mapping import COMPRESSED, MAY_UNMAP, ST_DATA, ST_ZERO, Status
 from qsd.block.status import chain_status
+from qsd.util.ranges import align_down
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +38,11 @@ if TYPE_CHECKING:
 
 #: Bytes; what goes through one buffer.  More makes a guest's requests wait, less costs more calls.
 COPY_UNIT: Final = 1 << 20
+#: Copies between descriptors at a time: one is at work while the next gets ready.  More would only
+#: pin ranges of the source while they queue up for the target.
+_DESCRIPTOR_COPIES: Final = 2
+#: Bytes; what lies in shorter pieces is copied through a buffer.
+_MIN_RUN: Final = 256 << 10
 
 
 class CopyError(Exception):
@@ -99,7 +106,7 @@ class NodeCopier:
         use_descriptors: Whether to try copying from descriptor to descriptor.
     """
 
-    __slots__ = ("_buffers", "compress", "unmap", "use_descriptors")
+    __slots__ = ("_buffers", "_lanes", "compress", "unmap", "use_descriptors")
 
     def __init__(
         self,
@@ -113,6 +120,7 @@ class NodeCopier:
         self.compress = compress
         self.use_descriptors = use_descriptors and not compress
         self._buffers = BufferPool(unit)
+        self._lanes = asyncio.Semaphore(_DESCRIPTOR_COPIES)
 
     async def zero_node(self, target: Node, offset: int, length: int) -> None:
         """Make a range of the target read as zeroes.
@@ -125,30 +133,42 @@ class NodeCopier:
         except OSError as exc:
             raise CopyError(False, offset, exc) from exc
 
+    async def move_some(self, source: Node, target: Node, offset: int, length: int) -> int:
+        """Copy the start of a range without asking what is in it; return how much.
+
+        That is a piece that the kernel can copy, or else what fits into a buffer.
+
+        Raises:
+            CopyError: One side failed; what was to be copied is partly new.
+        """
+        if self.use_descriptors:
+            async with self._lanes:
+                if count := await copy_descriptors(source, target, offset, length):
+                    return count
+        buffer = self._buffers.take()
+        try:
+            view = buffer[:length]
+            try:
+                await source.read_or_zero(offset, view)
+            except OSError as exc:
+                raise CopyError(True, offset, exc) from exc
+            try:
+                await target.write(offset, view, COMPRESSED if self.compress else 0)
+            except OSError as exc:
+                raise CopyError(False, offset, exc) from exc
+            return len(view)
+        finally:
+            self._buffers.give(buffer)
+
     async def move(self, source: Node, target: Node, offset: int, length: int) -> None:
         """Copy a range without asking what is in it.
 
         Raises:
             CopyError: One side failed; the range of the target is partly new.
         """
-        if self.use_descriptors and await copy_descriptors(source, target, offset, length):
-            return
-        buffer = self._buffers.take()
-        try:
-            end = offset + length
-            while offset < end:
-                view = buffer[: min(len(buffer), end - offset)]
-                try:
-                    await source.read_or_zero(offset, view)
-                except OSError as exc:
-                    raise CopyError(True, offset, exc) from exc
-                try:
-                    await target.write(offset, view, COMPRESSED if self.compress else 0)
-                except OSError as exc:
-                    raise CopyError(False, offset, exc) from exc
-                offset += len(view)
-        finally:
-            self._buffers.give(buffer)
+        end = offset + length
+        while offset < end:
+            offset += await self.move_some(source, target, offset, end - offset)
 
 
 class RangeCopier(NodeCopier):
@@ -170,9 +190,7 @@ class RangeCopier(NodeCopier):
         use_descriptors: bool = True,
         unit: int = COPY_UNIT,
     ) -> None:
-        super().__init__(
-            unmap=unmap, compress=compress, use_descriptors=use_descriptors, unit=unit
-        )
+        super().__init__(unmap=unmap, compress=compress, use_descriptors=use_descriptors, unit=unit)
         self.source = source
         self.target = target
 
@@ -263,17 +281,40 @@ async def source_status(source: Node, offset: int, length: int) -> Status:
         raise CopyError(True, offset, exc) from exc
 
 
-async def copy_descriptors(source: Node, target: Node, offset: int, length: int) -> bool:
-    """Fast: copy a range in the kernel; False if it must be done otherwise (nothing is decided)."""
+def worthwhile(offset: int, count: int, length: int, unit: int = _MIN_RUN) -> int:
+    """Return how much of a run the kernel should copy, 0 if a buffer does it better.
+
+    Many small pieces go faster through a buffer, and targets allocate whole clusters.
+
+    Args:
+        offset: Start of the run.
+        count: Its length.
+        length: How much there is to copy.
+        unit: Cluster size of the target, if that is known.
+    """
+    if count >= length:
+        return length
+    return max(0, align_down(offset + count, max(unit, _MIN_RUN)) - offset)
+
+
+async def copy_descriptors(source: Node, target: Node, offset: int, length: int) -> int:
+    """Fast: copy the start of a range in the kernel.
+
+    Returns:
+        How much was copied; 0 if it must be done otherwise, which then finds out what is wrong.
+    """
     holds: list[Callable[[], None]] = []
     try:
         place = source.driver.pin_nowait(offset, length, holds)
         if place is None:
-            return False
-        descriptor, host_offset = place
-        return await target.write_from(offset, descriptor, host_offset, length)
+            return 0
+        descriptor, host_offset, count = place
+        count = worthwhile(offset, count, length)
+        if count > 0 and await target.write_from(offset, descriptor, host_offset, count):
+            return count
+        return 0
     except OSError:
-        return False
+        return 0
     finally:
         for release in holds:
             release()
@@ -281,5 +322,5 @@ async def copy_descriptors(source: Node, target: Node, offset: int, length: int)
 
 __all__ = [
     "RangeCopier", "NodeCopier", "CopyError", "BufferPool", "begin_all", "copy_descriptors",
-    "source_status", "COPY_UNIT",
+    "source_status", "worthwhile", "COPY_UNIT",
 ]  # fmt: skip

@@ -362,6 +362,9 @@ class Driver:
             offset: Start.
             length: Bytes.
             holds: Takes the functions that release the range; the caller calls them in any case.
+
+        Returns:
+            Descriptor, offset there, and for how many bytes that holds; None if it is elsewhere.
         """
         return None
 

@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any
 
 from qsd.aio import eager
 from qsd.aio.rangelock import RangeLock
+from qsd.block.copy import worthwhile
 from qsd.block.driver import Driver
 from qsd.block.mapping import (
     COMPRESSED,
@@ -67,8 +68,8 @@ if TYPE_CHECKING:
     from qsd.block.node import Node
 
 
-#: Bytes; how much is copied from a backing file in one piece.
-COPY_UP_CHUNK = 1 << 20
+#: Bytes; how much is copied from a backing file in one piece, if not by the kernel.
+COPY_UP_CHUNK = 512 << 10
 #: Bytes; what is looked at to tell that a piece does not consist of zeroes.
 _PROBE = 4096
 
@@ -439,14 +440,26 @@ class MappedDriver(Driver):
 
     def pin_nowait(
         self, offset: int, length: int, holds: list[Callable[[], None]]
-    ) -> tuple[int, int] | None:
-        """Hold the range shared, so that its place is neither freed nor moved."""
-        host = self.locate_data_nowait(offset, length)
-        hold = self.ranges.claim_nowait(offset, offset + length, False) if host >= 0 else None
-        if hold is None:
+    ) -> tuple[int, int, int] | None:
+        """Hold a run shared, so that its place is neither freed nor moved.
+
+        What is not allocated here is looked for in the backing file.
+        """
+        mapping = self.map_nowait(offset, length)
+        if mapping is None:
+            return None
+        end = offset + min(length, mapping.length)
+        edge, host = mapping.edge, mapping.host_offset
+        if mapping.kind == HOLE:
+            edge, host = self.node.children.get("backing"), offset
+            end = min(end, edge.node.length()) if edge is not None else 0
+        elif mapping.kind != DATA or self.locate_data_nowait(offset, 1) < 0:
+            return None  # zeroes, or not stored as it is
+        hold = self.ranges.claim_nowait(offset, end, False) if offset < end else None
+        if hold is None or edge is None:
             return None
         holds.append(lambda: self.ranges.release(hold))
-        return self.data_edge().node.driver.pin_nowait(host, length, holds)
+        return edge.node.driver.pin_nowait(host, end - offset, holds)
 
     async def write_from(self, offset: int, descriptor: int, host_offset: int, length: int) -> bool:
         """Write data that lies in a file; whole units only where space must be allocated."""
@@ -535,8 +548,8 @@ class MappedDriver(Driver):
         hold = await self.ranges.claim(offset, align_up(end, self.granularity), True)
         try:
             while offset < end:
-                piece = min(end - offset, COPY_UP_CHUNK)
-                mapping = self.map_nowait(offset, piece) or await self.map(offset, piece)
+                left = end - offset
+                mapping = self.map_nowait(offset, left) or await self.map(offset, left)
                 if mapping.kind == HOLE:
                     offset += await self._copy_up_hole(offset, mapping.length, flags)
                 else:
@@ -549,6 +562,7 @@ class MappedDriver(Driver):
         compress = flags & COMPRESSED
         if not compress and (done := await self._copy_up_descriptor(offset, length)):
             return done
+        length = min(length, max(COPY_UP_CHUNK, self.granularity))
         view = memoryview(bytearray(length))
         await self.read_mapped(offset, view)
         if is_zero(view):
@@ -585,16 +599,27 @@ class MappedDriver(Driver):
             place = edge.node.driver.pin_nowait(offset, length, holds)
             if place is None:
                 return 0
-            probe = memoryview(bytearray(min(length, _PROBE)))
-            await edge.node.read(offset, probe)
-            if is_zero(probe):
+            descriptor, host_offset, count = place
+            length = worthwhile(offset, count, length, self.granularity)
+            length = await self._length_before_zeroes(edge.node, offset, length)
+            if length <= 0:
                 return 0
-            return await self._allocate_from(offset, *place, length)
+            return await self._allocate_from(offset, descriptor, host_offset, length)
         except OSError:
             return 0  # the slow way finds out what is wrong
         finally:
             for release in holds:
                 release()
+
+    async def _length_before_zeroes(self, node: Node, offset: int, length: int) -> int:
+        """Return how much of a range comes before a piece that may read as zeroes."""
+        step = max(COPY_UP_CHUNK, self.granularity)
+        probe = memoryview(bytearray(_PROBE))
+        for position in range(0, length, step):
+            await node.read_or_zero(offset + position, probe)
+            if is_zero(probe):
+                return position
+        return length
 
     def is_own_nowait(self, offset: int, length: int) -> bool:
         """Only plain data in one piece is known to be here without a closer look."""

@@ -414,6 +414,7 @@ class Node:
                 return await self.driver.write_from(offset, descriptor, host_offset, length)
             finally:
                 self.after_write(offset, length)
+                self.unflushed = True
         finally:
             self._leave()
 

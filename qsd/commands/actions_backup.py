@@ -218,6 +218,7 @@ def _plan(args: BackupCommon, bitmap: DirtyBitmap | None) -> BackupPlan:
         args.on_target_error or "report",
         workers if workers is not None else 64,
         (perf.max_chunk if perf is not None else None) or 0,
+        perf is None or perf.use_copy_range is not False,
     )
 
 

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 _MIN_CLUSTER: Final = 65536
 #: Bytes; more than that is never copied with one request.
-_MAX_COPY: Final = 1 << 20
+_MAX_COPY: Final = 4 << 20
 
 _WARNING: Final = (
     "warning: The target block device doesn't provide information about the block size and it "
@@ -230,8 +230,7 @@ class CopyBeforeWriteDriver(FilterDriver):
             await self.copier.zero_node(target, offset, count)
             return count
         count = min(count, max(size, _MAX_COPY))
-        await self.copier.move(source, target, offset, count)
-        return count
+        return await self.copier.move_some(source, target, offset, count)
 
     async def look(self, offset: int, length: int) -> tuple[int, bool]:
         """Tell for how many whole clusters from `offset` on all is zero, or not.

@@ -68,7 +68,7 @@ class MirrorTopDriver(FilterDriver):
 
     def pin_nowait(
         self, offset: int, length: int, holds: list[Callable[[], None]]
-    ) -> tuple[int, int] | None:
+    ) -> tuple[int, int, int] | None:
         """Ask the child: reads go through."""
         return self.edge.node.driver.pin_nowait(offset, length, holds)
 

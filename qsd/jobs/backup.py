@@ -51,8 +51,10 @@ if TYPE_CHECKING:
     from qsd.qapi.schema.block_job import BitmapSyncMode, BlockdevOnError, MirrorSyncMode
     from qsd.qapi.schema.job import JobType
 
-#: Bytes; how much is copied with one request, errors and the speed limit go by it.
+#: Bytes; how much is copied with one request where the speed is limited.
 CHUNK: Final = 1 << 20
+#: Bytes; how much is copied with one request otherwise.  Guests' changes to it wait for that.
+LARGE_CHUNK: Final = 4 << 20
 #: Bytes; how much of zeroes is dealt with at once.
 ZERO_CHUNK: Final = 1 << 30
 
@@ -67,6 +69,7 @@ class BackupPlan(NamedTuple):
         on_source_error, on_target_error: Policies.
         max_workers: How many chunks may be copied at the same time.
         max_chunk: Bytes of a chunk at most, 0 for no limit.
+        use_copy_range: Whether the kernel may copy from file to file.
     """
 
     sync: MirrorSyncMode
@@ -76,6 +79,7 @@ class BackupPlan(NamedTuple):
     on_target_error: BlockdevOnError = "report"
     max_workers: int = 64
     max_chunk: int = 0
+    use_copy_range: bool = True
 
 
 class BackupJob(BlockJob):
@@ -83,7 +87,7 @@ class BackupJob(BlockJob):
 
     TYPE: ClassVar[JobType] = "backup"
 
-    __slots__ = ("_cbw", "_failures", "_filter", "_plan")
+    __slots__ = ("_ahead", "_cbw", "_failures", "_filter", "_plan")
 
     def __init__(
         self,
@@ -128,6 +132,8 @@ class BackupJob(BlockJob):
         self._cbw = cbw
         self._plan = plan
         self._failures: list[CopyError] = []
+        self._ahead = ZERO_CHUNK
+        cbw.copier.use_descriptors = plan.use_copy_range
         try:
             self.use_node(filter_node, "main node", 0, perms.ALL)
             self.use_node(target, "target", 0, perms.ALL)
@@ -263,17 +269,20 @@ class BackupJob(BlockJob):
         main = self.backends[0]
         await begin_all(main)
         try:
-            count, is_zero = await cbw.look(offset, min(extent, ZERO_CHUNK))
+            count, is_zero = await cbw.look(offset, min(extent, self._ahead))
         except CopyError:
             return min(extent, cbw.cluster_size)  # copying finds it again, and reports it
         finally:
             main.end()
         if is_zero:
+            # Looking far saves time where there is nothing, and costs it where there is much.
+            self._ahead = ZERO_CHUNK
             return count
-        limit = CHUNK
+        limit = CHUNK if self.speed else LARGE_CHUNK
         if self._plan.max_chunk:
             limit = min(limit, self._plan.max_chunk)
-        return min(count, max(align_down(limit, cbw.cluster_size), cbw.cluster_size))
+        self._ahead = max(align_down(limit, cbw.cluster_size), cbw.cluster_size)
+        return min(count, self._ahead)
 
     async def _save(self, offset: int, length: int) -> None:
         backends = self.backends

@@ -35,7 +35,7 @@ from qsd.block.naming import filename
 from qsd.block.reopen import set_read_only
 from qsd.errors import QmpError, os_error
 from qsd.filters.commit_top import CommitTopDriver
-from qsd.jobs.copying import ChunkedJob
+from qsd.jobs.copying import CHUNK, ChunkedJob
 from qsd.jobs.filters import drop_filter, insert_filter, make_backend
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class CommitJob(ChunkedJob):
         self._base_was_read_only = False
         self._base_user = make_backend(graph)
         self._top_user = make_backend(graph)
-        self._copier = RangeCopier(self._top_user, self._base_user, unmap=False)
+        self._copier = RangeCopier(self._top_user, self._base_user, unmap=False, unit=CHUNK)
         super().__init__(
             registry,
             graph,

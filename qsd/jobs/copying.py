@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 #: Bytes; errors and the speed limit go by pieces of this size, as in the C daemon.
 CHUNK: Final = 512 << 10
+#: Bytes; what is worked on in one go where no limit is set: copies in the kernel cost by the call.
+LARGE_CHUNK: Final = 4 << 20
 #: Chunks in flight; more than a few only queue up in the kernel.
 MAX_CHUNKS: Final = 8
 #: Bytes; how far ahead allocation is asked for.
@@ -151,7 +153,8 @@ class ChunkedJob(BlockJob, ABC):
     """A block job that goes over a range once; see the module's docstring."""
 
     __slots__ = (
-        "_ahead", "_done", "_failures", "_frontier", "_position", "_speed_limit", "_workers",
+        "_ahead", "_done", "_failures", "_frontier", "_position", "_restarted_at",
+        "_speed_limit", "_workers",
     )  # fmt: skip
 
     # What subclasses fill in
@@ -172,7 +175,7 @@ class ChunkedJob(BlockJob, ABC):
         """Do the work on a chunk.
 
         Raises:
-            CopyError: It failed.
+            CopyError: It failed; the work on what lies before the error's offset is done.
         """
 
     def ignored(self, offset: int, cause: OSError) -> bool:
@@ -195,8 +198,8 @@ class ChunkedJob(BlockJob, ABC):
         self._speed_limit = SpeedLimit()
         self._done: dict[int, int] = {}
         self._failures: list[tuple[CopyError, int, int]] = []
-        self._frontier = self._position = 0
-        self._ahead = CHUNK
+        self._frontier = self._position = self._restarted_at = 0
+        self._ahead = LARGE_CHUNK
         self.set_remaining(length)
         while self._frontier < length:
             if self._failures:
@@ -235,21 +238,33 @@ class ChunkedJob(BlockJob, ABC):
             self._failures.append((CopyError(True, offset, exc), offset, CHUNK))
             return
         # Looking far costs time where there is much, and saves it where there is nothing.
-        self._ahead = CHUNK if needed else LOOK_AHEAD
+        self._ahead = LARGE_CHUNK if needed else LOOK_AHEAD
         if not needed:
             self._position += count
             self._finished(offset, count)
             return
-        count = min(count, CHUNK)
+        count = min(count, CHUNK if self.speed else LARGE_CHUNK, self._not_done(offset))
         self._position += count
         self._speed_limit.spend(asyncio.get_running_loop().time(), count, self.speed)
         await self._workers.start(self._work_on(offset, count))
+
+    def _not_done(self, offset: int) -> int:
+        """Return how far it is to the next chunk that was done before the walk started again."""
+        if offset >= self._restarted_at:
+            return LARGE_CHUNK
+        return (
+            min((start for start in self._done if start > offset), default=offset + LARGE_CHUNK)
+            - offset
+        )
 
     async def _work_on(self, offset: int, length: int) -> None:
         try:
             await self.treat(offset, length)
         except CopyError as exc:
-            self._failures.append((exc, offset, length))
+            done = exc.offset - offset
+            if done:
+                self._finished(offset, done)
+            self._failures.append((exc, exc.offset, min(CHUNK, length - done)))
         else:
             self._finished(offset, length)
 
@@ -262,6 +277,7 @@ class ChunkedJob(BlockJob, ABC):
     async def _judge(self, policy: BlockdevOnError) -> None:
         error, offset, length = min(self._failures, key=lambda failure: failure[1])
         self._failures.clear()
+        self._restarted_at = max(self._restarted_at, self._position)
         self._position = self._frontier
         action = self.handle_error(policy, error.is_read, error.cause)
         if action == "report":

@@ -58,12 +58,17 @@ if TYPE_CHECKING:
     from qsd.qapi.schema.block_job import BlockdevOnError
     from qsd.qapi.schema.job import JobType
 
-#: Bytes; the longest chunk.
-CHUNK: Final = 2 << 20
+#: Bytes; the longest chunk.  What is copied in the kernel costs by the call: 1 GiB takes 0.30 s of
+#: processor time outside of the kernel in chunks of 2 MiB, and 0.10 s in chunks of 8.
+CHUNK: Final = 8 << 20
+#: Bytes; the longest chunk where guests' changes wait for chunks.
+BLOCKING_CHUNK: Final = 1 << 20
 #: Chunks in flight.
 MAX_CHUNKS: Final = 16
 #: Bytes; what the speed limit lets pass in one go, as in the C daemon.
 BATCH: Final = 10 << 20
+#: Bytes; what is looked for in one go where there is no limit.
+FREE_BATCH: Final = 64 << 20
 
 
 class MirrorOptions:
@@ -349,10 +354,12 @@ class MirrorJob(BlockJob):
         )
         assert area is not None  # the caller looked
         offset = align_down(area[0], dirty.granularity)
-        end = min(area[0] + area[1], offset + max(BATCH, dirty.granularity))
+        batch = BATCH if self.speed else FREE_BATCH
+        chunk = BLOCKING_CHUNK if self.is_blocking else CHUNK
+        end = min(area[0] + area[1], offset + max(batch, dirty.granularity))
         moved: list[int] = []
         while offset < end and not self.pause_count and not self.is_cancelled:
-            length = min(max(CHUNK, dirty.granularity), end - offset)
+            length = min(max(chunk, dirty.granularity), end - offset)
             dirty.clear(offset, length)
             self._in_flight += length
             await workers.start(self._copy_chunk(offset, length, moved))

@@ -155,9 +155,22 @@ class StreamJob(ChunkedJob):
         try:
             await self._user.node.copy_up(offset, length)
         except OSError as exc:
-            raise CopyError(True, offset, exc) from exc
+            raise CopyError(True, await self._first_left(offset, length), exc) from exc
         finally:
             self._user.end()
+
+    async def _first_left(self, offset: int, length: int) -> int:
+        """Return where the first data is that could not be copied."""
+        end = offset + length
+        while offset < end:
+            try:
+                count, needed = await self.look(offset, end - offset)
+            except OSError:
+                break
+            if needed:
+                break
+            offset += count
+        return min(offset, end - 1)
 
     def ignored(self, offset: int, cause: OSError) -> bool:
         """Go on; the first error decides the result."""

@@ -10,7 +10,7 @@ import pytest
 
 from qsd.block.copy import CopyError
 from qsd.errors import os_error
-from qsd.jobs.copying import CHUNK, MAX_CHUNKS, ChunkedJob, SpeedLimit, Workers
+from qsd.jobs.copying import CHUNK, LARGE_CHUNK, MAX_CHUNKS, ChunkedJob, SpeedLimit, Workers
 from tests.jobs.support import ScriptedJob, in_world, succeed
 from tests.jobs.support import World as JobWorld
 
@@ -52,15 +52,16 @@ class Walker(ChunkedJob):
         return min(length, MIB - offset % MIB), offset // MIB % 2 == 0
 
     async def treat(self, offset: int, length: int) -> None:
-        assert length <= CHUNK
+        assert length <= (CHUNK if self.speed else LARGE_CHUNK)
         self.at_once += 1
         self.most = max(self.most, self.at_once)
         await asyncio.sleep(0.001)
         self.at_once -= 1
-        if self.failing.get(offset, 0):
-            self.failing[offset] -= 1
-            raise CopyError(False, offset, os_error(errno.ENOSPC))
-        self.treated.append(offset)
+        for at in range(offset, offset + length, CHUNK):
+            if self.failing.get(at, 0):
+                self.failing[at] -= 1
+                raise CopyError(False, at, os_error(errno.ENOSPC))
+            self.treated.append(at)
 
     def ignored(self, offset: int, cause: OSError) -> bool:
         return self.skip

@@ -36,9 +36,7 @@ from qsd.aio.fdio import (
     FALLOC_ZERO_RANGE,
     MAX_INLINE_WRITE,
     SLOW_CALL,
-    SLOW_PAUSE,
     FileIO,
-    copy_full,
 )
 from qsd.block import perms
 from qsd.block.driver import Driver
@@ -60,9 +58,6 @@ if TYPE_CHECKING:
 #: What makes an auto-read-only file writable.
 _WRITING: Final = perms.WRITE | perms.WRITE_UNCHANGED | perms.RESIZE
 
-#: What copy_file_range(2) says where it cannot copy between two files at all.
-_CANNOT_COPY: Final = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
-
 _UNSUPPORTED: Final = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.ENODEV)
 
 
@@ -82,11 +77,10 @@ class FileDriver(Driver):
 
     __slots__ = (
         "_broken",
-        "_can_copy",
         "_can_discard",
         "_can_seek",
         "_can_zero",
-        "_copying",
+        "_copier",
         "_data",
         "_discard_bytes",
         "_discards",
@@ -95,7 +89,6 @@ class FileDriver(Driver):
         "_lock",
         "_next",
         "_perm",
-        "_slow_copy_until",
         "_staged",
         "_syncing",
         "_written",
@@ -110,6 +103,7 @@ class FileDriver(Driver):
         self.options: BlockdevOptionsFile
         self.file: OpenFile
         self.io: FileIO
+        self._copier: FileCopier
         self.size = 0
         self._lock: ImageLock | None = None
         self._perm = 0
@@ -126,9 +120,6 @@ class FileDriver(Driver):
         self._can_zero = True
         self._can_discard = True
         self._can_seek = True
-        self._can_copy = True
-        self._slow_copy_until = 0.0
-        self._copying: asyncio.Future[None] | None = None
         self._discards = 0
         self._failed_discards = 0
         self._discard_bytes = 0
@@ -143,7 +134,9 @@ class FileDriver(Driver):
         self._check_pr_manager()
         self.file = await self._open_in_thread(self._wanted_flags(0), self._check_first)
         fd = self.file.take()
-        self.io = FileIO(fd, self.node.graph.pool)
+        graph = self.node.graph
+        self.io = FileIO(fd, graph.pool)
+        self._copier = FileCopier(self.io, graph.tasks, writes_behind=not self.node.cache_no_flush)
         self.size = self.file.size
         self._use_file()
         if options.locking != "off" and CAN_LOCK:
@@ -210,6 +203,7 @@ class FileDriver(Driver):
 
     async def close(self) -> None:
         """Close the file; its locks go with it."""
+        await self._copier.close()
         os.close(self.io.fd)
         self.io.fd = -1
 
@@ -529,11 +523,9 @@ class FileDriver(Driver):
         finally:
             self._written += 1
             self._data.clear()
-            after = monotonic()
-            if after - before > SLOW_CALL:
-                self._slow_copy_until = after + SLOW_PAUSE
-        self._grow(offset + length)
-        return True
+        if done:
+            self._grow(offset + length)
+        return done
 
     # Status
 

@@ -1,0 +1,154 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""Copying into a file from other files without moving a byte through this process.
+
+copy_file_range(2) of Linux 4.5 does it, between file systems since 5.3.  Short copies run inline,
+long ones in a thread, one at a time: the kernel lets in one writer per file anyway, and threads
+that wait for that burn processor time (measured).
+
+Behind long copies *write-back* is started at once: somebody is filling the file, and will want it
+durable at the end.  Then the device works while the next ranges are copied, instead of when all is
+copied, and the kernel has no reason to slow the copies down because too many pages are dirty.
+Copying 1 GiB and making it durable took 0.6 s that way and 1.0 s without (measured).  It is a hint
+that changes nothing about what is durable, nor about which errors fdatasync(2) reports.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import functools
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+from qsd.aio.fdio import MAX_INLINE_WRITE, SLOW_CALL, SLOW_PAUSE, copy_full
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from qsd.aio.fdio import FileIO
+    from qsd.aio.tasks import TaskOwner
+
+#: What copy_file_range(2) says where it cannot copy between two files at all.
+_CANNOT_COPY: Final = (errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
+
+#: sync_file_range(2) flag, from linux/fs.h.
+_SYNC_FILE_RANGE_WRITE: Final = 2
+
+
+@functools.cache
+def _libc_sync_file_range() -> Callable[[int, int, int, int], int]:
+    """Return sync_file_range(2), which the os module does not have."""
+    import ctypes
+
+    call = ctypes.CDLL(None).sync_file_range
+    call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    return call
+
+
+def start_write_back(fd: int, offset: int, length: int) -> None:
+    """Start to write dirty pages of a range to the device; a hint, which may wait for its queue.
+
+    SYNC_FILE_RANGE_WRITE alone waits for no page and so reports no error of any: those are left to
+    fdatasync(2).
+    """
+    _libc_sync_file_range()(fd, offset, length, _SYNC_FILE_RANGE_WRITE)
+
+
+class FileCopier:
+    """Copies into one file.
+
+    Attributes:
+        writes_behind: Whether to start write-back behind long copies.
+    """
+
+    __slots__ = ("_can_copy", "_end", "_io", "_slow_until", "_start", "_tasks", "_turn", "_writing",
+                 "writes_behind")  # fmt: skip
+
+    def __init__(self, io: FileIO, tasks: TaskOwner, *, writes_behind: bool) -> None:
+        self._io = io
+        self._tasks = tasks
+        self.writes_behind = writes_behind
+        #: Kernel features are tried once.
+        self._can_copy = True
+        self._turn = asyncio.Lock()
+        self._slow_until = 0.0
+        #: Range whose write-back is to be started, and who does it.
+        self._start = self._end = 0
+        self._writing: asyncio.Task[None] | None = None
+
+    async def copy(self, descriptor: int, host_offset: int, offset: int, length: int) -> bool:
+        """Copy a range; False if it must be written, which will tell what is wrong.
+
+        Args:
+            descriptor: Where from.
+            host_offset: Offset there.
+            offset: Where to.
+            length: Bytes.
+        """
+        if not self._can_copy:
+            return False
+        try:
+            if self._is_short(length):
+                self._copy_inline(descriptor, host_offset, offset, length)
+                return True
+            async with self._turn:
+                await self._io.pool.run(
+                    copy_full, descriptor, self._io.fd, host_offset, offset, length
+                )
+        except OSError as exc:
+            # Anything else is a matter of this range.
+            self._can_copy = exc.errno not in _CANNOT_COPY
+            return False
+        if self.writes_behind and length > MAX_INLINE_WRITE:
+            self._write_behind(offset, offset + length)
+        return True
+
+    def _is_short(self, length: int) -> bool:
+        return (
+            length <= MAX_INLINE_WRITE
+            and not self._turn.locked()
+            and monotonic() >= self._slow_until
+        )
+
+    def _copy_inline(self, descriptor: int, host_offset: int, offset: int, length: int) -> None:
+        """Fast: copy without a thread, whose wakeup costs as much as copying a MiB (measured).
+
+        A source that is not in the page cache shows by the time it takes; then threads copy for a
+        while.
+        """
+        before = monotonic()
+        try:
+            copy_full(descriptor, self._io.fd, host_offset, offset, length)
+        finally:
+            after = monotonic()
+            if after - before > SLOW_CALL:
+                self._slow_until = after + SLOW_PAUSE
+
+    # Writing behind
+
+    def _write_behind(self, start: int, end: int) -> None:
+        """Note a range; what lies between noted ranges may be written back as well."""
+        if self._end:
+            start, end = min(start, self._start), max(end, self._end)
+        self._start, self._end = start, end
+        if self._writing is None:
+            self._writing = self._tasks.spawn(self._start_write_back(), "write behind")
+
+    async def _start_write_back(self) -> None:
+        try:
+            while self._end:
+                start, length = self._start, self._end - self._start
+                self._start = self._end = 0
+                await self._io.pool.run(start_write_back, self._io.fd, start, length)
+        finally:
+            self._writing = None
+
+    async def close(self) -> None:
+        """Let go of the descriptor."""
+        self._start = self._end = 0
+        if self._writing is not None:
+            await asyncio.wait([self._writing])
+
+
+__all__ = ["FileCopier"]
