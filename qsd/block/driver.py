@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qsd.block.graph import Edge
+    from qsd.block.loans import Lent
     from qsd.block.node import Node
     from qsd.block.open import ChildOpener
     from qsd.block.runs import Runs
@@ -350,10 +351,17 @@ class Driver:
         """
         raise QmpError(f"The node {self.node.name} does not support removing a child")
 
+    def lend_nowait(self, offset: int, length: int) -> Lent | None:
+        """Answer like :meth:`locate_nowait`, for sending the pages without a copy.
+
+        See :mod:`qsd.block.loans`; None where the range is not in one piece, or not to be lent.
+        """
+        return None
+
     def pin_nowait(
         self, offset: int, length: int, holds: list[Callable[[], None]]
-    ) -> tuple[int, int] | None:
-        """Answer like :meth:`locate_nowait`, and keep the answer true until it is released.
+    ) -> tuple[int, int, int] | None:
+        """Find where the start of a range lies in a file, and keep it there until it is released.
 
         Only a driver that is read by nothing but the location may answer: a filter that looks at
         reads must not.

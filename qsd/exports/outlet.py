@@ -9,23 +9,36 @@ producing when it grows; it is called back when everything is sent.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import socket
+import struct
 from collections import deque
 from itertools import islice
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from qsd.errors import describe
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from qsd.exports.buffers import Buffer
+    from qsd.net.tls import StreamSocket
+
+#: What a socket holds that the peer has not received (linux/sockios.h); bytes or more.
+_SIOCOUTQ: Final = 0x5411
 
 #: Views in one vectored send; well below the kernel's IOV_MAX of 1024.
 _MAX_VIEWS: Final = 64
 
 _sendfile = os.sendfile
+
+
+def _unreceived(fd: int) -> int:
+    """Return how much of what was sent on a unix socket waits in the kernel; 0 if nothing does."""
+    (count,) = struct.unpack("=i", fcntl.ioctl(fd, _SIOCOUTQ, bytes(4)))
+    return int(count)
 
 
 class FileRange:
@@ -49,38 +62,18 @@ class FileRange:
         os.close(self.fd)
 
 
-class StreamSocket(Protocol):
-    """What a connection needs of its non-blocking socket; a TLS layer offers the same."""
-
-    def fileno(self) -> int:
-        """Return the descriptor to watch."""
-
-    def recv_into(self, buffer: memoryview) -> int:
-        """Receive what is there; BlockingIOError if nothing is, 0 at the end."""
-
-    def send(self, data: memoryview) -> int:
-        """Send what fits; BlockingIOError if nothing does."""
-
-    def sendmsg(self, buffers: Sequence[memoryview]) -> int:
-        """Send what fits of several views."""
-
-    def shutdown(self, how: int) -> None:
-        """Tell the peer that this is the end."""
-
-    def close(self) -> None:
-        """Close the socket."""
-
-
 class Outlet:
     """What waits to be sent on one socket.
 
     Attributes:
         pending: Bytes that wait.
+        sent: Bytes that the socket has taken.
         closed: Nothing is sent any more.
     """
 
     __slots__ = (
         "_blocked",
+        "_capacity",
         "_drained",
         "_fd",
         "_loop",
@@ -90,6 +83,7 @@ class Outlet:
         "_sock",
         "closed",
         "pending",
+        "sent",
     )
 
     def __init__(
@@ -115,8 +109,30 @@ class Outlet:
         self._queue: deque[tuple[memoryview, Buffer | None] | FileRange] = deque()
         self._scheduled = False
         self._blocked = False
+        self._capacity = 0
         self.pending = 0
+        self.sent = 0
         self.closed = False
+
+    @property
+    def position(self) -> int:
+        """The place in the stream behind everything that was put in so far."""
+        return self.sent + self.pending
+
+    def has_delivered(self, position: int) -> bool:
+        """Tell whether the peer has received what was sent on a unix socket, up to a position.
+
+        A socket takes no more than its buffer holds before the peer receives; the kernel counts
+        more than the bytes themselves, so twice the size is ample.  And it tells when it is empty.
+        """
+        if self.closed:
+            return True
+        beyond = self.sent - position
+        if beyond < 0:
+            return False
+        if not self._capacity and isinstance(self._sock, socket.socket):
+            self._capacity = 2 * self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        return beyond > self._capacity or not _unreceived(self._fd)
 
     def put(self, view: memoryview | bytes, buffer: Buffer | None = None) -> None:
         """Queue bytes; they leave in this turn of the loop or by the next :meth:`flush`.
@@ -153,6 +169,7 @@ class Outlet:
             except OSError as exc:
                 self._fail(exc)
                 return True
+            self.sent += sent
             if sent == length:
                 return True
             view = view[sent:]
@@ -191,6 +208,7 @@ class Outlet:
                         break  # shorter than it was: FileRange deals with it
                     offset += count
                     length -= count
+                    self.sent += count
             except BlockingIOError:
                 self._block()
             except OSError as exc:
@@ -238,6 +256,7 @@ class Outlet:
             views.append(item[0])
         sent = self._sock.send(views[0]) if len(views) == 1 else self._sock.sendmsg(views)
         self.pending -= sent
+        self.sent += sent
         for view in views:
             size = len(view)
             if sent < size:
@@ -261,6 +280,7 @@ class Outlet:
             item.offset += count
             item.length -= count
             self.pending -= count
+            self.sent += count
         self._queue.popleft()
         item.close()
 

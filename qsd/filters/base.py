@@ -18,6 +18,7 @@ from qsd.block.status import layer_status
 
 if TYPE_CHECKING:
     from qsd.block.graph import Edge
+    from qsd.block.loans import Lent
     from qsd.block.node import Node
     from qsd.block.open import ChildOpener
 
@@ -103,6 +104,12 @@ class FilterDriver(Driver):
     def locate_nowait(self, offset: int, length: int) -> tuple[int, int] | None:
         """Ask the child: the fast path of reading goes through, so sending from a file may too."""
         return self.edge.node.driver.locate_nowait(offset, length)
+
+    def lend_nowait(self, offset: int, length: int) -> Lent | None:
+        """Ask the child, where it may be asked for the place."""
+        if self.locate_nowait(offset, length) is None:
+            return None
+        return self.edge.node.driver.lend_nowait(offset, length)
 
     async def block_status(self, offset: int, length: int, want_zero: bool) -> Status:
         """Describe the child's own layer; what is not allocated there lies below this one too."""

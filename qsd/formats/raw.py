@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qsd.block.graph import Edge
+    from qsd.block.loans import Lent
     from qsd.block.node import Node
     from qsd.block.open import ChildOpener
     from qsd.qapi.schema.block_options import BlockdevOptionsRaw
@@ -195,9 +196,15 @@ class RawDriver(Driver):
             return None
         return self._edge.node.driver.locate_nowait(offset + self.offset, length)
 
+    def lend_nowait(self, offset: int, length: int) -> Lent | None:
+        """Ask the child; what lies outside of the window is none of our users' business."""
+        if not 0 <= offset <= self.node._length - length:
+            return None
+        return self._edge.node.driver.lend_nowait(offset + self.offset, length)
+
     def pin_nowait(
         self, offset: int, length: int, holds: list[Callable[[], None]]
-    ) -> tuple[int, int] | None:
+    ) -> tuple[int, int, int] | None:
         """Ask the child; what lies outside of the window is none of our users' business."""
         if not 0 <= offset <= self.node.length() - length:
             return None

@@ -158,3 +158,33 @@ def test_close_drops_everything(tmp_path: Path) -> None:
             assert both.outlet.pending == 0
 
     loop.run(main())
+
+
+def test_tells_what_the_peer_has_received() -> None:
+    async def main() -> None:
+        async with pair() as ends:
+            outlet, theirs = ends.outlet, ends.theirs
+            outlet.put(b"abc")
+            assert outlet.position == 3
+            assert not outlet.has_delivered(3)  # not even sent
+            outlet.flush()
+            assert outlet.sent == outlet.position == 3
+            assert not outlet.has_delivered(3)
+            assert theirs.recv(2) == b"ab"
+            assert not outlet.has_delivered(3)
+            assert theirs.recv(2) == b"c"
+            assert outlet.has_delivered(3)
+            # A peer that received that much later has received what was before it.
+            block = b"x" * 65536
+            while outlet.sent < 2 << 20:
+                outlet.put(block)
+                outlet.flush()
+                assert await ends.get(len(block)) == block
+            outlet.put(b"more")
+            outlet.flush()
+            assert outlet.has_delivered(3)
+            assert not outlet.has_delivered(outlet.position)
+            outlet.close()
+            assert outlet.has_delivered(outlet.position)
+
+    loop.run(main())

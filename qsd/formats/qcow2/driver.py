@@ -20,6 +20,7 @@ import errno
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from qsd.block import perms
+from qsd.block.loans import Lent
 from qsd.block.mapped import MappedDriver
 from qsd.block.mapping import HOLE, NO_FALLBACK, ST_DATA, ST_OFFSET, ST_RECURSE, ZERO, Status
 from qsd.errors import QmpError, describe, os_error
@@ -286,6 +287,7 @@ class Qcow2Driver(MappedDriver):
         new.snapshots = old.snapshots
         new.l1, new.refcounts.table = old.l1, old.refcounts.table
         new.high_water, new.broken = old.high_water, old.broken
+        new.loans = old.loans
         try:
             await new.load_overlaps()
         except OSError:
@@ -328,6 +330,20 @@ class Qcow2Driver(MappedDriver):
             await resize(self.image, self._changer, length, prealloc, flags)
         finally:
             self.ranges.release(hold)
+
+    def lend_nowait(self, offset: int, length: int) -> Lent | None:
+        """Lend a range that lies in one piece; its clusters are not freed until it is returned."""
+        image = self.image
+        if image.loans.suspended:
+            image.look_after_loans()
+            return None
+        host = self.locate_data_nowait(offset, length)
+        if host < 0:
+            return None
+        lent = self._data_edge.node.driver.lend_nowait(host, length)
+        if lent is None or lent.loans is not None:
+            return None
+        return Lent(lent.fd, lent.offset, image.loans)
 
     # Lookups.  The hottest functions of the format: no call and no object beyond arithmetic.
 

@@ -48,6 +48,7 @@ import sys
 from array import array
 from typing import TYPE_CHECKING
 
+from qsd.block.loans import Loans
 from qsd.errors import os_error
 from qsd.formats.qcow2 import header as header_io
 from qsd.formats.qcow2 import layout
@@ -94,12 +95,14 @@ class Image:
         broken: Whether the image was found corrupt while in use; nothing is written any more.
         packing: Host cluster that compressed data is being packed into, -1 if there is none.
         warned: Whether damage was reported; that is done once.
+        loans: Who may still look at pages of the file, see :mod:`qsd.block.loans`.
         needs_barrier: Whether data was written that the next published table exposes.
     """
 
     __slots__ = (
         "_l1_dirty_from",
         "_l1_dirty_to",
+        "_lent",
         "_pending",
         "_pending_clusters",
         "_writer",
@@ -113,6 +116,7 @@ class Image:
         "l1",
         "l2",
         "lazy",
+        "loans",
         "needs_barrier",
         "node",
         "options",
@@ -155,6 +159,9 @@ class Image:
         self.write_lock = asyncio.Lock()
         self.change_lock = asyncio.Lock()
         self._l1_dirty_from = self._l1_dirty_to = 0
+        self.loans = Loans()
+        # What could be freed already, but clients may still look at it.
+        self._lent: list[Free] = []
         self._pending: list[Free] = []
         self._pending_clusters = 0
         self._writer: asyncio.Task[None] | None = None
@@ -344,9 +351,7 @@ class Image:
             self.packing = -1  # it may soon be somebody else's
         self._pending_clusters += count
         if self._pending_clusters > _MAX_PENDING_FREES and self._writer is None:
-            self._writer = self.node.graph.tasks.spawn(
-                self._write_back_soon(), f"write back '{self.node.name}'"
-            )
+            self._start_writer()
         pending = self._pending
         if pending:
             last = pending[-1]
@@ -354,6 +359,11 @@ class Image:
                 pending[-1] = Free(last.first, last.clusters + count, reason)
                 return
         pending.append(Free(first, count, reason))
+
+    def _start_writer(self) -> None:
+        self._writer = self.node.graph.tasks.spawn(
+            self._write_back_soon(), f"write back '{self.node.name}'"
+        )
 
     async def _write_back_soon(self) -> None:
         try:
@@ -505,11 +515,13 @@ class Image:
 
         Args:
             durable: Sync at the end (a guest's flush).
-            with_refcounts: Write counts even if they are lazy.
+            with_refcounts: Write counts even if they are lazy, and free all that can be freed.
 
         Raises:
             OSError: Something could not be written; it stays dirty.
         """
+        if with_refcounts:
+            await self.loans.wait()
         async with self.write_lock:
             if self.broken:
                 return
@@ -551,7 +563,23 @@ class Image:
                 self._pending[:0] = frees
                 self.needs_barrier |= barrier
                 raise
-            await self.refcounts.release(frees)
+            await self._release(frees)
+
+    async def _release(self, frees: list[Free]) -> None:
+        """Lower counts, unless clients may still look at pages of what would be free then."""
+        frees = self._lent + frees
+        self._lent = []
+        if frees and self.loans.are_out():
+            self._lent = frees
+            self.loans.suspended = True
+            return
+        await self.refcounts.release(frees)
+        self.loans.suspended = False
+
+    def look_after_loans(self) -> None:
+        """Free what waits for loans, in the background, if they are all returned."""
+        if self._writer is None and not self.loans.are_out():
+            self._start_writer()
 
     def _take_slices(self) -> list[tuple[Slot, tuple[int, int], int, bytes]]:
         """Take all dirty L2 slices: (slot, dirty entries, host offset, bytes)."""

@@ -40,8 +40,10 @@ from qsd.aio.fdio import (
 )
 from qsd.block import perms
 from qsd.block.driver import Driver
+from qsd.block.loans import Lent
 from qsd.block.mapping import MAY_UNMAP, ST_ALLOCATED, ST_DATA, ST_OFFSET, ST_ZERO, Status
 from qsd.errors import QmpError, os_error
+from qsd.protocols.file.copying import FileCopier
 from qsd.protocols.file.image import OpenFile, open_file, seek_size
 from qsd.protocols.file.locks import CAN_LOCK, ImageLock
 from qsd.protocols.file.prealloc import resize
@@ -470,56 +472,24 @@ class FileDriver(Driver):
             return None
         return self.io.fd, offset
 
+    def lend_nowait(self, offset: int, length: int) -> Lent | None:
+        """Lend what is in the page cache: what is where in a file never changes."""
+        place = self.locate_nowait(offset, length)
+        return None if place is None else Lent(*place, None)
+
     def pin_nowait(
         self, offset: int, length: int, holds: list[Callable[[], None]]
-    ) -> tuple[int, int] | None:
+    ) -> tuple[int, int, int] | None:
         """Return the descriptor: what is where in a file never changes."""
-        return self.locate_nowait(offset, length)
+        place = self.locate_nowait(offset, length)
+        return None if place is None else (*place, length)
 
     async def write_from(self, offset: int, descriptor: int, host_offset: int, length: int) -> bool:
-        """Copy by copy_file_range(2), Linux 4.5; between file systems since 5.3.
-
-        One call at a time: the kernel lets in one writer per file anyway, and threads that queue
-        up there only take turns from others (measured).
-        """
-        if not self._can_copy or self.io.bounce is not None:
+        """Copy in the kernel, unless the file bypasses the page cache."""
+        if self.io.bounce is not None:
             return False
-        if length <= MAX_INLINE_WRITE and self._copying is None:
-            before = monotonic()
-            if before >= self._slow_copy_until:
-                return self._copy_inline(before, offset, descriptor, host_offset, length)
-        while self._copying is not None:
-            await asyncio.shield(self._copying)
-        done = self._copying = asyncio.get_running_loop().create_future()
         try:
-            await self.node.graph.pool.run(
-                copy_full, descriptor, self.io.fd, host_offset, offset, length
-            )
-        except OSError as exc:
-            # Anything else is a matter of this range; writing it will tell.
-            self._can_copy = exc.errno not in _CANNOT_COPY
-            return False
-        finally:
-            self._copying = None
-            done.set_result(None)
-            self._written += 1
-            self._data.clear()
-        self._grow(offset + length)
-        return True
-
-    def _copy_inline(
-        self, before: float, offset: int, descriptor: int, host_offset: int, length: int
-    ) -> bool:
-        """Fast: copy without a thread, whose wakeup costs as much as copying a MiB (measured).
-
-        A source that is not in the page cache shows by the time it takes; then threads copy for a
-        while.
-        """
-        try:
-            copy_full(descriptor, self.io.fd, host_offset, offset, length)
-        except OSError as exc:
-            self._can_copy = exc.errno not in _CANNOT_COPY
-            return False
+            done = await self._copier.copy(descriptor, host_offset, offset, length)
         finally:
             self._written += 1
             self._data.clear()
