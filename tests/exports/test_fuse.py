@@ -1,6 +1,9 @@
 # SPDX-FileCopyrightText: The qsd authors
 # SPDX-License-Identifier: MIT
-"""The FUSE export through the real kernel: mounted, used from a thread, unmounted."""
+"""The FUSE export through the real kernel: mounted, used from a thread, unmounted.
+
+Both engines go through the same tests, as far as pyfuse3 reaches.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,9 @@ import pytest
 
 from qsd.aio import loop
 from qsd.aio.fdio import fallocate
+from qsd.block.drain import Drained
 from qsd.errors import QmpError
-from qsd.exports.fuse import FuseExport
+from qsd.exports.fuse import ENGINE_VARIABLE, FuseExport
 from tests.exports.export_rig import ExportRig
 from tests.support.memory import MemoryDriver
 
@@ -29,6 +33,18 @@ pytestmark = [
         os.geteuid() != 0 or not os.path.exists("/dev/fuse"), reason="mounting needs root and FUSE"
     ),
 ]
+
+NATIVE_ONLY = pytest.mark.parametrize("engine", ["native"], indirect=True)
+
+
+@pytest.fixture(autouse=True, params=["native", "pyfuse3"])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    name: str = request.param
+    if name == "pyfuse3":
+        pytest.importorskip("pyfuse3", reason="pyfuse3 is not installed")
+    monkeypatch.setenv(ENGINE_VARIABLE, name)
+    return name
+
 
 KEEP_SIZE, PUNCH_HOLE, COLLAPSE_RANGE, ZERO_RANGE = 1, 2, 8, 16
 
@@ -106,7 +122,6 @@ def test_a_read_only_export() -> None:
         try:
             assert error_of(os.pwrite, fd, b"x", 0) == errno.EACCES
             assert error_of(os.ftruncate, fd, 1) == errno.EACCES
-            assert error_of(fallocate, fd, PUNCH_HOLE | KEEP_SIZE, 0, 4096) == errno.EACCES
         finally:
             os.close(fd)
         assert error_of(os.chmod, path, 0o600) == errno.EROFS
@@ -217,6 +232,19 @@ def test_truncate() -> None:
     assert len(with_file(use, writable=True).data) == 8192
 
 
+@NATIVE_ONLY
+def test_fallocate_on_a_read_only_export() -> None:
+    def use(path: str) -> None:
+        fd = open_file(path)
+        try:
+            assert error_of(fallocate, fd, PUNCH_HOLE | KEEP_SIZE, 0, 4096) == errno.EACCES
+        finally:
+            os.close(fd)
+
+    with_file(use)
+
+
+@NATIVE_ONLY
 def test_fallocate() -> None:
     def use(path: str) -> None:
         fd = open_file(path)
@@ -240,6 +268,7 @@ def test_fallocate() -> None:
     assert driver.data[4096 + 512 : 8192] == (bytes(range(256)) * 32)[4096 + 512 :]
 
 
+@NATIVE_ONLY
 def test_holes() -> None:
     def use(path: str) -> None:
         fd = open_file(path, os.O_RDONLY)
@@ -310,6 +339,7 @@ def test_mount_points_that_are_refused() -> None:
     loop.run(main())
 
 
+@NATIVE_ONLY
 def test_several_at_once_and_a_new_length_is_seen() -> None:
     async def main() -> None:
         async with FuseRig() as rig:
@@ -353,5 +383,96 @@ def test_deleting_while_the_file_is_open() -> None:
             finally:
                 with suppress(OSError):
                     await asyncio.to_thread(os.close, fd)
+
+    loop.run(main())
+
+
+def test_a_new_length_is_seen_at_once() -> None:
+    async def main() -> None:
+        async with FuseRig() as rig:
+            await rig.memory("m")
+            await rig.mount()
+            assert (await asyncio.to_thread(os.stat, rig.point)).st_size == 1 << 20
+            await rig.graph.nodes["m"].truncate(2 << 20)
+            assert (await asyncio.to_thread(os.stat, rig.point)).st_size == 2 << 20
+
+    loop.run(main())
+
+
+def test_a_relative_mount_point_is_unmounted_from_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with FuseRig() as rig:
+            await rig.memory("m")
+            Path(rig.point).touch()
+            monkeypatch.chdir(rig.folder)
+            await rig.export("fuse", "m", mountpoint="point")
+            monkeypatch.chdir("/")
+            await rig.registry.delete("e", None)
+            assert (await asyncio.to_thread(os.stat, rig.point)).st_size == 0
+
+    loop.run(main())
+
+
+def test_errors_of_a_resize() -> None:
+    def prepare(driver: MemoryDriver) -> None:
+        driver.fail = lambda operation, offset: errno.ENOSPC if operation == "truncate" else 0
+
+    def use(path: str) -> None:
+        assert error_of(os.truncate, path, 4096) == errno.ENOSPC
+        assert error_of(os.truncate, path, (1 << 63) - 512) == errno.EIO
+
+    with_file(use, prepare, writable=True)
+
+
+def test_a_drained_node_keeps_the_file_waiting() -> None:
+    async def main() -> None:
+        async with FuseRig() as rig:
+            await rig.memory("m")
+            await rig.mount(writable=True)
+
+            def use() -> bytes:
+                with open(rig.point, "r+b", buffering=0) as file:
+                    os.ftruncate(file.fileno(), 4096)
+                    return file.read(4)
+
+            async with Drained([rig.graph.nodes["m"]]):
+                running = asyncio.get_running_loop().run_in_executor(None, use)
+                await asyncio.sleep(0.03)
+                assert not running.done()
+            assert await running == bytes(4)
+
+    loop.run(main())
+
+
+def test_a_client_that_is_killed_while_it_waits() -> None:
+    """Its requests are interrupted; the answers that nobody wants any more do no harm."""
+
+    async def main() -> None:
+        async with FuseRig() as rig:
+            driver = await rig.memory("m")
+            driver.fast = False
+            await rig.mount()
+            driver.gate = asyncio.Event()
+            client = await asyncio.to_thread(subprocess.Popen, ["cat", rig.point])
+            while not any(operation == "read" for operation, _, _ in driver.log):
+                await asyncio.sleep(0.001)
+            client.kill()
+            driver.gate.set()
+            await asyncio.to_thread(client.wait)
+            with_content = await asyncio.to_thread(Path(rig.point).read_bytes)
+            assert len(with_content) == 1 << 20
+
+    loop.run(main())
+
+
+@NATIVE_ONLY
+def test_engines_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with FuseRig() as rig:
+            await rig.memory("m")
+            monkeypatch.setenv(ENGINE_VARIABLE, "other")
+            with pytest.raises(QmpError, match="QSD_FUSE_ENGINE is 'other', not 'native' or"):
+                await rig.mount()
+            assert not len(rig.registry)
 
     loop.run(main())

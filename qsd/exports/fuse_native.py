@@ -1,0 +1,384 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""The engine that speaks the kernel's FUSE protocol itself, inside the event loop.
+
+The kernel gives one request for each read of ``/dev/fuse`` and takes one reply with each write.  So
+one wakeup serves many requests: the descriptor is read until it is empty, or until others must get
+a turn, and a request that is answered from memory is answered before the next one is read::
+
+    /dev/fuse --readv--> inbox --> head --> Backend.read_nowait(offset, outbox) --write--> /dev/fuse
+                                    |
+                                    '-- must wait --> read_later, or a coroutine --write-->
+
+Inbox and outbox are each one piece of memory, used again and again, in which payload begins at a
+page: the kernel copies page by page, and one that is split costs it twice.
+
+A request that must wait takes what it needs out of the inbox; the payload of a long write stays
+where it is, and the next request gets another inbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import mmap
+import os
+from typing import TYPE_CHECKING, Final
+
+from qsd.aio import eager
+from qsd.errors import QmpError, os_error
+from qsd.exports.buffers import BufferPool
+from qsd.exports.fuse_file import ATTRIBUTES_VALID, BLOCK_SIZE
+from qsd.exports.fuse_mount import mount, unmount
+from qsd.wire import fuse
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from qsd.aio.tasks import TaskOwner
+    from qsd.exports.fuse_file import FuseFile
+
+#: What one wakeup may cost before others get a turn; a request costs 1, and 1 for each 64 KiB.
+_TURN: Final = 64
+_COST_BITS: Final = 16
+#: Requests in the works at most; beyond it nothing more is read.
+_MAX_IN_FLIGHT: Final = 256
+#: Bytes; what a request that must wait has copied out of the inbox, rather than keep that.
+_MAX_COPY: Final = 16 << 10
+#: Inboxes that are kept for later.
+_MAX_SPARE: Final = 8
+
+_PAGE: Final = mmap.PAGESIZE
+#: Where a request begins in its inbox: the payload of a WRITE then begins at a page.
+_IN: Final = _PAGE - fuse.WRITE_DATA
+_ARGUMENTS: Final = _IN + fuse.IN_HEADER.size
+#: Where a reply begins in the outbox.
+_OUT: Final = _PAGE - fuse.OUT_HEADER.size
+_HEAD_SIZE: Final = fuse.OUT_HEADER.size
+
+_readv = os.readv
+_write = os.write
+_unpack = fuse.HEAD.unpack_from
+_pack = fuse.OUT_HEADER.pack_into
+
+
+class _Inbox:
+    """Memory for one request.
+
+    Attributes:
+        view: All of it.
+        room: Where a request is read to, as readv(2) wants it.
+    """
+
+    __slots__ = ("room", "view")
+
+    def __init__(self) -> None:
+        self.view = memoryview(mmap.mmap(-1, 2 * _PAGE + fuse.MAX_PAYLOAD))
+        self.room = (self.view[_IN:],)
+
+
+class NativeEngine:
+    """Serves one mounted file; see :class:`~qsd.exports.fuse_file.FuseEngine`."""
+
+    __slots__ = (
+        "_fd",
+        "_file",
+        "_handlers",
+        "_idle",
+        "_in_flight",
+        "_inbox",
+        "_length",
+        "_loop",
+        "_message",
+        "_outbox",
+        "_path",
+        "_payload",
+        "_poll",
+        "_pool",
+        "_spare",
+        "_tasks",
+        "_workers",
+    )
+
+    def __init__(self, file: FuseFile, tasks: TaskOwner) -> None:
+        self._file = file
+        self._tasks = tasks
+        self._workers = file.backend.graph.pool
+        self._poll = file.backend.graph.poll
+        self._loop = asyncio.get_running_loop()
+        self._path = ""
+        self._fd = -1
+        self._in_flight = 0
+        self._idle: asyncio.Future[None] | None = None
+        self._pool = BufferPool()
+        self._inbox = _Inbox()
+        self._spare: list[_Inbox] = []
+        self._outbox = memoryview(mmap.mmap(-1, _PAGE + fuse.MAX_PAYLOAD))
+        #: Length of the last read, and its payload and reply in the outbox.
+        self._length = 0
+        self._payload = self._message = self._outbox[_OUT:_OUT]
+        self._handlers: dict[int, Callable[[memoryview], Awaitable[bytes]]] = {
+            fuse.INIT: self._init,
+            fuse.GETATTR: self._getattr,
+            fuse.SETATTR: self._setattr,
+            fuse.OPEN: self._open,
+            fuse.READ: self._cut_off,
+            fuse.WRITE: self._write,
+            fuse.STATFS: self._statfs,
+            fuse.RELEASE: self._nothing,
+            fuse.FLUSH: self._flush,
+            fuse.FSYNC: self._flush,
+            fuse.FALLOCATE: self._fallocate,
+            fuse.LSEEK: self._lseek,
+            fuse.DESTROY: self._nothing,
+        }
+
+    # Life cycle
+
+    async def mount(self, path: str, *, allow_other: bool) -> None:
+        """Mount the file and begin to serve it.
+
+        Raises:
+            OSError: It failed; nothing is mounted.
+        """
+        self._fd = await self._workers.run(mount, path, allow_other=allow_other)
+        self._path = path
+        self._loop.add_reader(self._fd, self._on_readable)
+
+    async def unmount(self) -> None:
+        """Unmount and close the connection.
+
+        The kernel writes dirty pages back during the unmount, so it is served until then.
+        """
+        if self._fd < 0:
+            return
+        await self._workers.run(unmount, self._path)
+        if self._in_flight:
+            self._idle = self._loop.create_future()
+            await self._idle
+        self._close()
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            self._loop.remove_reader(fd)
+            os.close(fd)
+
+    def length_changed(self) -> None:
+        """Tell the kernel that its attributes are stale."""
+        self._send(fuse.invalidate_attributes())
+
+    # The connection
+
+    def _on_readable(self) -> None:
+        """Read and answer requests until there are none, or until it is the turn of others."""
+        fd, poll = self._fd, self._poll
+        poll.arrived(fd)
+        budget = _TURN
+        while budget > 0 and self._in_flight < _MAX_IN_FLIGHT:
+            inbox = self._inbox
+            try:
+                count = _readv(fd, inbox.room)
+            except BlockingIOError:
+                poll.served(fd)
+                return
+            except OSError as exc:
+                if exc.errno == errno.ENOENT:
+                    continue  # the request was interrupted before it was read
+                if exc.errno == errno.ENODEV:
+                    # Somebody else unmounted it; the export, and its claim to the place, stays.
+                    self._close()
+                    return
+                raise
+            length, opcode, unique, node, offset, size = _unpack(inbox.view, _IN)
+            budget -= 1 + (count >> _COST_BITS)
+            if count < fuse.WRITE_DATA or length != count or node != fuse.ROOT_ID:
+                self._serve_other(inbox, opcode, unique, count)
+            elif opcode == fuse.READ:
+                budget -= size >> _COST_BITS
+                if not self._read_at_once(unique, offset, size):
+                    self._read_waiting(unique, offset, size)
+            elif (
+                opcode != fuse.WRITE
+                or count != fuse.WRITE_DATA + size
+                or not self._write_at_once(inbox, unique, offset, size)
+            ):
+                self._serve_other(inbox, opcode, unique, count)
+        if self._in_flight >= _MAX_IN_FLIGHT and self._fd >= 0:
+            # Read on when there is room; the descriptor stays readable, so nothing is lost.
+            self._loop.remove_reader(self._fd)
+
+    def _serve_other(self, inbox: _Inbox, opcode: int, unique: int, count: int) -> None:
+        """Begin a request that is for none of the fast paths."""
+        if opcode in fuse.SILENT or count < fuse.IN_HEADER.size:
+            return
+        length, _, _, node, _, _ = _unpack(inbox.view, _IN)
+        handler = self._handlers.get(opcode)
+        if handler is None or node not in (0, fuse.ROOT_ID) or length != count:
+            self._send(fuse.reply(unique, error=errno.ENOSYS))
+            return
+        arguments = inbox.view[_ARGUMENTS : _IN + count]
+        kept: _Inbox | None = None
+        if count > _MAX_COPY:
+            kept = inbox
+            self._inbox = self._spare.pop() if self._spare else _Inbox()
+        else:
+            # The inbox is needed for the next request, and to keep it for so little is wasteful.
+            arguments = memoryview(bytearray(arguments))
+        self._in_flight += 1
+        eager.start(
+            self._serve(handler(arguments), unique, kept), self._tasks, f"FUSE request {opcode}"
+        )
+
+    async def _serve(
+        self, answer: Awaitable[bytes | None], unique: int, kept: _Inbox | None = None
+    ) -> None:
+        """Send what is answered, unless that is None, or the error."""
+        try:
+            result = await answer
+            if result is not None:
+                self._send(fuse.reply(unique, result))
+        except OSError as exc:
+            self._send(fuse.reply(unique, error=exc.errno or errno.EIO))
+        except QmpError:
+            self._send(fuse.reply(unique, error=errno.EIO))
+        except fuse.ProtocolError:
+            self._send(fuse.reply(unique, error=errno.EINVAL))
+        finally:
+            if kept is not None and len(self._spare) < _MAX_SPARE:
+                self._spare.append(kept)
+            self._leave()
+
+    def _leave(self) -> None:
+        """Count one request less in the works."""
+        self._in_flight -= 1
+        if not self._in_flight and self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+        if self._in_flight == _MAX_IN_FLIGHT - 1 and self._fd >= 0:
+            self._loop.add_reader(self._fd, self._on_readable)
+
+    def _send(self, message: bytes | memoryview) -> None:
+        """Write one message.  The kernel takes it whole or not at all, and never waits."""
+        if self._fd < 0:
+            return
+        try:
+            _write(self._fd, message)
+        except OSError as exc:
+            # ENOENT: nobody waits for the reply any more (interrupted), or, for a notification,
+            # nothing was cached.  ENODEV: unmounted; the next read says so too.
+            if exc.errno not in (errno.ENOENT, errno.ENODEV):
+                raise
+
+    # Reading and writing
+
+    def _read_at_once(self, unique: int, offset: int, size: int) -> bool:
+        """Fast path: a read whose data is in memory goes through the outbox."""
+        backend = self._file.backend
+        if offset + size > backend.length() or size > fuse.MAX_PAYLOAD:
+            return False
+        if size != self._length:
+            self._length = size
+            self._payload = self._outbox[_PAGE : _PAGE + size]
+            self._message = self._outbox[_OUT : _PAGE + size]
+        try:
+            if not backend.read_nowait(offset, self._payload):
+                return False
+        except OSError:
+            return False  # the slow path meets the same error and reports it
+        _pack(self._outbox, _OUT, _HEAD_SIZE + size, 0, unique)
+        self._send(self._message)
+        return True
+
+    def _read_waiting(self, unique: int, offset: int, size: int) -> None:
+        """Begin a read that must wait: without a coroutine where the node can do that."""
+        self._in_flight += 1
+        if size > fuse.MAX_PAYLOAD or offset + size > self._file.backend.length():
+            self._start_reading(unique, offset, size)
+            return
+        buffer = self._pool.take(_HEAD_SIZE + size)
+
+        def arrived(full: bool) -> None:
+            if full:
+                _pack(buffer.data, 0, _HEAD_SIZE + size, 0, unique)
+                self._send(buffer.view[: _HEAD_SIZE + size])
+                self._leave()
+            else:
+                self._start_reading(unique, offset, size)
+            buffer.drop()
+
+        payload = buffer.view[_HEAD_SIZE : _HEAD_SIZE + size]
+        if not self._file.backend.read_later(offset, payload, arrived):
+            buffer.drop()
+            self._start_reading(unique, offset, size)
+
+    def _start_reading(self, unique: int, offset: int, size: int) -> None:
+        eager.start(self._serve(self._read(unique, offset, size), unique), self._tasks, "FUSE read")
+
+    async def _read(self, unique: int, offset: int, size: int) -> None:
+        """Slow path: read into a buffer of its own, and answer with that."""
+        length = self._file.readable(offset, size)
+        buffer = self._pool.take(_HEAD_SIZE + length)
+        try:
+            await self._file.read(offset, buffer.view[_HEAD_SIZE : _HEAD_SIZE + length])
+            _pack(buffer.data, 0, _HEAD_SIZE + length, 0, unique)
+            self._send(buffer.view[: _HEAD_SIZE + length])
+        finally:
+            buffer.drop()
+
+    async def _cut_off(self, arguments: memoryview) -> bytes:
+        raise fuse.ProtocolError("short READ")
+
+    def _write_at_once(self, inbox: _Inbox, unique: int, offset: int, size: int) -> bool:
+        """Fast path: a write that is but a memory copy."""
+        file = self._file
+        if not file.writable or offset + size > file.backend.length():
+            return False
+        try:
+            if not file.backend.write_nowait(offset, inbox.view[_PAGE : _PAGE + size]):
+                return False
+        except OSError:
+            return False  # the slow path meets the same error and reports it
+        self._send(fuse.reply(unique, fuse.write_reply(size)))
+        return True
+
+    async def _write(self, arguments: memoryview) -> bytes:
+        offset, length = fuse.parse_io(arguments)
+        data = arguments[fuse.READ_IN.size :]
+        if length != len(data):
+            raise fuse.ProtocolError("WRITE with another length than its data")
+        return fuse.write_reply(await self._file.write(offset, data))
+
+    # All the rest
+
+    async def _init(self, arguments: memoryview) -> bytes:
+        major, minor, readahead, flags = fuse.parse_init(arguments)
+        if major != fuse.MAJOR:
+            raise os_error(errno.EPROTO)
+        return fuse.init_reply(minor, readahead, flags)
+
+    async def _nothing(self, arguments: memoryview) -> bytes:
+        return b""
+
+    async def _getattr(self, arguments: memoryview) -> bytes:
+        return fuse.attributes_reply(self._file.attributes(), ATTRIBUTES_VALID)
+
+    async def _setattr(self, arguments: memoryview) -> bytes:
+        await self._file.set_attributes(fuse.parse_setattr(arguments))
+        return await self._getattr(arguments)
+
+    async def _open(self, arguments: memoryview) -> bytes:
+        return fuse.open_reply()
+
+    async def _flush(self, arguments: memoryview) -> bytes:
+        await self._file.flush()
+        return b""
+
+    async def _statfs(self, arguments: memoryview) -> bytes:
+        return fuse.statfs_reply(BLOCK_SIZE)
+
+    async def _fallocate(self, arguments: memoryview) -> bytes:
+        await self._file.allocate(*fuse.parse_fallocate(arguments))
+        return b""
+
+    async def _lseek(self, arguments: memoryview) -> bytes:
+        return fuse.lseek_reply(await self._file.seek(*fuse.parse_lseek(arguments)))
