@@ -133,7 +133,8 @@ class BackupJob(BlockJob):
         self._plan = plan
         self._failures: list[CopyError] = []
         self._ahead = ZERO_CHUNK
-        cbw.copier.use_descriptors = plan.use_copy_range
+        if not plan.use_copy_range:
+            cbw.copier.use_descriptors = False
         try:
             self.use_node(filter_node, "main node", 0, perms.ALL)
             self.use_node(target, "target", 0, perms.ALL)
