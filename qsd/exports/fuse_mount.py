@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import socket
 import stat
@@ -18,21 +19,57 @@ import subprocess
 from qsd.errors import QmpError
 
 _MS_NOSUID, _MS_NODEV = 2, 4
+#: Dead mounts on top of each other that are taken away.
+_MAX_DEAD = 16
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 
 
 def check_mountpoint(path: str) -> None:
     """Refuse what cannot carry a mount.
 
+    A mount that a killed daemon left is taken away first.  The C daemon only fails with the errno
+    that such a mount answers everything with.
+
     Raises:
         QmpError: It is no regular file.
     """
     try:
-        mode = os.stat(path).st_mode
+        mode = _stat(path).st_mode
     except OSError as exc:
         raise QmpError(f"Failed to stat '{path}': {exc.strerror}") from exc
     if not stat.S_ISREG(mode):
         raise QmpError(f"'{path}' is not a regular file")
+
+
+def _stat(path: str) -> os.stat_result:
+    """Look at a file behind the dead mounts that may lie on it."""
+    for _ in range(_MAX_DEAD):
+        try:
+            return os.stat(path)
+        except OSError as exc:
+            # ENOTCONN comes only from a file system whose server is gone for good.
+            if exc.errno != errno.ENOTCONN or not _is_one_file(path):
+                raise
+        unmount(path)
+    return os.stat(path)
+
+
+def _is_one_file(path: str) -> bool:
+    """Tell whether the mount on top of a path is named like ours and those of the C daemon.
+
+    A folder of somebody's network file system is none of our business, dead or not.
+    """
+    wanted = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+    source = ""
+    with open("/proc/self/mountinfo", "rb") as file:
+        for line in file:
+            # proc(5), "/proc/pid/mountinfo": what may be a separator stands there in octal.
+            words = line.split()
+            point = re.sub(rb"\\([0-7]{3})", lambda found: bytes((int(found[1], 8),)), words[4])
+            if os.fsdecode(point) == wanted:
+                kind = words.index(b"-", 6) + 1
+                source = os.fsdecode(b" ".join(words[kind : kind + 2]))
+    return source == "fuse /dev/fuse"
 
 
 def mount(path: str, *, allow_other: bool) -> int:

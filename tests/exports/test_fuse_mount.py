@@ -63,6 +63,55 @@ def test_mounting_directly(tmp_path: Path) -> None:
     assert str(point) not in Path("/proc/mounts").read_text()
 
 
+def _mounts_on(point: Path) -> int:
+    return Path("/proc/mounts").read_text().count(f" {str(point).replace(' ', chr(92) + '040')} ")
+
+
+@pytest.mark.root
+@needs_root
+def test_dead_mounts_are_taken_away(tmp_path: Path) -> None:
+    point = tmp_path / "a file"
+    point.touch()
+    os.close(fuse_mount.mount(str(point), allow_other=False))
+    assert _mounts_on(point) == 1
+    with pytest.raises(OSError, match="not connected"):
+        point.stat()
+    fuse_mount.check_mountpoint(str(point))
+    assert _mounts_on(point) == 0
+    fuse_mount.check_mountpoint(str(point))
+
+
+@pytest.mark.root
+@needs_root
+def test_dead_mounts_of_others_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    point = tmp_path / "f"
+    point.touch()
+    os.close(fuse_mount.mount(str(point), allow_other=False))
+    try:
+        monkeypatch.setattr(fuse_mount, "_is_one_file", lambda path: False)
+        with pytest.raises(QmpError, match=r"Failed to stat .* endpoint is not connected"):
+            fuse_mount.check_mountpoint(str(point))
+        assert _mounts_on(point) == 1
+    finally:
+        fuse_mount.unmount(str(point))
+
+
+@pytest.mark.root
+@needs_root
+def test_a_mount_in_use_is_no_dead_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    point = tmp_path / "f"
+    point.touch()
+    fd = fuse_mount.mount(str(point), allow_other=False)
+    try:
+        monkeypatch.chdir(tmp_path)
+        assert fuse_mount._is_one_file(str(point))
+        assert fuse_mount._is_one_file("f")
+        assert not fuse_mount._is_one_file(str(tmp_path))
+    finally:
+        fuse_mount.unmount(str(point))
+        os.close(fd)
+
+
 @pytest.mark.root
 @needs_root
 def test_mounting_nowhere(tmp_path: Path) -> None:
