@@ -373,8 +373,8 @@ class MirrorJob(BlockJob):
         """Copy a chunk whose granules were cleared."""
         hold = None
         try:
-            if self.is_blocking:
-                hold = await self._ranges.claim(offset, offset + length, True)
+            # A granule may be dirty again while it is copied: the older content must not come last.
+            hold = await self._ranges.claim(offset, offset + length, True)
             moved.append(await self._copier.copy(offset, length))
             self.progress(length)
         except CopyError as exc:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from qsd.block.drain import Drained
 from qsd.block.info import bitmaps_info
 from qsd.errors import QmpError
 from tests.jobs.chains import SIZE, Guest, World, content, tell
+from tests.jobs.support import turns
 from tests.support.toyformat import CLUSTER
 
 
@@ -85,6 +87,56 @@ def test_what_is_written_while_pending_is_in_the_copy() -> None:
         await world.status("pending")
         await guest.work(5, 40)
         await world.qmp("job-finalize", id="j")
+        await world.status()
+        await guest.check()
+        assert await content(target) == guest.content
+        await guest.leave()
+
+    tell(story)
+
+
+def test_an_older_copy_never_comes_last() -> None:
+    """A granule changes while it is copied: the copy in flight must not land after the next one."""
+
+    class Gate(asyncio.Event):
+        """Holds back the first request, and the second until it is told."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.came = 0
+            self.second = asyncio.Event()
+
+        async def wait(self) -> Literal[True]:
+            self.came += 1
+            if self.came == 2:
+                await self.second.wait()
+            return await super().wait() if self.came == 1 else True
+
+    async def story(world: World) -> None:
+        (top, *_), target = await world.chain(), await world.image("t")
+        guest = Guest(world.rig, top)
+        await guest.learn()
+        await world.qmp(
+            "blockdev-mirror",
+            job_id="j",
+            device="top",
+            target="t",
+            sync="full",
+            granularity=CLUSTER,
+        )
+        await world.status("ready")
+        await world.qmp("job-pause", id="j")
+        await guest.write(0, b"old" * 1000)
+        await guest.write(5 * CLUSTER, b"other")
+        world.driver("t-file").gate = gate = Gate()
+        await world.qmp("job-resume", id="j")
+        while gate.came < 2:
+            await asyncio.sleep(0)
+        await guest.write(0, b"new" * 1000)
+        gate.second.set()
+        await turns(200)  # enough for the next copy, if it does not wait
+        gate.set()
+        await world.qmp("job-complete", id="j")
         await world.status()
         await guest.check()
         assert await content(target) == guest.content
