@@ -4,11 +4,16 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import shutil
 import socket
 from pathlib import Path
 
 import pytest
+from cryptography import x509 as x509_library
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from qsd.aio.loop import run
 from qsd.aio.tasks import TaskOwner
@@ -16,6 +21,7 @@ from qsd.errors import QmpError, QsdError
 from qsd.net.tls import TlsSocket
 from qsd.objects.tls_creds import ServerTls, TlsCreds, TlsCredsX509, find_creds
 from qsd.objects.tree import ObjectTree
+from qsd.pki import make
 from qsd.qapi.convert import from_json
 from qsd.qapi.model import Struct
 from qsd.qapi.schema.authz import AuthZSimpleProperties
@@ -112,6 +118,53 @@ def test_certificates_and_authorization(tmp_path: Path) -> None:
         await meet(ServerTls(tree, server, "y"), client, "localhost")
         with pytest.raises((QsdError, OSError)):
             await meet(ServerTls(tree, server, None), client, "elsewhere")
+
+    run(main())
+
+
+def revoke(place: Path, certificate: Path, target: Path) -> None:
+    """Make a revocation list of the authority with one certificate on it."""
+    authority = x509_library.load_pem_x509_certificate((place / "ca" / "ca-cert.pem").read_bytes())
+    key = load_pem_private_key((place / "ca" / "ca-key.pem").read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    serial = x509_library.load_pem_x509_certificate(certificate.read_bytes()).serial_number
+    now = dt.datetime.now(dt.UTC)
+    day = dt.timedelta(days=1)
+    entry = x509_library.RevokedCertificateBuilder(serial, now - day).build()
+    issued = x509_library.CertificateRevocationListBuilder(
+        authority.subject, now - day, now + day, revoked_certificates=[entry]
+    ).sign(key, hashes.SHA256())
+    target.write_bytes(issued.public_bytes(Encoding.PEM))
+
+
+def test_a_server_turns_away_who_was_revoked(tmp_path: Path) -> None:
+    make(str(tmp_path), ["localhost"], ["alice", "bob"], 2)
+    revoke(tmp_path, tmp_path / "client-alice/client-cert.pem", tmp_path / "server/ca-crl.pem")
+
+    async def main() -> None:
+        tree = ObjectTree()
+        await tree.create("tls-creds-x509", "s", x509("server", str(tmp_path / "server")))
+        server = ServerTls(tree, find_creds(tree, "s", "server"), None)
+        for name in ("alice", "bob"):
+            place = str(tmp_path / f"client-{name}")
+            await tree.create("tls-creds-x509", name, x509("client", place))
+        await meet(server, find_creds(tree, "bob", "client"), "localhost")
+        with pytest.raises(QmpError, match="certificate revoked"):
+            await meet(server, find_creds(tree, "alice", "client"), "localhost")
+
+    run(main())
+
+
+def test_a_client_takes_no_notice_of_a_revocation_list(tmp_path: Path) -> None:
+    """As the C daemon: only for servers the list is read."""
+    server_dir, client_dir = make_directories(tmp_path)
+    revoke(tmp_path, Path(server_dir, "server-cert.pem"), Path(client_dir, "ca-crl.pem"))
+
+    async def main() -> None:
+        tree = ObjectTree()
+        await both(tree, "tls-creds-x509", x509("server", server_dir), x509("client", client_dir))
+        server = ServerTls(tree, find_creds(tree, "s", "server"), None)
+        await meet(server, find_creds(tree, "c", "client"), "localhost")
 
     run(main())
 
