@@ -299,7 +299,7 @@ class FileIO:
         """Begin a read by io_uring that finishes without a coroutine.
 
         Args:
-            offset: Where; with O_DIRECT aligned.
+            offset: Where; with O_DIRECT what is not aligned is refused.
             view: Where to.
             done: Called from the loop: True if `view` is full, False if :meth:`read` has to be
                 called (short read, error).
@@ -312,6 +312,8 @@ class FileIO:
             return False
         length = len(view)
         bounce = self.bounce
+        if (offset | length) & (self.align - 1):
+            return False
         if bounce is None or (length >= _MIN_ADDRESS_CHECK and not self._needs_bounce(view)):
 
             def arrived(count: int) -> None:

@@ -206,6 +206,14 @@ class Driver:
         """
         return self.read_nowait
 
+    def later_path(self) -> Callable[[int, memoryview, Callable[[bool], None]], bool] | None:
+        """Return what the node binds as its `read_later`; None for its own checks and this method.
+
+        A driver that only hands requests on returns the function below; one that checks alignment
+        itself, and has no limits, its own.
+        """
+        return None
+
     def write_nowait(self, offset: int, view: memoryview) -> bool:
         """Write all of `view` if that is possible at once, without any flag; else False."""
         return False

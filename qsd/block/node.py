@@ -114,6 +114,7 @@ class Node:
         "options",
         "parents",
         "quiesced",
+        "read_later",
         "read_nowait",
         "read_only",
         "rmw",
@@ -156,6 +157,9 @@ class Node:
         self._is_bound = False  # only when the driver is open it knows its paths
         self.read_nowait: Callable[[int, memoryview], bool] = _refuse_read
         self.write_nowait: Callable[[int, memoryview], bool] = _refuse_read
+        # Begins a read that ends without a coroutine, for data that is not in memory.
+        self.read_later: Callable[[int, memoryview, Callable[[bool], None]], bool]
+        self.read_later = self._read_later
 
     def __repr__(self) -> str:
         return f"<Node {self.name}>"
@@ -182,14 +186,15 @@ class Node:
                 self.write_nowait = self._write_marking
             else:
                 self.write_nowait = driver.write_nowait
+        self.read_later = (None if self.closed else driver.later_path()) or self._read_later
         for edge in self.parents:
             edge.user.rebind()
 
-    def read_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
-        """Begin a read that ends without a coroutine, for data that is not in memory.
+    def _read_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
+        """Do the work of `read_later`.
 
-        The fast path of reads that wait for a device.  The caller has checked the range and counts
-        the request (:class:`~qsd.block.backend.Backend` does).
+        The caller has checked the range and counts the request
+        (:class:`~qsd.block.backend.Backend` does).
 
         Args:
             offset: Where.

@@ -141,6 +141,10 @@ class RawDriver(Driver):
             return self.read_nowait
         return self._edge.node.read_nowait
 
+    def later_path(self) -> Callable[[int, memoryview, Callable[[bool], None]], bool] | None:
+        """Return the child's function, unless there is a window."""
+        return None if self._window != (0, None) else self._edge.node.read_later
+
     def read_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
         """Ask the child."""
         if not 0 <= offset <= self.node._length - len(view):

@@ -316,10 +316,12 @@ class FileDriver(Driver):
         """Return the function of the descriptor."""
         return self.io.read_nowait
 
+    def later_path(self) -> Callable[[int, memoryview, Callable[[bool], None]], bool] | None:
+        """Return the function of the descriptor."""
+        return None if self.limits.max_transfer else self.io.read_later
+
     def read_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
         """Read what is not in the page cache, or around it, by io_uring."""
-        if offset + len(view) > self.size:
-            return False
         return self.io.read_later(offset, view, done)
 
     async def read(self, offset: int, view: memoryview) -> None:
