@@ -65,6 +65,10 @@ class HoleLookupError(OSError):
     """Block status failed where only data was asked for."""
 
 
+class BrokenReplyError(Exception):
+    """A reply in several chunks could not be completed: the C daemon hangs up then."""
+
+
 class KnownData:
     """What looks for holes have found, by region; shared by the connections of an export.
 
@@ -151,6 +155,9 @@ class Requests:
             offset: Bytes.
             length: Bytes.
             payload: What to write; the caller keeps it alive until this returns.
+
+        Raises:
+            BrokenReplyError: The connection must end.
         """
         try:
             if command == nbd.CMD_READ:
@@ -294,7 +301,11 @@ class Requests:
             if is_zero:
                 self._outlet.put(nbd.hole_chunk(cookie, offset, extent, final))
             else:
-                await self._read_piece(cookie, offset, extent, final)
+                try:
+                    await self._read_piece(cookie, offset, extent, final)
+                except OSError as exc:
+                    text = f"Failed to send reply: {_FAILURES[nbd.CMD_READ]}: {describe(exc)}"
+                    raise BrokenReplyError(text) from exc
             offset += extent
 
     async def _look_for_hole(self, offset: int, length: int) -> tuple[int, bool]:

@@ -36,7 +36,7 @@ from qsd.aio import eager
 from qsd.errors import describe
 from qsd.exports.buffers import BATCH, CLASSES
 from qsd.exports.nbd_late import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, LateRequests
-from qsd.exports.nbd_requests import DATA, REGION_BITS, UNKNOWN, Requests
+from qsd.exports.nbd_requests import DATA, REGION_BITS, UNKNOWN, BrokenReplyError, Requests
 from qsd.exports.outlet import Outlet
 from qsd.wire.nbd import messages as nbd
 from qsd.wire.nbd import server
@@ -610,6 +610,9 @@ class Transmission:
         """Run a request and account for its end, whatever that is."""
         try:
             await request
+        except BrokenReplyError as exc:
+            self._report(f"Disconnect client, due to: {exc}")
+            self._finish()
         except Exception as exc:
             # A defect of ours: the client gets an error, the loop's handler the details.
             self._outlet.put(nbd.error_reply(cookie, 5, "internal error", self._session.structured))

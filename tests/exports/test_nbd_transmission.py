@@ -221,7 +221,8 @@ def test_errors_reach_the_client() -> None:
             ]
             fail(errno.EIO)
             assert await simple.ask(READ, 0, 1) == ["error", 5]
-            assert await structured.ask(READ, 0, 1) == [("error", 5, "reading from file failed")]
+            only_one_chunk = [("error", 5, "reading from file failed")]
+            assert await structured.ask(READ, 0, 1, DF) == only_one_chunk
             assert await structured.ask(FLUSH) == [("error", 5, "flush failed")]
             fail(errno.EROFS)
             assert await structured.ask(ZEROES, 0, 1) == [("error", 1, "writing to file failed")]
@@ -229,6 +230,28 @@ def test_errors_reach_the_client() -> None:
             assert await structured.ask(CACHE, 0, 1) == [("error", 22, "caching data failed")]
             fail(0)
             assert await structured.ask(READ, 0, 1) == [("data", 0, b"x")]
+
+    loop.run(main())
+
+
+def test_a_reply_in_chunks_that_breaks_off_ends_the_connection() -> None:
+    async def main() -> None:
+        async with NbdRig() as rig:
+            disk = await rig.memory("m")
+            await rig.export("m")
+            client = await rig.go("m", structured=True)
+            other = await rig.go("m", structured=True)
+            disk.data[:] = b"x" * MIB
+            disk.fast = False
+            disk.fail = lambda operation, offset: errno.EIO if operation == "read" else 0
+            client.request(READ, 0, 4096)
+            assert await client.at_end()
+            disk.fail = lambda operation, offset: 0
+            assert await other.ask(READ, 0, 1) == [("data", 0, b"x")]
+            assert rig.reports == [
+                "Disconnect client, due to: Failed to send reply: reading from file failed: "
+                "Input/output error"
+            ]
 
     loop.run(main())
 
