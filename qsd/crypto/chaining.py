@@ -15,10 +15,10 @@ library is about to add, which cancels it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from qsd.crypto.cipher import SLACK
-from qsd.crypto.rows import ROW_SECTORS, SECTOR, Rows
+from qsd.crypto.rows import SECTOR, CodebookRows, Rows
 
 if TYPE_CHECKING:
     from qsd.crypto.buffers import Readable, Writable
@@ -33,10 +33,7 @@ _FEW_SECTORS: Final = 48
 class CbcNumpy(Rows):
     """Fast: CBC with numpy, and with the library's own chains if it has any for the cipher."""
 
-    # Columns of longer rows cost fewer calls, and are short enough for the cache anyway.
-    row_sectors: ClassVar[int] = 4 * ROW_SECTORS
-
-    __slots__ = ("_chain", "_ecb", "_last", "_np", "_rest", "_scratch", "_steps", "_words")
+    __slots__ = ("_chain", "_columns", "_ecb", "_last", "_np", "_scratch", "_steps", "_words")
 
     def __init__(
         self, ecb: Ecb, chain: Chain | None, block_length: int, ivgen: IvGen, numpy: Any
@@ -55,6 +52,7 @@ class CbcNumpy(Rows):
         self._chain = chain
         self._np = numpy
         self._words = block_length // 8
+        self._columns = numpy.zeros(self.row_sectors * SECTOR, numpy.uint8)
         self._scratch = numpy.zeros(self.row_sectors * SECTOR + SLACK, numpy.uint8)
         # The last block that the decrypting chain has seen.
         self._last = numpy.zeros(self._words, numpy.uint64)
@@ -64,12 +62,11 @@ class CbcNumpy(Rows):
         """Return for each of a few sectors: text, result, first block, block before it."""
         np, scratch = self._np, self._scratch
         block = self._words * 8
-        self._rest = np.zeros(_FEW_SECTORS * SECTOR, np.uint8)
         before = np.zeros(self._words, np.uint64)
         steps = []
         for start in range(0, _FEW_SECTORS * SECTOR, SECTOR):
             end = start + SECTOR
-            text = self._rest[start:end]
+            text = self._columns[start:end]
             steps.append((text, scratch[start : end + SLACK], text[:block].view(np.uint64), before))
             before = scratch[end - block : end].view(np.uint64)
         # The first one goes on from the last sector of the row before, wherever that ended.
@@ -96,17 +93,21 @@ class CbcNumpy(Rows):
     def _encrypt(self, source: Any, target: Any, before: Any) -> None:
         """Chain block by block; all sectors of the row at once."""
         np = self._np
+        xor, encrypt = np.bitwise_xor, self._ecb.encrypt
         count, width, words = source.shape
         size = count * words * 8
-        column = np.zeros((count, words), np.uint64)
-        column8 = column.reshape(-1).view(np.uint8)
-        result8 = self._scratch[: size + SLACK]
-        result = self._scratch[:size].view(np.uint64).reshape(count, words)
+        # All first blocks, all second ones, ...: columns are short enough for the first cache.
+        columns = self._columns[: count * SECTOR]
+        text = columns.view(np.uint64).reshape(width, count, words)
+        np.copyto(text, source.transpose(1, 0, 2))
+        scratch = self._scratch
+        results = scratch[: count * SECTOR].view(np.uint64).reshape(width, count, words)
         for index in range(width):
-            np.bitwise_xor(source[:, index], before, column)
-            self._ecb.encrypt(column8, result8)
-            target[:, index] = result
-            before = result
+            column, start = text[index], index * size
+            xor(column, before, column)
+            encrypt(columns[start : start + size], scratch[start : start + size + SLACK])
+            before = results[index]
+        np.copyto(target, results.transpose(1, 0, 2))
 
     def _encrypt_chained(self, source: Any, target: Any, starts: Any) -> None:
         """Let the library chain, sector by sector."""
@@ -115,7 +116,7 @@ class CbcNumpy(Rows):
         count = len(source)
         xor, update = np.bitwise_xor, self._chain.encrypt
         size = count * SECTOR
-        text = self._rest[:size].view(np.uint64).reshape(source.shape)
+        text = self._columns[:size].view(np.uint64).reshape(source.shape)
         np.copyto(text, source)
         first = text[:, 0]
         xor(first, starts, first)
@@ -150,16 +151,10 @@ class CbcNumpy(Rows):
         target[:] = plain
 
 
-class CbcPure(Rows):
+class CbcPure(CodebookRows):
     """Slow: CBC with long integers."""
 
-    __slots__ = ("_block", "_ecb", "_scratch")
-
-    def __init__(self, ecb: Ecb, block_length: int, ivgen: IvGen) -> None:
-        super().__init__(ivgen, block_length)
-        self._ecb = ecb
-        self._block = block_length
-        self._scratch = memoryview(bytearray(ROW_SECTORS * SECTOR + SLACK))
+    __slots__ = ()
 
     def _row(
         self, count: int, vectors: Readable, data: Readable, out: Writable, *, encrypting: bool

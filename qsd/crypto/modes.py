@@ -71,7 +71,7 @@ def make_engine(mode: str, name: str, key: bytes, ivgen: IvGen | None, numpy: An
         return XtsNumpy(data_ecb, tweak_ecb, ivgen, numpy)
     ecb = make_ecb(name, key)
     if mode == "ecb":
-        return EcbRows(ecb)
+        return EcbRows(ecb, block_length, None)
     assert ivgen is not None  # by definition of the modes
     if mode == "cbc":
         if numpy is None:

@@ -83,15 +83,29 @@ class Rows(ABC):
         """Work on at most `row_sectors` sectors, which have these vectors."""
 
 
-class EcbRows(Rows):
+class CodebookRows(Rows):
+    """A mode that is made of the codebook, which needs a buffer for its results."""
+
+    __slots__ = ("_block", "_ecb", "_scratch")
+
+    def __init__(self, ecb: Ecb, block_length: int, ivgen: IvGen | None) -> None:
+        """Make an engine.
+
+        Args:
+            ecb: The codebook.
+            block_length: Bytes of its blocks.
+            ivgen: Makes the vectors; None for a mode without.
+        """
+        super().__init__(ivgen, block_length)
+        self._ecb = ecb
+        self._block = block_length
+        self._scratch = memoryview(bytearray(self.row_sectors * SECTOR + SLACK))
+
+
+class EcbRows(CodebookRows):
     """Electronic codebook: equal blocks look equal."""
 
-    __slots__ = ("_ecb", "_scratch")
-
-    def __init__(self, ecb: Ecb) -> None:
-        super().__init__(None, 0)
-        self._ecb = ecb
-        self._scratch = memoryview(bytearray(ROW_SECTORS * SECTOR + SLACK))
+    __slots__ = ()
 
     def _row(
         self, count: int, vectors: Readable, data: Readable, out: Writable, *, encrypting: bool
@@ -99,20 +113,14 @@ class EcbRows(Rows):
         length = count * SECTOR
         work = self._ecb.encrypt if encrypting else self._ecb.decrypt
         work(data, self._scratch[: length + SLACK])
-        # The library writes past the end, which belongs to somebody else: hence the copy.
+        # The library wants room beyond the data, which belongs to somebody else: hence the copy.
         out[:length] = self._scratch[:length]
 
 
-class CtrRows(Rows):
+class CtrRows(CodebookRows):
     """Counter mode; the counter is the vector as a big-endian number ("6.5 The Counter Mode")."""
 
-    __slots__ = ("_block", "_ecb", "_scratch")
-
-    def __init__(self, ecb: Ecb, block_length: int, ivgen: IvGen) -> None:
-        super().__init__(ivgen, block_length)
-        self._ecb = ecb
-        self._block = block_length
-        self._scratch = memoryview(bytearray(ROW_SECTORS * SECTOR + SLACK))
+    __slots__ = ()
 
     def _row(
         self, count: int, vectors: Readable, data: Readable, out: Writable, *, encrypting: bool

@@ -66,7 +66,7 @@ class Counter:
 def test_ecb_sp_800_38a() -> None:
     """NIST SP 800-38A, F.1.1."""
     out = bytearray(SECTOR)
-    EcbRows(make_ecb("aes-128", KEY)).encrypt([(0, 1)], PLAIN.ljust(SECTOR, b"\0"), out)
+    EcbRows(make_ecb("aes-128", KEY), 16, None).encrypt([(0, 1)], PLAIN.ljust(SECTOR, b"\0"), out)
     assert out[:32].hex() == "3ad77bb40d7a3660a89ecaf32466ef97f5d3d58503b9699de785895a96fdbaaf"
 
 
