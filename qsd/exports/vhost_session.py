@@ -430,7 +430,7 @@ class VhostSession:
         queue = self._queue(index)
         old, queue.call = queue.call, _take_event(message) if has_fd else -1
         if queue.runner is not None:
-            queue.runner.replace_call(queue.call)
+            queue.runner.replace_call(_caller(queue.call))
         if old >= 0:
             os.close(old)
 
@@ -457,7 +457,7 @@ class VhostSession:
             self._device,
             self._make_ring(queue, queue.base),
             queue.kick,
-            queue.call,
+            _caller(queue.call),
             self._ring_failed,
             log,
         )
@@ -523,6 +523,19 @@ def _take_event(message: vhost.Message) -> int:
     # Neither a kick that was taken by another nor a full counter may hold up the daemon.
     os.set_blocking(fd, False)
     return fd
+
+
+def _caller(event: int) -> Callable[[], None]:
+    """Return a function that signals an event, -1 for none."""
+
+    def call() -> None:
+        if event >= 0:
+            try:
+                os.write(event, b"\1\0\0\0\0\0\0\0")
+            except OSError:
+                pass  # a full counter wakes the driver too; any other end is the driver's own
+
+    return call
 
 
 def _map(fd: int, offset: int, size: int) -> memoryview:

@@ -62,6 +62,7 @@ class VirtioBlk:
         writable: Whether the driver may change it.
         block_size: Logical block size in bytes; requests begin at its multiples.
         num_queues: How many queues there are.
+        seg_max: Descriptors of payload in one request; a hint for the driver.
         serial: Answer to GET_ID.
         tasks: Owner of requests that wait.
         pool: Buffers for payload in many pieces.
@@ -74,6 +75,7 @@ class VirtioBlk:
         "num_queues",
         "poll_max_ns",
         "pool",
+        "seg_max",
         "serial",
         "tasks",
         "writable",
@@ -89,12 +91,14 @@ class VirtioBlk:
         block_size: int,
         num_queues: int,
         serial: bytes,
+        seg_max: int = blk.SEG_MAX,
     ) -> None:
         self.backend = backend
         self.tasks = tasks
         self.writable = writable
         self.block_size = block_size
         self.num_queues = num_queues
+        self.seg_max = seg_max
         self.serial = serial[: blk.ID_LENGTH]
         self.writethrough = backend.force_writethrough
         self.pool = BufferPool()
@@ -120,6 +124,7 @@ class VirtioBlk:
             self.backend.length(),
             self.block_size,
             self.num_queues,
+            self.seg_max,
             writeback=not self.backend.force_writethrough,
         )
 

@@ -67,6 +67,7 @@ class BlkQueue:
         "_log",
         "_loop",
         "_poll_until",
+        "_region",
         "_running",
         "_scheduled",
         "_signalling",
@@ -82,7 +83,7 @@ class BlkQueue:
         device: VirtioBlk,
         ring: SplitRing,
         kick: int,
-        call: int,
+        call: Callable[[], None],
         failed: Callable[[PeerError], None],
         log: InflightLog | None = None,
     ) -> None:
@@ -91,8 +92,8 @@ class BlkQueue:
         Args:
             device: The device.
             ring: The ring.
-            kick: Event that the driver signals, -1 for none.
-            call: Event to signal, -1 for none; both stay the caller's.
+            kick: Event that the driver signals, -1 for none; it stays the caller's.
+            call: Calls the driver.
             failed: Called when the driver has broken the ring, which is not served any more.
             log: Where chains in flight are noted.
         """
@@ -132,7 +133,9 @@ class BlkQueue:
 
     def _recognise(self) -> None:
         ring = self.ring
-        region = ring.memory.largest if self._dirty is None else _NO_REGION
+        self._region = ring.memory.largest
+        usable = self._dirty is None and not self._region.view.readonly
+        region = self._region if usable else _NO_REGION
         self._usual = UsualRequests(ring.desc, region, indirect=ring.indirect)
 
     # Life cycle
@@ -162,10 +165,10 @@ class BlkQueue:
             log.begin(head)
             self._begin(ring.chain(head))
 
-    def replace_call(self, call: int) -> None:
-        """Signal another event from now on, and now: what is done may have gone unheard."""
+    def replace_call(self, call: Callable[[], None]) -> None:
+        """Call the driver in another way from now on, and now: much may have gone unheard."""
         self._call = call
-        self._notify()
+        call()
 
     def halt(self) -> None:
         """Take no more chains; those in flight go on.  Idempotent."""
@@ -242,14 +245,7 @@ class BlkQueue:
         """Call the driver, if it wants to hear of what was pushed since the last time."""
         self._signalling = False
         if self.ring.wants_call():
-            self._notify()
-
-    def _notify(self) -> None:
-        if self._call >= 0:
-            try:
-                os.write(self._call, b"\1\0\0\0\0\0\0\0")
-            except OSError:
-                pass  # a full counter wakes the driver too; any other end is the driver's own
+            self._call()
 
     # Requests
 
@@ -260,6 +256,8 @@ class BlkQueue:
             PeerError: One is no request at all.
         """
         ring = self.ring
+        if ring.memory.largest is not self._region:
+            self._recognise()  # more memory became known
         usual = self._usual
         table = usual.descriptors()
         find = usual.find

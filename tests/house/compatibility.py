@@ -43,8 +43,6 @@ STARTERS = {
     "create": "blockdev-create",
     "amend": "x-blockdev-amend",
 }
-#: Options are checked, then it is refused for want of the kernel's part.
-REFUSED_EXPORTS = {"vduse-blk"}
 
 
 def values(enum: str) -> Collection[str]:
@@ -89,7 +87,7 @@ def expected() -> dict[str, dict[str, str]]:
         "Actions of `transaction`": _states(values("TransactionActionKind"), ACTIONS, ()),
         "Events": _states(list(event_names()), _emitted(), FOREIGN_EVENTS),
         "Block drivers": _states(values("BlockdevDriver"), DRIVERS, REFUSED_DRIVERS),
-        "Exports": _states(values("BlockExportType"), set(EXPORTS) - REFUSED_EXPORTS, ()),
+        "Exports": _states(values("BlockExportType"), set(EXPORTS), ()),
         "Jobs": _states(values("JobType"), _jobs(), FOREIGN_JOBS),
         "Objects": _states(objects, creatable, objects - creatable),
         "Character devices": _states(backends, BACKENDS, set(backends) - set(BACKENDS)),

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from importlib import import_module
 
@@ -78,11 +79,12 @@ def test_refused_drivers(name: str) -> None:
         check(name, run(_refusal("blockdev-create", **{"job-id": "j", "options": options})), text)
 
 
-def test_refused_exports() -> None:
-    assert named("Exports", "later") == ["vduse-blk"]
+def test_an_export_that_the_kernel_lacks() -> None:
+    if os.path.exists("/dev/vduse/control"):
+        pytest.skip("this kernel has VDUSE")
     arguments = {"type": "vduse-blk", "id": "x", "node-name": "disk", "name": "x"}
     refusal = run(_refusal("block-export-add", **arguments))
-    assert refusal.startswith("failed to create vduse device")
+    assert refusal == "failed to create vduse device"
     assert '"failed to create vduse device"' in " ".join(DOCUMENT.read_text().split())
 
 

@@ -37,8 +37,8 @@ HEADER = struct.Struct("<IIQ")  #: type, reserved, sector
 TYPE_AND_SECTOR = struct.Struct("<I4xQ")  #: what counts of the header
 SEGMENT = struct.Struct("<QII")  #: sector, sectors, flags (DISCARD and WRITE_ZEROES)
 
-#: Descriptors of payload in one request: ring size of 128 less header and status.
-_SEG_MAX: Final = 126
+#: Descriptors of payload in one request: a ring of 128 less header and status.
+SEG_MAX: Final = 126
 #: Sectors; longest DISCARD and WRITE_ZEROES.
 MAX_DISCARD_SECTORS: Final = 32768
 
@@ -52,12 +52,14 @@ CONFIG_SIZE: Final = _CONFIG.size
 WRITEBACK_OFFSET: Final = 32
 
 
-def pack_config(length: int, block_size: int, num_queues: int, *, writeback: bool) -> bytes:
+def pack_config(
+    length: int, block_size: int, num_queues: int, seg_max: int, *, writeback: bool
+) -> bytes:
     """Return the configuration space of a disk of `length` bytes."""
     return _CONFIG.pack(
         length // SECTOR,
         0,
-        _SEG_MAX,
+        seg_max,
         *(0, 0, 0),
         block_size,
         *(0, 0, 1, 1),

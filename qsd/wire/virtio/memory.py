@@ -47,13 +47,22 @@ class GuestMemory:
         Raises:
             PeerError: Regions overlap.
         """
-        self.regions = sorted(regions, key=attrgetter("guest"))
+        self.replace(regions)
+
+    def replace(self, regions: list[Region]) -> None:
+        """Have other regions from now on.
+
+        Raises:
+            PeerError: Regions overlap; nothing changed.
+        """
+        ordered = sorted(regions, key=attrgetter("guest"))
         end = 0
-        for region in self.regions:
+        for region in ordered:
             if region.guest < end or not region.size:
                 raise PeerError("memory regions overlap or are empty")
             end = region.guest + region.size
-        largest = max(self.regions, key=attrgetter("size"), default=None)
+        self.regions = ordered
+        largest = max(ordered, key=attrgetter("size"), default=None)
         self.largest = largest or Region(0, 0, 0, memoryview(b""))
 
     def find(self, guest: int, length: int) -> memoryview | None:

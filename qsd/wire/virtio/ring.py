@@ -33,6 +33,7 @@ F_NOTIFY_ON_EMPTY: Final = 1 << 24
 F_INDIRECT_DESC: Final = 1 << 28
 F_EVENT_IDX: Final = 1 << 29
 F_VERSION_1: Final = 1 << 32
+F_ACCESS_PLATFORM: Final = 1 << 33
 
 #: Flags of descriptors (virtio 1.2, 2.7.5).
 D_NEXT, D_WRITE, D_INDIRECT = 1, 2, 4
@@ -110,13 +111,15 @@ class SplitRing:
             last_avail: Where to go on.
 
         Raises:
-            PeerError: The size is none that a ring can have.
+            PeerError: The size is none that a ring can have, or the memory is not to be written.
         """
         if not 0 < size <= MAX_SIZE or size & (size - 1):
             raise PeerError(f"a ring cannot have {size} descriptors")
         self.size = size
         self._mask = size - 1
         desc, avail, used = areas
+        if used.readonly:
+            raise PeerError("a used ring in memory that is only to be read")
         self.desc = desc
         self._avail = avail.cast("H")
         self._used = used[: (len(used) // 2) * 2].cast("H")
@@ -171,6 +174,8 @@ class SplitRing:
                 side.append(view)
             else:
                 side += self.memory.pieces(address, length)
+        if any(view.readonly for view in writable):
+            raise PeerError("a descriptor to write in memory that is only to be read")
         return readable, writable, head
 
     def written_ranges(self, head: int) -> list[tuple[int, int]]:
