@@ -8,7 +8,6 @@ What a command checks, and in which order, follows the C daemon.
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 from qsd.block.chain import (
@@ -30,6 +29,7 @@ from qsd.jobs.filters import check_root
 if TYPE_CHECKING:
     from qsd.block.node import Node
     from qsd.commands.context import Context
+    from qsd.jobs.copying import ChunkedJobOptions
     from qsd.jobs.mirror import MirrorOptions
     from qsd.qapi.schema.block_job import (
         BlockCommitArguments,
@@ -97,7 +97,7 @@ def find_in_chain(top: Node, name: str) -> Node | None:
 
 async def block_commit(ctx: Context, args: BlockCommitArguments) -> None:
     """Merge images into the one below them (QMP reference, "block-commit")."""
-    from qsd.jobs.commit import CommitJob
+    from qsd.jobs.commit import start_commit
 
     active = ctx.graph.nodes.get(args.device)
     if active is None:
@@ -121,21 +121,22 @@ async def block_commit(ctx: Context, args: BlockCommitArguments) -> None:
         return
     if overlay_of(active, top) is None:
         raise QmpError(f"'{top.name}' is not in this backing file chain")
-    job = CommitJob(
-        ctx.jobs,
-        ctx.graph,
-        args.job_id if args.job_id is not None else "",
-        top,
-        base,
-        backing_file=args.backing_file,
-        on_error=args.on_error or "report",
-        speed=args.speed or 0,
-        auto_finalize=on_or_off(args.auto_finalize),
-        auto_dismiss=on_or_off(args.auto_dismiss),
+    await start_commit(
+        ctx.jobs, ctx.graph, args.job_id or "", active, top, base, _chunked_options(args)
     )
-    await job.set_up(active, args.filter_node_name)
-    job.start()
-    await asyncio.sleep(0)  # the job's first step comes before any further command
+
+
+def _chunked_options(args: BlockCommitArguments | BlockStreamArguments) -> ChunkedJobOptions:
+    from qsd.jobs.copying import ChunkedJobOptions
+
+    return ChunkedJobOptions(
+        args.filter_node_name,
+        args.backing_file,
+        args.on_error or "report",
+        args.speed or 0,
+        on_or_off(args.auto_finalize),
+        on_or_off(args.auto_dismiss),
+    )
 
 
 def _commit_top(ctx: Context, args: BlockCommitArguments, active: Node) -> Node:
@@ -201,19 +202,7 @@ async def block_stream(ctx: Context, args: BlockStreamArguments) -> None:
             break
     if args.backing_file is not None and ends_above is None:
         raise QmpError("backing file specified, but streaming the entire chain")
-    await start_stream(
-        ctx.jobs,
-        ctx.graph,
-        args.job_id if args.job_id is not None else "",
-        node,
-        bottom,
-        filter_name=args.filter_node_name,
-        backing_file=args.backing_file,
-        on_error=args.on_error or "report",
-        speed=args.speed or 0,
-        auto_finalize=on_or_off(args.auto_finalize),
-        auto_dismiss=on_or_off(args.auto_dismiss),
-    )
+    await start_stream(ctx.jobs, ctx.graph, args.job_id or "", node, bottom, _chunked_options(args))
 
 
 def _stream_bounds(
@@ -238,9 +227,7 @@ def _stream_bounds(
     elif args.bottom is not None:
         bottom = ctx.graph.lookup(None, args.bottom)
         if is_filter(bottom):
-            raise QmpError(
-                f"Node '{args.bottom}' is a filter, use a non-filter node as 'bottom'"
-            )
+            raise QmpError(f"Node '{args.bottom}' is a filter, use a non-filter node as 'bottom'")
         if not contains(node, bottom):
             raise QmpError(f"Node '{args.bottom}' is not in a chain starting from '{node.name}'")
         return bottom, None
@@ -341,9 +328,7 @@ def _check_replaces(ctx: Context, name: str, source: Node, target: Node) -> None
             "be guaranteed that doing so would not lead to an abrupt change of visible data"
         )
     if replaced.length() != target.length():
-        raise QmpError(
-            "cannot replace image with a mirror image of different size"
-        )
+        raise QmpError("cannot replace image with a mirror image of different size")
 
 
 def _shows_same(node: Node, wanted: Node) -> bool:

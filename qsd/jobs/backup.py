@@ -39,7 +39,7 @@ from qsd.block.drain import Drained
 from qsd.block.node import Node
 from qsd.errors import QmpError
 from qsd.jobs.block_job import BlockJob
-from qsd.jobs.copying import IGNORE_REST, MAX_CHUNKS, SpeedLimit, Workers
+from qsd.jobs.copying import IGNORE_REST, MAX_CHUNKS, SpeedLimit, Workers, checkpoint
 from qsd.util.ranges import align_down
 
 if TYPE_CHECKING:
@@ -232,7 +232,7 @@ class BackupJob(BlockJob):
                 await workers.join()
                 await self._judge()
                 position = 0
-            await self._checkpoint(workers, limit)
+            await checkpoint(self, workers, limit, self._failures)
             area = pending.next_dirty_area(position, length)
             if area is None:
                 if workers.in_flight:
@@ -249,20 +249,6 @@ class BackupJob(BlockJob):
             limit.spend(asyncio.get_running_loop().time(), count, self.speed)
             position = offset + count
             await workers.start(self._save(offset, count))
-
-    async def _checkpoint(self, workers: Workers, limit: SpeedLimit) -> None:
-        """Pause, end, or wait for the speed limit, with nothing in flight."""
-        while True:
-            if self.pause_count or self.is_cancelled:
-                await workers.join()
-                await self.pause_point()
-            delay = limit.delay(asyncio.get_running_loop().time(), self.speed)
-            if not delay:
-                return
-            await workers.join()
-            if self._failures:
-                return
-            await self.sleep(delay)
 
     async def _chunk(self, offset: int, extent: int) -> int:
         """Return how much to copy with one request."""

@@ -10,6 +10,7 @@ long as the job exists, commands that would pull the node from under it are refu
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from typing import TYPE_CHECKING, Final
 
@@ -92,6 +93,11 @@ class BlockJob(Job):
                 self.discard()
                 raise
 
+    async def begin(self) -> None:
+        """Start the work; its first step comes before any further command."""
+        self.start()
+        await asyncio.sleep(0)
+
     # Nodes
 
     def use_node(self, node: Node, name: str, perm: int, shared: int) -> Backend:
@@ -106,9 +112,7 @@ class BlockJob(Job):
         Raises:
             QmpError: Permission conflict.
         """
-        backend = Backend(
-            self.graph, self.id or "", f"block job '{self.id}'", _PausesJob(self)
-        )
+        backend = Backend(self.graph, self.id or "", f"block job '{self.id}'", _PausesJob(self))
         backend.attach(node, perm, shared)
         if backend.edge is not None:
             backend.edge.name = name

@@ -35,14 +35,13 @@ from qsd.block.naming import filename
 from qsd.block.reopen import set_read_only
 from qsd.errors import QmpError, os_error
 from qsd.filters.commit_top import CommitTopDriver
-from qsd.jobs.copying import CHUNK, ChunkedJob
-from qsd.jobs.filters import drop_filter, insert_filter, make_backend
+from qsd.jobs.copying import CHUNK, ChunkedJob, ChunkedJobOptions
+from qsd.jobs.filters import drop_filter, insert_filter, make_backend, make_read_only_again
 
 if TYPE_CHECKING:
     from qsd.block.graph import Edge, Graph
     from qsd.block.node import Node
     from qsd.jobs.job import JobRegistry
-    from qsd.qapi.schema.block_job import BlockdevOnError
     from qsd.qapi.schema.job import JobType
 
 
@@ -52,16 +51,8 @@ class CommitJob(ChunkedJob):
     TYPE: ClassVar[JobType] = "commit"
 
     __slots__ = (
-        "_backing_file",
-        "_base",
-        "_base_user",
-        "_base_was_read_only",
-        "_copier",
-        "_filter",
-        "_on_error",
-        "_top",
-        "_top_user",
-    )
+        "_base", "_base_user", "_base_was_read_only", "_copier", "_filter", "_top", "_top_user",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -70,37 +61,22 @@ class CommitJob(ChunkedJob):
         job_id: str | None,
         top: Node,
         base: Node,
-        *,
-        backing_file: str | None = None,
-        on_error: BlockdevOnError = "report",
-        speed: int = 0,
-        auto_finalize: bool = True,
-        auto_dismiss: bool = True,
+        options: ChunkedJobOptions,
     ) -> None:
         self._top = top
         self._base = base
-        self._backing_file = backing_file
-        self._on_error: BlockdevOnError = on_error
         self._filter: Node | None = None
         self._base_was_read_only = False
         self._base_user = make_backend(graph)
         self._top_user = make_backend(graph)
         self._copier = RangeCopier(self._top_user, self._base_user, unmap=False, unit=CHUNK)
-        super().__init__(
-            registry,
-            graph,
-            job_id,
-            speed=speed,
-            auto_finalize=auto_finalize,
-            auto_dismiss=auto_dismiss,
-        )
+        super().__init__(registry, graph, job_id, options)
 
-    async def set_up(self, active: Node, filter_name: str | None) -> None:
+    async def set_up(self, active: Node) -> None:
         """Attach the job to the graph.
 
         Args:
             active: The node that the user named.
-            filter_name: Name for the filter node.
 
         Raises:
             QmpError: Names or permissions conflict; nothing changed, and the job is gone.
@@ -109,7 +85,7 @@ class CommitJob(ChunkedJob):
         try:
             self.use_node(active, "main node", 0, perms.ALL)
             self._filter = await insert_filter(
-                self.graph, CommitTopDriver, filter_name, top, read_only=True
+                self.graph, CommitTopDriver, self.options.filter_name, top, read_only=True
             )
             # Others must not look at what is between: it is not what it was.
             shared = perms.WRITE_UNCHANGED | perms.WRITE
@@ -142,7 +118,7 @@ class CommitJob(ChunkedJob):
                 await self._base.truncate(length)
             except QmpError as exc:
                 raise os_error(errno.EIO) from exc
-        await self.go_over(length, self._on_error)
+        await self.go_over(length)
 
     async def look(self, offset: int, length: int) -> tuple[int, bool]:
         """Only what an image above the base decides is copied."""
@@ -161,7 +137,7 @@ class CommitJob(ChunkedJob):
         # The overlay must find in the base what it found above: that has to be there for good.
         await self._base_user.flush()
         await self._leave()
-        name = self._backing_file
+        name = self.options.backing_file
         if name is None:
             name = filename(self._base)
         fmt = _format_of(self._base)
@@ -202,11 +178,8 @@ class CommitJob(ChunkedJob):
         await super().clean()
         await self._top_user.detach()
         await self._base_user.detach()
-        if self._base_was_read_only and not self._base.closed:
-            try:
-                await set_read_only(self.graph, self._base, True)
-            except QmpError:
-                pass  # somebody writes to it by now, so it may stay writable
+        if self._base_was_read_only:
+            await make_read_only_again(self.graph, self._base)
 
 
 def _is_backing(edge: Edge) -> bool:
@@ -234,4 +207,33 @@ async def record_backing(graph: Graph, overlay: Node, name: str | None, fmt: str
             await set_read_only(graph, overlay, True)
 
 
-__all__ = ["CommitJob", "record_backing"]
+async def start_commit(
+    registry: JobRegistry,
+    graph: Graph,
+    job_id: str | None,
+    active: Node,
+    top: Node,
+    base: Node,
+    options: ChunkedJobOptions,
+) -> CommitJob:
+    """Make and start a job that commits images below the topmost one.
+
+    Args:
+        registry: The jobs.
+        graph: The graph.
+        job_id: Identifier of the job.
+        active: The node that the user named.
+        top: The first image that is committed.
+        base: What it is committed into.
+        options: What the user says.
+
+    Raises:
+        QmpError: It cannot be done; nothing changed.
+    """
+    job = CommitJob(registry, graph, job_id, top, base, options)
+    await job.set_up(active)
+    await job.begin()
+    return job
+
+
+__all__ = ["CommitJob", "start_commit", "record_backing"]

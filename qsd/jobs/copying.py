@@ -22,17 +22,18 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from qsd.aio import eager
 from qsd.block.copy import CopyError
 from qsd.jobs.block_job import BlockJob
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Sized
     from typing import Any
 
-    from qsd.jobs.job import Job
+    from qsd.block.graph import Graph
+    from qsd.jobs.job import Job, JobRegistry
     from qsd.qapi.schema.block_job import BlockdevOnError
 
 #: Bytes; errors and the speed limit go by pieces of this size, as in the C daemon.
@@ -149,13 +150,70 @@ class Workers:
         self._check()
 
 
+async def checkpoint(job: BlockJob, workers: Workers, limit: SpeedLimit, failures: Sized) -> None:
+    """Pause, end, or wait for the speed limit, with nothing in flight.
+
+    A failure of what was in flight ends the wait: it is to be judged first.
+
+    Raises:
+        JobCancelled: The job was cancelled.
+    """
+    while not failures:
+        if job.pause_count or job.is_cancelled:
+            await workers.join()
+            await job.pause_point()
+        delay = limit.delay(asyncio.get_running_loop().time(), job.speed)
+        if not delay:
+            return
+        await workers.join()
+        if not failures:
+            await job.sleep(delay)
+
+
+class ChunkedJobOptions(NamedTuple):
+    """What the user says of a job that changes a backing chain; defaults of the QMP reference.
+
+    Attributes:
+        filter_name: Name for the job's filter.
+        backing_file: What to record as backing file in the end, None for the image's own name.
+        on_error: What to do when a chunk fails.
+        speed: Bytes per second; 0 for no limit.
+        auto_finalize: As for all jobs.
+        auto_dismiss: As for all jobs.
+    """
+
+    filter_name: str | None = None
+    backing_file: str | None = None
+    on_error: BlockdevOnError = "report"
+    speed: int = 0
+    auto_finalize: bool = True
+    auto_dismiss: bool = True
+
+
 class ChunkedJob(BlockJob, ABC):
-    """A block job that goes over a range once; see the module's docstring."""
+    """A block job that goes over a range once; see the module's docstring.
+
+    Attributes:
+        options: What the user wants.
+    """
 
     __slots__ = (
         "_ahead", "_done", "_failures", "_frontier", "_position", "_restarted_at",
-        "_speed_limit", "_workers",
+        "_speed_limit", "_workers", "options",
     )  # fmt: skip
+
+    def __init__(
+        self, registry: JobRegistry, graph: Graph, job_id: str | None, options: ChunkedJobOptions
+    ) -> None:
+        self.options = options
+        super().__init__(
+            registry,
+            graph,
+            job_id,
+            speed=options.speed,
+            auto_finalize=options.auto_finalize,
+            auto_dismiss=options.auto_dismiss,
+        )
 
     # What subclasses fill in
 
@@ -187,11 +245,11 @@ class ChunkedJob(BlockJob, ABC):
 
     # The work
 
-    async def go_over(self, length: int, policy: BlockdevOnError) -> None:
+    async def go_over(self, length: int) -> None:
         """Work on ``[0, length)``.
 
         Raises:
-            OSError: A failure that the policy does not forgive.
+            OSError: A failure that the user does not forgive.
             JobCancelled: The job was cancelled.
         """
         self._workers = workers = Workers(self, MAX_CHUNKS)
@@ -204,27 +262,13 @@ class ChunkedJob(BlockJob, ABC):
         while self._frontier < length:
             if self._failures:
                 await workers.join()
-                await self._judge(policy)
-            await self._checkpoint()
+                await self._judge()
+            await checkpoint(self, workers, self._speed_limit, self._failures)
             if self._position < length:
                 await self._advance(length)
             elif workers.in_flight:
                 await workers.wait_one()
         await workers.join()
-
-    async def _checkpoint(self) -> None:
-        """Pause, end, or wait for the speed limit, with nothing in flight."""
-        loop = asyncio.get_running_loop()
-        while True:
-            if self.pause_count or self.is_cancelled:
-                await self._workers.join()
-                await self.pause_point()
-            delay = self._speed_limit.delay(loop.time(), self.speed)
-            if not delay:
-                return
-            await self._workers.join()
-            if not self._failures:
-                await self.sleep(delay)
 
     async def _advance(self, length: int) -> None:
         """Look at the next piece, and start to work on it if there is something to do."""
@@ -274,12 +318,12 @@ class ChunkedJob(BlockJob, ABC):
             self._frontier += count
             self.progress(count)
 
-    async def _judge(self, policy: BlockdevOnError) -> None:
+    async def _judge(self) -> None:
         error, offset, length = min(self._failures, key=lambda failure: failure[1])
         self._failures.clear()
         self._restarted_at = max(self._restarted_at, self._position)
         self._position = self._frontier
-        action = self.handle_error(policy, error.is_read, error.cause)
+        action = self.handle_error(self.options.on_error, error.is_read, error.cause)
         if action == "report":
             raise error.cause
         if action == "ignore":

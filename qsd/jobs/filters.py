@@ -22,6 +22,7 @@ from qsd.block import perms
 from qsd.block.backend import Backend
 from qsd.block.change import GraphChange, make_internal_node
 from qsd.block.drain import Drained
+from qsd.block.reopen import set_read_only
 from qsd.errors import QmpError
 
 if TYPE_CHECKING:
@@ -70,9 +71,7 @@ async def insert_filter(
     Raises:
         QmpError: The name cannot be used, or permissions conflict; nothing changed.
     """
-    node = make_internal_node(
-        graph, cls, name, below, implicit=name is None, options=options
-    )
+    node = make_internal_node(graph, cls, name, below, implicit=name is None, options=options)
     if read_only is not None:
         node.read_only = read_only
     try:
@@ -117,6 +116,16 @@ async def drop_filter(graph: Graph, node: Node) -> None:
         await change.finish()
     if not node.closed:  # nobody used it, so nothing was moved
         await graph.close_node(node)
+
+
+async def make_read_only_again(graph: Graph, node: Node) -> None:
+    """Undo that a job made a node writable, unless somebody writes to it by now."""
+    if node.closed:
+        return
+    try:
+        await set_read_only(graph, node, True)
+    except QmpError:
+        pass
 
 
 def make_backend(graph: Graph) -> Backend:

@@ -501,13 +501,8 @@ class MirrorJob(BlockJob):
 
     async def abort(self) -> None:
         """Take the filter out; the graph is as it was."""
+        await self._detach()
         top, self._filter = self._filter, None
-        if top is not None:
-            driver = top.driver
-            assert isinstance(driver, MirrorTopDriver)  # the job's own filter
-            driver.sink = None
-        await self._target_user.detach()
-        await self.release_nodes()
         if top is not None:
             await drop_filter(self.graph, top)
 
@@ -567,8 +562,7 @@ async def start_mirror(
             if target_read_only:
                 await set_read_only(graph, target, True)
         raise
-    job.start()
-    await asyncio.sleep(0)  # the job's first step comes before any further command
+    await job.begin()
     return job
 
 

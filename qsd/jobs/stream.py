@@ -25,7 +25,6 @@ jobs may put another image below it meanwhile.
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, ClassVar
 
 from qsd.block import perms
@@ -39,15 +38,14 @@ from qsd.block.status import backing_of
 from qsd.errors import QmpError
 from qsd.filters.copy_on_read import CopyOnReadDriver
 from qsd.jobs.commit import record_backing
-from qsd.jobs.copying import ChunkedJob
-from qsd.jobs.filters import drop_filter, insert_filter, make_backend
+from qsd.jobs.copying import ChunkedJob, ChunkedJobOptions
+from qsd.jobs.filters import drop_filter, insert_filter, make_backend, make_read_only_again
 from qsd.qapi.schema.block_options import BlockdevOptions, BlockdevOptionsCor
 
 if TYPE_CHECKING:
     from qsd.block.graph import Graph
     from qsd.block.node import Node
     from qsd.jobs.job import JobRegistry
-    from qsd.qapi.schema.block_job import BlockdevOnError
     from qsd.qapi.schema.job import JobType
 
 
@@ -59,16 +57,7 @@ class StreamJob(ChunkedJob):
 
     TYPE: ClassVar[JobType] = "stream"
 
-    __slots__ = (
-        "_backing_file",
-        "_bottom",
-        "_error_met",
-        "_filter",
-        "_on_error",
-        "_top",
-        "_top_was_read_only",
-        "_user",
-    )
+    __slots__ = ("_bottom", "_error_met", "_filter", "_top", "_top_was_read_only", "_user")
 
     def __init__(
         self,
@@ -79,28 +68,16 @@ class StreamJob(ChunkedJob):
         *,
         top: Node,
         bottom: Node,
-        backing_file: str | None = None,
-        on_error: BlockdevOnError = "report",
-        speed: int = 0,
-        auto_finalize: bool = True,
-        auto_dismiss: bool = True,
+        top_was_read_only: bool,
+        options: ChunkedJobOptions,
     ) -> None:
         self._filter: Node | None = node
         self._top = top
         self._bottom = bottom
-        self._backing_file = backing_file
-        self._on_error: BlockdevOnError = on_error
         self._error_met: OSError | None = None
-        self._top_was_read_only = False
+        self._top_was_read_only = top_was_read_only
         self._user = make_backend(graph)
-        super().__init__(
-            registry,
-            graph,
-            job_id,
-            speed=speed,
-            auto_finalize=auto_finalize,
-            auto_dismiss=auto_dismiss,
-        )
+        super().__init__(registry, graph, job_id, options)
 
     def set_up(self) -> None:
         """Attach the job to the graph.
@@ -137,7 +114,7 @@ class StreamJob(ChunkedJob):
         """Copy up what is not there yet."""
         if self._bottom is self._top:
             return  # there is nothing below, or nothing that is wanted
-        await self.go_over(self._top.length(), self._on_error)
+        await self.go_over(self._top.length())
         if self._error_met is not None:
             raise self._error_met
 
@@ -192,7 +169,7 @@ class StreamJob(ChunkedJob):
             layer = skip_filters(base)
             name = fmt = None
             if layer is not None:
-                name = self._backing_file
+                name = self.options.backing_file
                 if name is None:
                     name = filename(layer)
                 fmt = layer.driver.name
@@ -221,11 +198,8 @@ class StreamJob(ChunkedJob):
     async def clean(self) -> None:
         """Let go of everything; the image becomes read-only again if it was."""
         await super().clean()
-        if self._top_was_read_only and not self._top.closed:
-            try:
-                await set_read_only(self.graph, self._top, True)
-            except QmpError:
-                pass  # somebody writes to it by now, so it may stay writable
+        if self._top_was_read_only:
+            await make_read_only_again(self.graph, self._top)
 
 
 async def start_stream(
@@ -234,13 +208,7 @@ async def start_stream(
     job_id: str | None,
     node: Node,
     bottom: Node,
-    *,
-    filter_name: str | None = None,
-    backing_file: str | None = None,
-    on_error: BlockdevOnError = "report",
-    speed: int = 0,
-    auto_finalize: bool = True,
-    auto_dismiss: bool = True,
+    options: ChunkedJobOptions,
 ) -> StreamJob:
     """Make and start a job that streams into a node.
 
@@ -250,12 +218,7 @@ async def start_stream(
         job_id: Identifier of the job.
         node: The node that the user named.
         bottom: The last layer that is streamed.
-        filter_name: Name for the filter node.
-        backing_file: What to record as the new backing file; None for the base's own name.
-        on_error: What to do when a chunk fails.
-        speed: Bytes per second; 0 for no limit.
-        auto_finalize: As for all jobs.
-        auto_dismiss: As for all jobs.
+        options: What the user says.
 
     Raises:
         QmpError: It cannot be done; nothing changed.
@@ -271,7 +234,7 @@ async def start_stream(
             added = await insert_filter(
                 graph,
                 CopyOnReadDriver,
-                filter_name,
+                options.filter_name,
                 node,
                 child_name="file",
                 options=BlockdevOptions(
@@ -290,13 +253,9 @@ async def start_stream(
             added,
             top=top,
             bottom=bottom,
-            backing_file=backing_file,
-            on_error=on_error,
-            speed=speed,
-            auto_finalize=auto_finalize,
-            auto_dismiss=auto_dismiss,
+            top_was_read_only=read_only,
+            options=options,
         )
-        job._top_was_read_only = read_only
         job.set_up()
     except BaseException:
         if job is not None:
@@ -309,8 +268,7 @@ async def start_stream(
             if read_only:
                 await set_read_only(graph, top, True)
         raise
-    job.start()
-    await asyncio.sleep(0)  # the job's first step comes before any further command
+    await job.begin()
     return job
 
 

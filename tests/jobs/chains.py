@@ -8,8 +8,11 @@ import asyncio
 import random
 from typing import TYPE_CHECKING, Any, Self
 
+import pytest
+
 from qsd.block import perms
 from qsd.block.backend import Backend
+from qsd.errors import QmpError
 from qsd.filters.copy_on_read import CopyOnReadDriver
 from qsd.jobs.block_job import BlockJob
 from tests.commands.support import Daemon
@@ -63,9 +66,7 @@ class Guest:
 
     def __init__(self, rig: Rig, node: Node) -> None:
         self.backend = Backend(rig.graph, "", "a guest")
-        self.backend.attach(
-            node, perms.CONSISTENT_READ | perms.WRITE, perms.ALL & ~perms.RESIZE
-        )
+        self.backend.attach(node, perms.CONSISTENT_READ | perms.WRITE, perms.ALL & ~perms.RESIZE)
         self.content = bytearray(node.length())
 
     async def learn(self) -> None:
@@ -123,9 +124,7 @@ class World(Daemon):
     async def chain(self) -> list[Node]:
         """Make base <- mid <- top with different data in each; return them from the top."""
         nodes: list[Node] = []
-        for number, (name, backing) in enumerate(
-            [("base", None), ("mid", "base"), ("top", "mid")]
-        ):
+        for number, (name, backing) in enumerate([("base", None), ("mid", "base"), ("top", "mid")]):
             node = await self.image(name, backing)
             for index in range(number, 12, number + 2):
                 await node.write(
@@ -133,6 +132,21 @@ class World(Daemon):
                 )
             nodes.insert(0, node)
         return nodes
+
+    async def guest(self) -> Guest:
+        """Make such a chain, and a guest that uses it."""
+        top, *_ = await self.chain()
+        guest = Guest(self.rig, top)
+        await guest.learn()
+        return guest
+
+    async def refuses(self, command: str, cases: list[tuple[dict[str, Any], str]]) -> None:
+        """Check what a command on "top" says to wrong arguments, and that it changes nothing."""
+        for arguments, text in cases:
+            before = self.edges()
+            with pytest.raises(QmpError, match=text):
+                await self.qmp(command, job_id="j", device="top", **arguments)
+            assert self.edges() == before
 
     def driver(self, name: str) -> MemoryDriver:
         driver = self.rig.graph.nodes[name].driver

@@ -10,7 +10,15 @@ import pytest
 
 from qsd.block.copy import CopyError
 from qsd.errors import os_error
-from qsd.jobs.copying import CHUNK, LARGE_CHUNK, MAX_CHUNKS, ChunkedJob, SpeedLimit, Workers
+from qsd.jobs.copying import (
+    CHUNK,
+    LARGE_CHUNK,
+    MAX_CHUNKS,
+    ChunkedJob,
+    ChunkedJobOptions,
+    SpeedLimit,
+    Workers,
+)
 from tests.jobs.support import ScriptedJob, in_world, succeed
 from tests.jobs.support import World as JobWorld
 
@@ -29,27 +37,34 @@ class Walker(ChunkedJob):
     TYPE: ClassVar[JobType] = "stream"
 
     def __init__(
-        self, world: JobWorld, length: int, policy: BlockdevOnError = "report", **options: Any
+        self,
+        world: JobWorld,
+        length: int,
+        policy: BlockdevOnError = "report",
+        span: int = MIB,
+        **options: Any,
     ) -> None:
         nothing: Any = None
         self.length = length
-        self.policy: BlockdevOnError = policy
+        self.span = span  # of data, and of nothing to do
         self.treated: list[int] = []
         self.at_once = 0
         self.most = 0
         self.failing: dict[int, int] = {}
         self.skip = False
         self.unseen: set[int] = set()
-        super().__init__(world.registry, nothing, "j", auto_dismiss=False, **options)
+        wanted = ChunkedJobOptions(on_error=policy, auto_dismiss=False, **options)
+        super().__init__(world.registry, nothing, "j", wanted)
 
     async def run(self) -> None:
-        await self.go_over(self.length, self.policy)
+        await self.go_over(self.length)
 
     async def look(self, offset: int, length: int) -> tuple[int, bool]:
         if offset in self.unseen:
             self.unseen.remove(offset)
             raise os_error(errno.EIO)
-        return min(length, MIB - offset % MIB), offset // MIB % 2 == 0
+        span = self.span
+        return min(length, span - offset % span), offset // span % 2 == 0
 
     async def treat(self, offset: int, length: int) -> None:
         assert length <= (CHUNK if self.speed else LARGE_CHUNK)
@@ -117,6 +132,19 @@ def test_ignoring_tries_again_or_goes_on(skip: bool) -> None:
     in_world(story)
 
 
+def test_what_was_done_behind_a_failure_is_not_done_again() -> None:
+    async def story(world: JobWorld) -> None:
+        job = Walker(world, 40 * MIB, "ignore", span=20 * MIB)
+        job.failing = {MIB + CHUNK: 1, 9 * MIB: 1}
+        job.start()
+        await finish(job)
+        assert job.error is None
+        assert sorted(job.treated) == list(range(0, 20 * MIB, CHUNK))
+        assert job.progress_current == job.progress_total == 40 * MIB
+
+    in_world(story)
+
+
 def test_stopping_pauses_until_the_user_resumes() -> None:
     async def story(world: JobWorld) -> None:
         job = Walker(world, 10 * MIB, "stop")
@@ -144,6 +172,20 @@ def test_the_speed_limit_is_kept(speed: int) -> None:
         await finish(job)
         # Half of the range needs work.
         assert loop.time() - before == pytest.approx(32 * MIB / speed, rel=0.1)
+
+    in_world(story)
+
+
+def test_a_failure_does_not_wait_for_the_speed_limit() -> None:
+    async def story(world: JobWorld) -> None:
+        loop = asyncio.get_running_loop()
+        job = Walker(world, 64 * MIB, speed=1)
+        job.failing = {0: 1}
+        before = loop.time()
+        job.start()
+        await finish(job)
+        assert isinstance(job.error, OSError)
+        assert loop.time() - before < 1
 
     in_world(story)
 
