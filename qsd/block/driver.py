@@ -98,6 +98,8 @@ class Driver:
     #: A write behind the end makes the image longer.  `write_nowait` must refuse such a write, or
     #: call ``node.length_changed()`` after it.
     grows: ClassVar[bool] = False
+    #: The length depends on that of a child.
+    follows_children: ClassVar[bool] = True
     #: FUA write requests are handled by the driver; else the engine flushes.
     native_fua: ClassVar[bool] = False
     #: `read_nowait` and `write_nowait` refuse requests that are not aligned, so that they may be

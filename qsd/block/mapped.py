@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from qsd.aio import eager
 from qsd.aio.rangelock import RangeLock
@@ -83,6 +83,9 @@ class MappedDriver(Driver):
         granularity: Bytes; the unit of allocation (cluster or subcluster).
         ranges: The lock over guest ranges.
     """
+
+    #: An image says how long it is.
+    follows_children: ClassVar[bool] = False
 
     __slots__ = ("granularity", "ranges")
 

@@ -300,7 +300,8 @@ class Node:
 
     def child_resized(self, edge: Edge) -> None:
         """A child's length changed; nodes whose length follows their child pass it on."""
-        if self._length >= 0:  # else nobody has asked yet, and the driver may be half open
+        # As long as nobody has asked for the length, the driver may be half open.
+        if self._length >= 0 and self.driver.follows_children:
             self.length_changed()
 
     # Tracking

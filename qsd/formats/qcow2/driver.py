@@ -6,7 +6,7 @@
 
     driver.py     life cycle, fast paths                options.py    run-time options
       mapping.py, runs.py   lookups                     header.py     header
-      changes.py    allocation, zeroes, discards        snapshots.py, bitmaps.py
+      changes.py, quick.py  allocation, zeroes, ...     snapshots.py, bitmaps.py
       compress.py   compressed clusters                 resize.py, create.py, check.py
         image.py      shared state, order of writing
           cache.py, refcount.py, overlap.py
@@ -32,6 +32,7 @@ from qsd.formats.qcow2.image import Image
 from qsd.formats.qcow2.layout import COPIED, OFFSET_MASK, Geometry, Header
 from qsd.formats.qcow2.mapping import Mapper
 from qsd.formats.qcow2.options import Options
+from qsd.formats.qcow2.quick import QuickWriter
 from qsd.formats.qcow2.runs import RunFinder
 from qsd.util.ranges import align_down, align_up
 from qsd.util.zeroes import ZERO_CHUNK, ZEROES
@@ -73,6 +74,7 @@ class Qcow2Driver(MappedDriver):
         "_index_mask",
         "_mapper",
         "_not_plain",
+        "_quick",
         "_ready",
         "_runs",
         "_slice_bits",
@@ -142,6 +144,7 @@ class Qcow2Driver(MappedDriver):
         self._mapper = Mapper(image)
         self._runs = RunFinder(image)
         self._changer = Changer(image)
+        self._quick = QuickWriter(image, self.ranges)
         self._compressor = Compressor(image)
         # Encrypted data is nowhere as it is, so the fast paths shall find none.
         self._hot = image.l2.hot if not image.encrypted else {}
@@ -443,10 +446,7 @@ class Qcow2Driver(MappedDriver):
         elif host >= 0:
             if not self._data_edge.node.write_nowait(host, view):
                 return False
-        elif not self._ready or not (
-            self._changer.write_fresh_nowait(offset, view)
-            or (not self._is_used(offset) and self._changer.write_copy_nowait(offset, view))
-        ):
+        elif not self._ready or not self._quick.write_nowait(offset, view):
             return False
         node = self.node
         if offset + length > node.wr_highest_offset:
@@ -464,11 +464,6 @@ class Qcow2Driver(MappedDriver):
         if self._encryption is not None:
             return self._ready and self._encryption.write_later(self, offset, view, done)
         return super().write_later(offset, view, done)
-
-    def _is_used(self, offset: int) -> bool:
-        """Tell whether somebody holds the cluster of an offset."""
-        start = offset & ~self._within_mask
-        return self.ranges.is_blocked(start, start + self._within_mask + 1, True)
 
     def map_nowait(self, offset: int, length: int) -> Mapping | None:
         """Map from memory."""

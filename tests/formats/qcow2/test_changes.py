@@ -13,7 +13,6 @@ import pytest
 from qsd.aio.loop import run
 from qsd.block.mapping import MAY_UNMAP
 from qsd.block.node import Node
-from qsd.formats.qcow2.changes import Changer
 from qsd.formats.qcow2.driver import Qcow2Driver
 from tests.formats.qcow2.support import add_image, check, content, file_of, make, rig
 from tests.formats.qcow2.support import run as tool
@@ -157,53 +156,4 @@ def test_fast_allocation_equals_the_plain_way(tmp_path: Path) -> None:
 
         change(path, body)
         images.append((presence(path), content(path, tmp_path)))
-    assert images[0] == images[1]
-
-
-@pytest.mark.parametrize("shared", [False, True])
-def test_fast_copies_equal_the_plain_way(
-    tmp_path: Path, shared: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Over a backing file, or over what a snapshot shares; some of it is zero."""
-    need("qemu-img", "qemu-io")
-    base = make(tmp_path / "base", "1M", "cluster_size=4k")
-    tool("qemu-io", "-f", "qcow2", "-c", "write -P 7 0 300k", "-c", "write -P 8 600k 424k", base)
-    copies: list[bool] = []
-    plain = Changer.write_copy_nowait
-
-    def counted(changer: Changer, offset: int, view: memoryview) -> bool:
-        copies.append(plain(changer, offset, view))
-        return copies[-1]
-
-    monkeypatch.setattr(Changer, "write_copy_nowait", counted)
-    images = []
-    for fast in (True, False):
-        path = tmp_path / f"image{fast}"
-        if shared:
-            path.write_bytes(base.read_bytes())
-            tool("qemu-img", "snapshot", "-c", "s", path)
-        else:
-            make(path, "1M", "cluster_size=4k")
-            tool("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", base, "-F", "qcow2", path)
-
-        async def body(node: Node, fast: bool = fast) -> None:
-            driver = node.driver
-            assert isinstance(driver, Qcow2Driver)
-            for number in range(120):
-                offset = number * 37 * 512 % (1 << 20)
-                length = 512 * (number % 9 + 1)
-                view = memoryview(bytes([number + 1]) * min(length, (1 << 20) - offset))
-                if fast:
-                    await node.write(offset, view)
-                else:
-                    await driver.write(offset, view, 0)
-                if number % 40 == 30:
-                    await node.flush()
-
-        change(path, body)
-        images.append((presence(path), content(path, tmp_path)))
-        if shared:
-            tool("qemu-img", "snapshot", "-a", "s", path)
-            assert content(path, tmp_path) == content(base, tmp_path)
-        assert sum(copies) > 30
     assert images[0] == images[1]

@@ -1,0 +1,231 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""The fast path of writes to new clusters, against the plain way."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from qsd.aio.loop import run
+from qsd.block.node import Node
+from qsd.formats.qcow2.driver import Qcow2Driver
+from qsd.formats.qcow2.quick import QuickWriter
+from tests.formats.qcow2.support import add_image, check, file_of, make, rig
+from tests.formats.qcow2.support import run as tool
+from tests.support.tools import need
+
+SIZE = (1 << 20) - 1536
+UNIT = 4096
+
+Writes = list[tuple[int, int]]
+
+
+def _base(folder: Path) -> Path:
+    base = make(folder / "base", 800 << 10, "cluster_size=4k")
+    tool("qemu-io", "-f", "qcow2", "-c", "write -P 7 0 300k", "-c", "write -P 8 600k 200k", base)
+    return base
+
+
+def _image(folder: Path, kind: str) -> Path:
+    """Make an image whose clusters are not its own."""
+    path = folder / "image"
+    options = "cluster_size=4k,compat=0.10" if kind == "old" else "cluster_size=4k"
+    make(path, SIZE, options)
+    tool("qemu-io", "-f", "qcow2", "-c", "write -P 3 100k 50k", path)
+    if kind != "old":
+        tool("qemu-io", "-f", "qcow2", "-c", "write -z -u 200k 60k", path)
+    if kind == "backing":
+        tool("qemu-img", "rebase", "-u", "-b", _base(folder), "-F", "qcow2", path)
+    elif kind == "snapshot":
+        commands = ("write -P 5 300k 200k", "write -z 450k 20k", "write -c 512k 4k")
+        tool("qemu-io", "-f", "qcow2", *(f"-c{command}" for command in commands), path)
+        tool("qemu-img", "snapshot", "-c", "s", path)
+    return path
+
+
+def driver_of(node: Node) -> Qcow2Driver:
+    assert isinstance(node.driver, Qcow2Driver)
+    return node.driver
+
+
+def data_of(number: int, length: int) -> memoryview:
+    return memoryview(bytes([number % 255 + 1]) * length)
+
+
+async def _apply(node: Node, writes: Writes, fast: bool) -> bytes:
+    """Do some writes, flushing now and then, and return what is read afterwards."""
+    for number, (offset, length) in enumerate(writes):
+        view = data_of(number, min(length, SIZE - offset))
+        if fast:
+            await node.write(offset, view)
+        else:
+            await driver_of(node).write(offset, view, 0)
+        if number % 10 == 9:
+            await node.flush()
+    content = bytearray(SIZE)
+    await node.read(0, memoryview(content))
+    return bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["fresh", "old", "backing", "snapshot"])
+def test_both_ways_leave_the_same(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need("qemu-img", "qemu-io")
+    template = _image(tmp_path, kind)
+    served = [0]
+    plain = QuickWriter.write_nowait
+
+    def counted(writer: QuickWriter, offset: int, view: memoryview) -> bool:
+        done = plain(writer, offset, view)
+        served[0] += done
+        return done
+
+    monkeypatch.setattr(QuickWriter, "write_nowait", counted)
+    offsets = st.integers(0, SIZE // 512 - 1).map(lambda number: number * 512)
+    clusters = st.integers(0, SIZE // UNIT - 1).map(lambda number: number * UNIT)
+    lengths = st.one_of(
+        st.integers(1, 40).map(lambda number: number * 512),
+        st.integers(1, 12).map(lambda number: number * UNIT),
+    )
+    sequences = st.lists(st.tuples(offsets | clusters, lengths), min_size=8, max_size=40)
+    shared = [HealthCheck.function_scoped_fixture]
+
+    @settings(max_examples=20, deadline=None, suppress_health_check=shared)
+    @given(sequences)
+    def compare(writes: Writes) -> None:
+        results = []
+        for fast in (True, False):
+            path = tmp_path / f"copy{fast}"
+            shutil.copyfile(template, path)
+
+            async def main(path: Path = path, fast: bool = fast) -> bytes:
+                async with rig() as graph:
+                    return await _apply(await add_image(graph, path), writes, fast)
+
+            results.append(run(main()))
+            check(path)
+        assert results[0] == results[1]
+
+    compare()
+    assert served[0] > 5
+    if kind == "snapshot":
+        # What was shared is what it was.
+        for path in (tmp_path / "copyTrue", template):
+            tool("qemu-img", "snapshot", "-a", "s", path)
+        tool("qemu-img", "compare", "-f", "qcow2", "-F", "qcow2", tmp_path / "copyTrue", template)
+
+
+def _with_image(path: Path, body: Callable[[Node], Any], **options: Any) -> None:
+    async def main() -> None:
+        async with rig() as graph:
+            node = await add_image(graph, path, **options)
+            await node.write(SIZE - 512, data_of(1, 512))  # the tables are there
+            await body(node)
+
+    run(main())
+    check(path)
+
+
+def test_no_cluster_that_somebody_holds_is_copied(tmp_path: Path) -> None:
+    need("qemu-img", "qemu-io")
+    path = _image(tmp_path, "snapshot")
+
+    async def body(node: Node) -> None:
+        driver = driver_of(node)
+        for length in (512, UNIT):
+            hold = driver.ranges.claim_nowait(301 << 10, 302 << 10, False)
+            assert hold is not None
+            assert not node.write_nowait(300 << 10, data_of(2, length))
+            assert node.write_nowait(320 << 10, data_of(2, length))
+            driver.ranges.release(hold)
+        assert node.write_nowait(300 << 10, data_of(2, 512))
+
+    _with_image(path, body)
+
+
+def test_a_failed_write_leaves_the_clusters_free(tmp_path: Path) -> None:
+    need("qemu-img", "qemu-io")
+    path = _image(tmp_path, "fresh")
+
+    async def body(node: Node) -> None:
+        file = file_of(node)
+        before = driver_of(node).image.refcounts.free_hint
+        for length in (512, UNIT, 3 * UNIT):
+            file.fail = lambda operation, offset: errno.ENOSPC * (operation == "write")
+            assert not node.write_nowait(600 << 10, data_of(2, length))
+            assert driver_of(node).image.refcounts.free_hint == before
+            file.fail = lambda operation, offset: 0
+        content = bytearray(3 * UNIT)
+        await node.read(600 << 10, memoryview(content))
+        assert not any(content)
+
+    _with_image(path, body)
+
+
+def test_what_is_left_to_the_plain_way(tmp_path: Path) -> None:
+    need("qemu-img", "qemu-io")
+    path = _image(tmp_path, "backing")
+
+    async def body(node: Node) -> None:
+        driver = driver_of(node)
+        quick = driver._quick
+        backing = node.children["backing"].node
+        # Old content at both ends of several clusters; the end of the image; and of the backing
+        # file; tables or content that are not in memory; a damaged image.
+        assert not quick.write_nowait(500 << 10 | 512, data_of(2, 2 * UNIT))
+        assert not quick.write_nowait(SIZE - 1024, data_of(2, 512))
+        assert not quick.write_nowait(900 << 10, data_of(2, 512))
+        file_of(backing).fast = False
+        assert not quick.write_nowait(20 << 10, data_of(2, 512))
+        file_of(backing).fast = True
+        table = driver.image.l2.hot.pop(0)
+        assert not quick.write_nowait(20 << 10, data_of(2, 512))
+        driver.image.l2.hot[0] = table
+        await backing.read(0, memoryview(bytearray(1)))
+        assert quick.write_nowait(20 << 10, data_of(2, 512))
+        driver.image.broken = True
+        assert not quick.write_nowait(40 << 10, data_of(2, 512))
+        driver.image.broken = False
+
+    _with_image(path, body)
+
+
+def test_lazy_refcounts_begin_with_the_dirty_bit(tmp_path: Path) -> None:
+    need("qemu-img")
+    path = make(tmp_path / "image", SIZE, "lazy_refcounts=on")
+
+    async def main() -> None:
+        async with rig() as graph:
+            node = await add_image(graph, path)
+            quick = driver_of(node)._quick
+            await driver_of(node).map(0, 1)
+            assert not quick.write_nowait(0, data_of(1, 512))
+            await node.write(0, data_of(1, 512))
+            assert driver_of(node).image.header.incompatible_features & 1
+            assert quick.write_nowait(1 << 16, data_of(1, 512))
+
+    run(main())
+    check(path)
+
+
+def test_other_layouts_are_not_served(tmp_path: Path) -> None:
+    need("qemu-img")
+    path = make(tmp_path / "image", SIZE, "extended_l2=on")
+
+    async def main() -> None:
+        async with rig() as graph:
+            node = await add_image(graph, path)
+            await node.write(0, data_of(1, 512))
+            assert not driver_of(node)._quick.is_usable
+            assert not driver_of(node)._quick.write_nowait(1 << 17, data_of(1, 1 << 16))
+
+    run(main())
