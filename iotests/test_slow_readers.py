@@ -9,6 +9,7 @@ and go, so that clusters are used for one block after the other.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
@@ -47,12 +48,12 @@ class Players:
 
     def run(self, play: str, seed: int) -> None:
         try:
-            getattr(self, play)(random.Random(seed))
+            with contextlib.closing(Client(self.socket, "disk")) as client:
+                getattr(self, play)(client, random.Random(seed))
         except BaseException as exc:
             self.errors.append(exc)
 
-    def read(self, dice: random.Random) -> None:
-        client = Client(self.socket, "disk")
+    def read(self, client: Client, dice: random.Random) -> None:
         while not self.is_over:
             asked = [dice.randrange(BLOCKS) for _ in range(dice.choice((1, 2, 8)))]
             for number, index in enumerate(asked):
@@ -63,10 +64,8 @@ class Players:
                 assert error == 0
                 assert data in (content(asked[number]), bytes(BLOCK)), f"block {asked[number]}"
                 self.reads += 1
-        client.close()
 
-    def write(self, dice: random.Random) -> None:
-        client = Client(self.socket, "disk")
+    def write(self, client: Client, dice: random.Random) -> None:
         while not self.is_over:
             indices = dice.sample(range(BLOCKS), dice.randint(1, 6))
             for index in indices:
@@ -77,14 +76,13 @@ class Players:
             for index in indices:
                 client.call(WRITE, index * BLOCK, data=content(index))
                 self.rewritten += 1
-        client.close()
 
 
 def test_late_receivers(daemon_kind: str, tmp_path: Path) -> None:
     need("qemu-img")
     run(tmp_path, "qemu-img", "create", "-q", "-f", "qcow2", "disk", str(BLOCKS * BLOCK))
     arguments = (
-        "--blockdev", "file,node-name=file,filename=disk,discard=unmap",
+        "--blockdev", "file,node-name=file,filename=disk",
         "--blockdev", "qcow2,node-name=disk,file=file,discard=unmap",
         "--nbd-server", "addr.type=unix,addr.path=nbd.sock",
         "--export", "nbd,id=e,node-name=disk,writable=on",
