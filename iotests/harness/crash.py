@@ -36,8 +36,10 @@ class Load:
         stopping: Set it to let `run` come to its end.
     """
 
-    def __init__(self, path: Path, export: str, seed: int, depth: int = 16) -> None:
-        self.client = Client(path, export)
+    def __init__(
+        self, path: Path, export: str, seed: int, depth: int = 16, client: Client | None = None
+    ) -> None:
+        self.client = client or Client(path, export)
         self.random = random.Random(seed)
         self.depth = depth
         self.pace = 0.0
