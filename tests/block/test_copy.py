@@ -4,25 +4,37 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qsd.aio import loop
+from qsd.aio.fdio import FileIO, copy_full
 from qsd.block import perms
 from qsd.block.backend import Backend
 from qsd.block.copy import BufferPool, CopyError, RangeCopier, begin_all, copy_descriptors
 from qsd.block.drain import Drained
+from qsd.block.mapped import MappedDriver
+from qsd.block.mapping import MAY_UNMAP, ST_ZERO
+from qsd.block.status import chain_status
+from qsd.catalog import find_driver
+from qsd.errors import os_error
 from qsd.formats.raw import RawDriver
+from qsd.protocols.file import copying
 from qsd.protocols.file.driver import FileDriver
 from tests.support.memory import Rig
+from tests.support.tools import need
 from tests.support.toyformat import CLUSTER, ToyFormat
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from pathlib import Path
 
     from qsd.block.node import Node
 
@@ -268,3 +280,242 @@ def test_any_layout_is_copied(
         await drop(copier.source, copier.target)
 
     in_rig(story)
+
+
+# Real images: what the kernel copies and what goes through buffers must come to the same
+
+IMAGE = 8 << 20
+UNIT = 64 * KIB
+KINDS = {
+    "raw": (),
+    "qcow2": ("-o", "cluster_size=64k"),
+    "small": ("-o", "cluster_size=4k"),
+    "large": ("-o", "cluster_size=2M"),
+    "extended": ("-o", "cluster_size=64k,extended_l2=on"),
+}
+
+
+@pytest.fixture(scope="module")
+def templates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Empty images of all kinds."""
+    need("qemu-img")
+    folder = tmp_path_factory.mktemp("templates")
+    for kind, options in KINDS.items():
+        tool("create", "-q", "-f", format_of(kind), *options, folder / kind, str(IMAGE))
+    return folder
+
+
+def tool(*words: str | Path) -> None:
+    subprocess.run(["qemu-img", *words], check=True, stdout=subprocess.DEVNULL)
+
+
+def format_of(kind: str) -> str:
+    return "raw" if kind == "raw" else "qcow2"
+
+
+class Images:
+    """A source, maybe with a backing file, and a target."""
+
+    def __init__(self, rig: Rig, folder: Path) -> None:
+        self.rig = rig
+        self.folder = folder
+
+    async def add(self, template: Path, name: str, **more: Any) -> Node:
+        shutil.copy(template, self.folder / name)
+        return await self.rig.add(
+            driver=format_of(template.name),
+            node_name=name,
+            discard="unmap",
+            file={"driver": "file", "filename": str(self.folder / name), "discard": "unmap"},
+            **more,
+        )
+
+    async def pair(self, templates: Path, source: str, target: str) -> tuple[Node, Node]:
+        more: dict[str, Any] = {}
+        if source != "raw":
+            base = await self.add(templates / "raw", "base")
+            await base.write(IMAGE // 4, memoryview(os.urandom(IMAGE // 2)))
+            more["backing"] = "base"
+        return (
+            await self.add(templates / source, "source", **more),
+            await self.add(templates / target, "target"),
+        )
+
+
+def with_images(story: Callable[[Images], Awaitable[None]]) -> None:
+    """Tell a story in a folder of its own; what is left there must be sound and equal."""
+    with tempfile.TemporaryDirectory() as folder:
+
+        async def main() -> None:
+            async with Rig() as rig:
+                rig.graph.find_driver = find_driver
+                await story(Images(rig, Path(folder)))
+
+        loop.run(main())
+        for name in ("source", "target"):
+            path = Path(folder) / name
+            if path.read_bytes()[:4] == b"QFI\xfb":
+                tool("check", "-q", path)
+
+
+async def change(node: Node, kind: str, at: int, count: int) -> None:
+    offset, length = at * UNIT, min(count * UNIT, IMAGE - at * UNIT)
+    if kind == "write":
+        await node.write(offset, memoryview(os.urandom(length)))
+    elif kind == "zero":
+        await node.zero(offset, length, MAY_UNMAP)
+    else:
+        await node.discard(offset, length)
+
+
+async def whole(node: Node) -> memoryview:
+    view = memoryview(bytearray(IMAGE))
+    await node.read(0, view)
+    return view
+
+
+CHANGES = st.tuples(
+    st.sampled_from(["write", "write", "zero", "discard"]),
+    st.integers(0, IMAGE // UNIT - 1),
+    st.integers(1, 40),
+)
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    source=st.sampled_from(sorted(KINDS)),
+    target=st.sampled_from(sorted(KINDS)),
+    changes=st.lists(CHANGES, max_size=10),
+    chunk=st.sampled_from([UNIT * 5, 1 << 20, IMAGE]),
+    use_descriptors=st.booleans(),
+)
+def test_images_are_copied(
+    templates: Path,
+    source: str,
+    target: str,
+    changes: list[tuple[str, int, int]],
+    chunk: int,
+    use_descriptors: bool,
+) -> None:
+    async def story(images: Images) -> None:
+        one, two = await images.pair(templates, source, target)
+        for kind, at, count in changes:
+            await change(one, kind, at, count)
+        copier = RangeCopier(
+            user(images.rig, one), user(images.rig, two), use_descriptors=use_descriptors
+        )
+        with mock.patch.object(copying, "MAX_INLINE_WRITE", 128 * KIB):
+            tasks = [
+                images.rig.tasks.spawn(
+                    copier.copy(at, min(chunk, IMAGE - at)), "copy", awaited=True
+                )
+                for at in range(0, IMAGE, chunk)
+            ]
+            for task in tasks:
+                await task
+        assert await whole(two) == await whole(one)
+        offset = 0
+        while offset < IMAGE:  # zeroes stay zeroes, as far as whole clusters are zero
+            status = await chain_status(one, offset, IMAGE - offset)
+            if status.flags & ST_ZERO:
+                middle = (offset + status.length // 2) & ~(UNIT - 1)
+                copied = await chain_status(two, middle, 1)
+                assert copied.flags & ST_ZERO or target == "large"
+            offset += status.length
+        await drop(copier.source, copier.target)
+
+    with_images(story)
+
+
+@pytest.mark.parametrize("source", ["raw", "qcow2"])
+@pytest.mark.parametrize("target", ["raw", "qcow2"])
+def test_images_are_copied_in_the_kernel(templates: Path, source: str, target: str) -> None:
+    async def story(images: Images) -> None:
+        one, two = await images.pair(templates, source, target)
+        await change(one, "write", 0, 24)
+        copier = RangeCopier(user(images.rig, one), user(images.rig, two))
+        with mock.patch.object(copying, "copy_full", side_effect=copy_full) as copies:
+            moved = await copier.copy(0, IMAGE)
+        assert sum(call.args[4] for call in copies.call_args_list) == moved > 0
+        assert await whole(two) == await whole(one)
+        await drop(copier.source, copier.target)
+
+    with_images(story)
+
+
+@settings(max_examples=5, deadline=None)
+@given(changes=st.lists(CHANGES, min_size=4, max_size=20), source=st.sampled_from(["raw", "qcow2"]))
+def test_a_writer_beside_the_copy(
+    templates: Path, changes: list[tuple[str, int, int]], source: str
+) -> None:
+    async def story(images: Images) -> None:
+        one, two = await images.pair(templates, source, "qcow2")
+        await change(one, "write", 0, 100)
+        copier = RangeCopier(user(images.rig, one), user(images.rig, two))
+        written: list[bool] = []
+
+        async def write() -> None:
+            for kind, at, count in changes:
+                await change(one, kind, at, count)
+            written.append(True)
+
+        with mock.patch.object(copying, "MAX_INLINE_WRITE", 128 * KIB):
+            writing = images.rig.tasks.spawn(write(), "write", awaited=True)
+            while not written:
+                await copier.copy(0, IMAGE)
+            await writing
+            await copier.copy(0, IMAGE)
+        assert await whole(two) == await whole(one)
+        for node in (one, two):
+            if isinstance(node.driver, MappedDriver):
+                assert not len(node.driver.ranges)
+        await drop(copier.source, copier.target)
+
+    with_images(story)
+
+
+@pytest.mark.parametrize("target", ["raw", "qcow2"])
+@pytest.mark.parametrize("inline", [True, False])
+def test_no_space_in_the_middle_of_a_copy(templates: Path, target: str, inline: bool) -> None:
+    room = 3 << 20
+
+    def copy_some(fd: int, to: int, host: int, offset: int, length: int) -> None:
+        if offset + length > room:
+            copy_full(fd, to, host, offset, max(0, room - offset))
+            raise os_error(errno.ENOSPC)
+        copy_full(fd, to, host, offset, length)
+
+    async def refuse(self: FileDriver, offset: int, view: memoryview, flags: int) -> None:
+        if offset + len(view) > room:
+            raise os_error(errno.ENOSPC)
+        await FileIO.write(self.io, offset, view)
+
+    async def story(images: Images) -> None:
+        one, two = await images.pair(templates, "raw", target)
+        await change(one, "write", 0, IMAGE // UNIT)
+        copier = RangeCopier(user(images.rig, one), user(images.rig, two))
+        limit = IMAGE if inline else 128 * KIB
+        with (
+            mock.patch.object(copying, "MAX_INLINE_WRITE", limit),
+            mock.patch.object(copying, "copy_full", copy_some),
+            mock.patch.object(FileDriver, "write_nowait", return_value=False),
+            mock.patch.object(FileDriver, "write", refuse),
+        ):
+            two.refresh_fast_paths()
+            two.children["file"].node.refresh_fast_paths()
+            with pytest.raises(CopyError) as caught:
+                await copier.copy(0, IMAGE)
+        assert not caught.value.is_read
+        assert caught.value.cause.errno == errno.ENOSPC
+        assert caught.value.offset <= room
+        assert target == "qcow2" or caught.value.offset == room
+        two.children["file"].node.refresh_fast_paths()
+        done = caught.value.offset
+        view = memoryview(bytearray(done))
+        await two.read(0, view)
+        assert view == (await whole(one))[:done]
+        await copier.copy(0, IMAGE)
+        assert await whole(two) == await whole(one)
+        await drop(copier.source, copier.target)
+
+    with_images(story)
