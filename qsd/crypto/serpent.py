@@ -13,15 +13,19 @@ The formula of an S-box is its algebraic normal form, computed from the table in
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import reduce
+from itertools import combinations
 from operator import xor
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from qsd.crypto.buffers import load_numpy
+from qsd.crypto.straightline import BLOCK, WORD, pieces, trace
 from qsd.util.namedtuple import NamedTuple
 
 if TYPE_CHECKING:
     from qsd.crypto.buffers import Readable, Writable
+    from qsd.crypto.straightline import Program
 
 #: "Appendix A.5: S-boxes".
 _TABLES: Final = (
@@ -42,39 +46,79 @@ _WORD: Final = 0xFFFFFFFF
 _FEW_BLOCKS: Final = 32
 
 
-class _Formula(NamedTuple):
-    """One output bit of an S-box.
+class _Box(NamedTuple):
+    """An S-box as a formula on whole words.
+
+    Words have numbers: 1, 2, 4, 8 are the inputs, sums of those their products, and 16 and more
+    what `sums` makes.
 
     Attributes:
-        terms: Products of input bits to be added; bit i of a number says that input i is a factor.
-        inverted: Whether one is added.
+        products: Numbers of the products that are needed, each behind those it is made of.
+        sums: Pairs of words whose sum is the next word.
+        outputs: For each output bit, the words to be added.
+        inverted: For each output bit, whether one is added.
     """
 
-    terms: tuple[int, ...]
-    inverted: bool
+    products: tuple[int, ...]
+    sums: tuple[tuple[int, int], ...]
+    outputs: tuple[tuple[int, ...], ...]
+    inverted: tuple[bool, ...]
 
 
-def _formulas(table: tuple[int, ...]) -> tuple[_Formula, ...]:
-    """Return the algebraic normal form of each output bit, by the Moebius transform."""
-    result = []
+def _make_box(table: tuple[int, ...]) -> _Box:
+    """Find the algebraic normal form of each output bit, by the Moebius transform."""
+    outputs: list[set[int]] = []
+    inverted = []
     for bit in range(4):
         values = [entry >> bit & 1 for entry in table]
         for step in (1, 2, 4, 8):
             for index in range(16):
                 if index & step:
                     values[index] ^= values[index ^ step]
-        result.append(
-            _Formula(tuple(index for index in range(1, 16) if values[index]), bool(values[0]))
-        )
-    return tuple(result)
+        outputs.append({index for index in range(1, 16) if values[index]})
+        inverted.append(bool(values[0]))
+    needed = set().union(*outputs)
+    for product in sorted(needed, reverse=True):
+        needed.add(_factor(product))
+    sums = _share(outputs)
+    return _Box(
+        tuple(sorted(product for product in needed if product & (product - 1))),
+        sums,
+        tuple(tuple(sorted(output)) for output in outputs),
+        tuple(inverted),
+    )
+
+
+def _factor(product: int) -> int:
+    """Return a product without its highest factor."""
+    return product ^ 1 << (product.bit_length() - 1) or product
+
+
+def _share(outputs: list[set[int]]) -> tuple[tuple[int, int], ...]:
+    """Compute once the sums of two words that several outputs have in common, until none is left.
+
+    Always taking the most common one first is not the best there is, but near.
+    """
+    sums: list[tuple[int, int]] = []
+    while True:
+        pairs = Counter(pair for output in outputs for pair in combinations(sorted(output), 2))
+        pair, count = pairs.most_common(1)[0]
+        if count < 2:
+            return tuple(sums)
+        name = 16 + len(sums)
+        sums.append(pair)
+        for output in outputs:
+            if output.issuperset(pair):
+                output.difference_update(pair)
+                output.add(name)
 
 
 def _inverse(table: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(table.index(value) for value in range(16))
 
 
-_SBOXES: Final = tuple(_formulas(table) for table in _TABLES)
-_INVERSES: Final = tuple(_formulas(_inverse(table)) for table in _TABLES)
+_SBOXES: Final = tuple(_make_box(table) for table in _TABLES)
+_INVERSES: Final = tuple(_make_box(_inverse(table)) for table in _TABLES)
 
 _Words = tuple[Any, Any, Any, Any]
 
@@ -132,16 +176,16 @@ class _IntegerLanes:
         return self._unit * value
 
 
-def _substitute(box: tuple[_Formula, ...], words: _Words, ones: Any) -> _Words:
-    a, b, c, d = words
-    ab, cd = a & b, c & d
-    products = (
-        None, a, b, ab, c, a & c, b & c, ab & c, d, a & d, b & d, ab & d, cd, a & cd, b & cd,
-    )  # fmt: skip
+def _substitute(box: _Box, words: _Words, ones: Any) -> _Words:
+    known = {1 << index: word for index, word in enumerate(words)}
+    for product in box.products:
+        known[product] = known[_factor(product)] & known[product ^ _factor(product)]
+    for name, (one, other) in enumerate(box.sums, 16):
+        known[name] = known[one] ^ known[other]
     outputs = []
-    for formula in box:
-        word = reduce(xor, [products[term] for term in formula.terms])
-        outputs.append(word ^ ones if formula.inverted else word)
+    for terms, inverted in zip(box.outputs, box.inverted, strict=True):
+        word = reduce(xor, [known[term] for term in terms])
+        outputs.append(word ^ ones if inverted else word)
     return outputs[0], outputs[1], outputs[2], outputs[3]
 
 
@@ -185,38 +229,47 @@ def _expand(key: bytes) -> tuple[tuple[int, ...], ...]:
 class Serpent:
     """Serpent under one key; see `cipher.Ecb`."""
 
-    __slots__ = ("_keys", "_np")
+    __slots__ = ("_keys", "_np", "_programs")
 
     def __init__(self, key: bytes) -> None:
         self._keys = _expand(key)
         self._np = load_numpy()
+        # By whether they encrypt.
+        self._programs: dict[bool, Program] = {}
 
-    def encrypt(self, data: Readable, out: Writable) -> None:
+    def encrypt(self, data: Readable, out: Writable, /) -> None:
         """Encrypt whole blocks."""
         self._work(data, out, encrypting=True)
 
-    def decrypt(self, data: Readable, out: Writable) -> None:
+    def decrypt(self, data: Readable, out: Writable, /) -> None:
         """Decrypt whole blocks."""
         self._work(data, out, encrypting=False)
 
     def _work(self, data: Readable, out: Writable, *, encrypting: bool) -> None:
-        count = len(data) // 16
-        rounds = self._encrypt if encrypting else self._decrypt
+        count = len(data) // BLOCK
         np = self._np
-        if np is not None and count >= _FEW_BLOCKS:
-            columns = np.frombuffer(data, "<u4").reshape(count, 4).T.copy()
-            words = rounds((columns[0], columns[1], columns[2], columns[3]), _ArrayLanes())
-            target = np.frombuffer(out, np.uint8)[: count * 16].view("<u4").reshape(count, 4)
-            for index, word in enumerate(words):
-                target[:, index] = word
+        if np is None or count < _FEW_BLOCKS:
+            self._work_slowly(data, out, count, encrypting=encrypting)
             return
+        program = self._programs.get(encrypting)
+        if program is None:
+            rounds = self._encrypt if encrypting else self._decrypt
+            lanes = _ArrayLanes()
+            program = trace(lambda words: rounds(words, lanes), np)
+            self._programs[encrypting] = program
+        for source, target in pieces(data, out):
+            program.run(source, target)
+
+    def _work_slowly(self, data: Readable, out: Writable, count: int, *, encrypting: bool) -> None:
+        """Use long integers, which cost less for few blocks."""
+        rounds = self._encrypt if encrypting else self._decrypt
         source = memoryview(bytes(data)).cast("I")
         a, b, c, d = (int.from_bytes(source[index::4].tobytes(), "little") for index in range(4))
-        result = bytearray(count * 16)
+        result = bytearray(count * BLOCK)
         columns_out = memoryview(result).cast("I")
         for index, word in enumerate(rounds((a, b, c, d), _IntegerLanes(count))):
-            columns_out[index::4] = memoryview(word.to_bytes(count * 4, "little")).cast("I")
-        out[: count * 16] = result
+            columns_out[index::4] = memoryview(word.to_bytes(count * WORD, "little")).cast("I")
+        out[: count * BLOCK] = result
 
     def _mix_key(self, words: _Words, index: int, lanes: _Lanes) -> _Words:
         a, b, c, d = words

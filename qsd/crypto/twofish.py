@@ -3,8 +3,8 @@
 """Twofish (B. Schneier et al., "Twofish: A 128-Bit Block Cipher", 1998).
 
 The S-boxes depend on the key.  For each key they are computed once, together with the MDS matrix,
-as four tables of 256 words ("7.3.1 Implementation options", "Full keying").  The rounds are
-written once for both integers (one block) and numpy arrays (all blocks at once).
+as four tables of 256 words ("7.3.1 Implementation options", "Full keying").  Many blocks are done
+with numpy, few with integers.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from qsd.crypto.buffers import load_numpy
+from qsd.crypto.straightline import BLOCK, LANES, pieces
 
 if TYPE_CHECKING:
     from qsd.crypto.buffers import Readable, Writable
@@ -107,15 +108,99 @@ def _h(value: int, words: list[bytes]) -> int:
     return result
 
 
-def _rotate(word: Any, count: int) -> Any:
-    """Rotate to the left; with arrays the mask does nothing."""
+def _rotate(word: int, count: int) -> int:
+    """Rotate to the left."""
     return ((word << count) & _WORD) | (word >> (32 - count))
+
+
+class _Arrays:
+    """Twofish with numpy, all blocks at once; every operation is from buffers into buffers.
+
+    The tables of two bytes each are joined: two lookups for a word instead of four.
+    """
+
+    __slots__ = ("_buffers", "_keys", "_lower", "_np", "_upper")
+
+    def __init__(self, keys: list[int], tables: list[list[int]], numpy: Any) -> None:
+        self._np = numpy
+        self._keys = [numpy.uint32(key) for key in keys]
+        t0, t1, t2, t3 = (numpy.array(table, numpy.uint32) for table in tables)
+        self._lower = (t1[:, None] ^ t0[None, :]).reshape(-1)
+        self._upper = (t3[:, None] ^ t2[None, :]).reshape(-1)
+        self._buffers = numpy.zeros((8, LANES), "<u4")
+
+    def work(self, source: Any, target: Any, *, encrypting: bool) -> None:
+        """Encrypt or decrypt rows of four words, at most LANES; the arrays may be the same."""
+        np, keys = self._np, self._keys
+        count = len(source)
+        buffers = [buffer[:count] for buffer in self._buffers]
+        words, scratch = buffers[:4], buffers[4:]
+        first, last = (keys[0:4], keys[4:8]) if encrypting else (keys[4:8], keys[0:4])
+        for index, key in enumerate(first):
+            np.bitwise_xor(source[:, index], key, words[index])
+        rounds = self._encrypt if encrypting else self._decrypt
+        for index, (word, key) in enumerate(zip(rounds(words, scratch), last, strict=True)):
+            np.bitwise_xor(word, key, target[:, index])
+
+    def _look_up(self, word: Any, result: Any, scratch: Any) -> None:
+        """Compute g of a word."""
+        np = self._np
+        halves = word.view("<u2").reshape(-1, 2)
+        # Every index is within the table, so it does not matter what is done to others, but this
+        # is the way without a check and without a copy.
+        np.take(self._lower, halves[:, 0], out=result, mode="wrap")
+        np.take(self._upper, halves[:, 1], out=scratch, mode="wrap")
+        np.bitwise_xor(result, scratch, result)
+
+    def _turn(self, word: Any, count: int, result: Any, scratch: Any) -> None:
+        """Rotate a word to the left; it may be its own result."""
+        np = self._np
+        np.left_shift(word, np.uint32(count), scratch)
+        np.right_shift(word, np.uint32(32 - count), result)
+        np.bitwise_or(result, scratch, result)
+
+    def _mix(self, a: Any, b: Any, index: int, scratch: list[Any]) -> tuple[Any, Any]:
+        """Compute F of two words ("4.1 The Function F")."""
+        np, keys = self._np, self._keys
+        f0, f1, turned, spare = scratch
+        self._look_up(a, f0, spare)
+        self._turn(b, 8, turned, spare)
+        self._look_up(turned, f1, spare)
+        np.add(f0, f1, f0)
+        np.add(f1, f0, f1)
+        np.add(f0, keys[index], f0)
+        np.add(f1, keys[index + 1], f1)
+        return f0, f1
+
+    def _encrypt(self, words: list[Any], scratch: list[Any]) -> tuple[Any, ...]:
+        np = self._np
+        a, b, c, d = words
+        for index in range(8, 8 + 2 * _ROUNDS, 2):
+            f0, f1 = self._mix(a, b, index, scratch)
+            np.bitwise_xor(c, f0, c)
+            self._turn(c, 31, c, scratch[3])
+            self._turn(d, 1, d, scratch[3])
+            np.bitwise_xor(d, f1, d)
+            a, b, c, d = c, d, a, b
+        return c, d, a, b
+
+    def _decrypt(self, words: list[Any], scratch: list[Any]) -> tuple[Any, ...]:
+        np = self._np
+        c, d, a, b = words
+        for index in range(6 + 2 * _ROUNDS, 6, -2):
+            a, b, c, d = c, d, a, b
+            f0, f1 = self._mix(a, b, index, scratch)
+            self._turn(c, 1, c, scratch[3])
+            np.bitwise_xor(c, f0, c)
+            np.bitwise_xor(d, f1, d)
+            self._turn(d, 31, d, scratch[3])
+        return a, b, c, d
 
 
 class Twofish:
     """Twofish under one key; see `cipher.Ecb`."""
 
-    __slots__ = ("_array_tables", "_keys", "_np", "_tables")
+    __slots__ = ("_arrays", "_keys", "_tables")
 
     def __init__(self, key: bytes) -> None:
         words = [key[at : at + 4] for at in range(0, len(key), 4)]
@@ -131,43 +216,42 @@ class Twofish:
         self._tables = [
             [_h_byte(position, value, mixed) for value in range(256)] for position in range(4)
         ]
-        np = self._np = load_numpy()
-        self._array_tables = (
-            None if np is None else [np.array(table, np.uint32) for table in self._tables]
-        )
+        np = load_numpy()
+        self._arrays = None if np is None else _Arrays(self._keys, self._tables, np)
 
-    def encrypt(self, data: Readable, out: Writable) -> None:
+    def encrypt(self, data: Readable, out: Writable, /) -> None:
         """Encrypt whole blocks."""
         self._work(data, out, encrypting=True)
 
-    def decrypt(self, data: Readable, out: Writable) -> None:
+    def decrypt(self, data: Readable, out: Writable, /) -> None:
         """Decrypt whole blocks."""
         self._work(data, out, encrypting=False)
 
     def _work(self, data: Readable, out: Writable, *, encrypting: bool) -> None:
-        count = len(data) // 16
-        rounds = self._encrypt if encrypting else self._decrypt
-        np = self._np
-        if np is not None and count >= _FEW_BLOCKS:
-            columns = np.frombuffer(data, "<u4").reshape(count, 4).T.copy()
-            words = rounds(columns[0], columns[1], columns[2], columns[3], self._array_tables)
-            target = np.frombuffer(out, np.uint8)[: count * 16].view("<u4").reshape(count, 4)
-            for index, word in enumerate(words):
-                target[:, index] = word
+        count = len(data) // BLOCK
+        if self._arrays is None or count < _FEW_BLOCKS:
+            self._work_slowly(data, out, count, encrypting=encrypting)
             return
+        work = self._arrays.work
+        for source, target in pieces(data, out):
+            work(source, target, encrypting=encrypting)
+
+    def _work_slowly(self, data: Readable, out: Writable, count: int, *, encrypting: bool) -> None:
+        """Work with integers, block by block."""
+        rounds = self._encrypt if encrypting else self._decrypt
         source = bytes(data)
         result = bytearray()
-        for at in range(0, count * 16, 16):
+        for at in range(0, count * BLOCK, BLOCK):
             a, b, c, d = (
                 int.from_bytes(source[start : start + 4], "little")
-                for start in range(at, at + 16, 4)
+                for start in range(at, at + BLOCK, 4)
             )
             for word in rounds(a, b, c, d, self._tables):
                 result += word.to_bytes(4, "little")
-        out[: count * 16] = result
+        out[: count * BLOCK] = result
 
     @staticmethod
-    def _g(word: Any, tables: Any) -> Any:
+    def _g(word: int, tables: list[list[int]]) -> int:
         return (
             tables[0][word & 255]
             ^ tables[1][word >> 8 & 255]
@@ -175,7 +259,7 @@ class Twofish:
             ^ tables[3][word >> 24]
         )
 
-    def _encrypt(self, a: Any, b: Any, c: Any, d: Any, tables: Any) -> tuple[Any, ...]:
+    def _encrypt(self, a: int, b: int, c: int, d: int, tables: list[list[int]]) -> tuple[int, ...]:
         keys, g = self._keys, self._g
         a, b, c, d = a ^ keys[0], b ^ keys[1], c ^ keys[2], d ^ keys[3]
         for index in range(8, 8 + 2 * _ROUNDS, 2):
@@ -185,7 +269,7 @@ class Twofish:
             a, b, c, d = _rotate(c ^ f0, 31), _rotate(d, 1) ^ f1, a, b
         return c ^ keys[4], d ^ keys[5], a ^ keys[6], b ^ keys[7]
 
-    def _decrypt(self, c: Any, d: Any, a: Any, b: Any, tables: Any) -> tuple[Any, ...]:
+    def _decrypt(self, c: int, d: int, a: int, b: int, tables: list[list[int]]) -> tuple[int, ...]:
         keys, g = self._keys, self._g
         c, d, a, b = c ^ keys[4], d ^ keys[5], a ^ keys[6], b ^ keys[7]
         for index in range(6 + 2 * _ROUNDS, 6, -2):

@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qsd.crypto.buffers import load_numpy
+from qsd.crypto.cipher import ALGORITHMS
 from qsd.crypto.ivgen import make_ivgen
 from qsd.crypto.modes import make_engine
 from qsd.crypto.rows import SECTOR
@@ -39,12 +40,16 @@ class Volume:
 
     Each thread takes an engine of its own while it works, so there are as many as ever worked at
     the same time.
+
+    Attributes:
+        is_slow: Whether the cipher is computed here, not by OpenSSL: some 30 MB/s instead of 800.
     """
 
-    __slots__ = ("_free", "_key", "_numpy", "_spec")
+    __slots__ = ("_free", "_key", "_numpy", "_spec", "is_slow")
 
     def __init__(self, spec: CipherSpec, key: bytes, *, use_numpy: bool = True) -> None:
         self._spec = spec
+        self.is_slow = ALGORITHMS[spec.cipher].family in ("serpent", "twofish")
         self._key = key
         self._numpy = load_numpy() if use_numpy else None
         self._free: list[Engine] = [self._make()]

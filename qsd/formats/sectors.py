@@ -54,6 +54,8 @@ _GAP: Final = 20e-6
 #: Bytes that go through the cipher together; what is more waits for another turn, so that the loop
 #: is not held up (this length: 0.3 ms).
 _TOGETHER: Final = 256 << 10
+#: Bytes; both lengths for ciphers that are computed here (2 ms).
+_TOGETHER_SLOWLY: Final = 32 << 10
 
 
 class _Read(NamedTuple):
@@ -101,10 +103,12 @@ class Sectors:
         "_bounces",
         "_count",
         "_ended",
+        "_inline_length",
         "_is_gathering",
         "_is_scheduled",
         "_pool",
         "_reads",
+        "_together",
         "_writes",
         "volume",
     )
@@ -113,6 +117,8 @@ class Sectors:
         self.volume = volume
         self._pool = pool
         self._bounces = BouncePool()
+        self._inline_length = _TOGETHER_SLOWLY if volume.is_slow else INLINE_LENGTH
+        self._together = _TOGETHER_SLOWLY if volume.is_slow else _TOGETHER
         self._reads: deque[_Read] = deque()
         self._writes: deque[_Write] = deque()
         self._count = 0  # short requests in this turn of the loop
@@ -125,7 +131,7 @@ class Sectors:
     async def decrypt(self, offset: int, view: memoryview) -> None:
         """Decrypt in place what was read; `offset` is that of the first byte, in the volume."""
         length = len(view)
-        if length <= INLINE_LENGTH:
+        if length <= self._inline_length:
             self.volume.decrypt(offset // SECTOR, view, view)
             return
         for start in range(0, length, CHUNK):
@@ -151,7 +157,7 @@ class Sectors:
             try:
                 with memoryview(bounce) as whole, whole[: len(piece)] as target:
                     sector = (offset + start) // SECTOR
-                    if len(piece) <= INLINE_LENGTH:
+                    if len(piece) <= self._inline_length:
                         self.volume.encrypt(sector, piece, target)
                     else:
                         await self._pool.run(self.volume.encrypt, sector, piece, target)
@@ -167,7 +173,7 @@ class Sectors:
         True for one that cannot be: too long, or not of whole sectors.
         """
         if length > GATHER_LENGTH:
-            return length > INLINE_LENGTH or bool((offset | length) & (SECTOR - 1))
+            return length > self._inline_length or bool((offset | length) & (SECTOR - 1))
         if (offset | length) & (SECTOR - 1) or not length:
             return True
         if not self._is_gathering:
@@ -254,9 +260,9 @@ class Sectors:
         self._is_gathering = self._count >= _ENOUGH
         self._count = 0
         if self._reads:
-            self._finish_reads(_take(self._reads))
+            self._finish_reads(_take(self._reads, self._together))
         if self._writes:
-            self._finish_writes(_take(self._writes))
+            self._finish_writes(_take(self._writes, self._together))
         if self._reads or self._writes:
             self._schedule()
 
@@ -306,10 +312,9 @@ class Sectors:
         self._bounces = BouncePool()
 
 
-def _take(queue: deque[_Note]) -> list[_Note]:
-    """Take from the queue what goes through the cipher together."""
+def _take(queue: deque[_Note], room: int) -> list[_Note]:
+    """Take from the queue what goes through the cipher together, up to so many bytes."""
     taken = []
-    room = _TOGETHER
     while queue and room > 0:
         note = queue.popleft()
         room -= len(note.view)

@@ -141,6 +141,17 @@ def test_what_cannot_be_served_at_once_is_deferred() -> None:
     on_bench(body)
 
 
+def test_slow_ciphers_go_to_threads_earlier() -> None:
+    async def main() -> None:
+        async with Rig() as rig:
+            volume = Volume(CipherSpec("twofish-256", "xts", "plain64", None), KEY)
+            sectors = Sectors(volume, rig.pool)
+            assert sectors.defers(0, INLINE_LENGTH)
+            assert not sectors.defers(0, GATHER_LENGTH)
+
+    run(main())
+
+
 def test_gathering_starts_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests close together start it; a turn of the loop with a single one ends it."""
     now = 1.0
