@@ -52,24 +52,19 @@ def copy_job(kind: str, source: str, target: str) -> Run:
     return run
 
 
-def chain_job(kind: str) -> Run:
-    """Make a workload of a stream into, or a commit out of, an overlay of 1 GiB."""
+def chain_job(kind: str, base_format: str) -> Run:
+    """Make a workload of a stream into, or a commit out of, a qcow2 overlay of 1 GiB."""
 
     def run(side: list[str], folder: Path, seconds: float) -> Figure:
-        full = images.ensure(folder, "full.qcow2")
-        clients.warm(full)
+        top = "job-top.qcow2"
         if kind == "stream":
-            base, top = full.name, "job-top.qcow2"
-            _fresh(folder, top, "-b", base, "-F", "qcow2")
+            base = images.ensure(folder, f"full.{base_format}").name
+            clients.warm(folder / base)
+            _fresh(folder, top, "-b", base, "-F", base_format)
         else:
-            base, top = "job-base.qcow2", "job-top.qcow2"
+            base = f"job-base.{base_format}"
             _fresh(folder, base)
-            subprocess.run(["cp", full.name, top], cwd=folder, check=True)
-            subprocess.run(
-                ["qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", base, top],
-                cwd=folder,
-                check=True,
-            )
+            _full_overlay(folder, top, base, base_format)
             clients.warm(folder / top)
         try:
             with Daemon(
@@ -77,10 +72,19 @@ def chain_job(kind: str) -> Run:
             ) as daemon:
                 return metered(daemon, lambda: _timed(daemon, kind, "top"))
         finally:
-            (folder / "job-top.qcow2").unlink(missing_ok=True)
-            (folder / "job-base.qcow2").unlink(missing_ok=True)
+            (folder / top).unlink(missing_ok=True)
+            (folder / f"job-base.{base_format}").unlink(missing_ok=True)
 
     return run
+
+
+def _full_overlay(folder: Path, name: str, base: str, base_format: str) -> None:
+    subprocess.run(["cp", images.ensure(folder, "full.qcow2"), folder / name], check=True)
+    subprocess.run(
+        ["qemu-img", "rebase", "-u", "-f", "qcow2", "-F", base_format, "-b", base, name],
+        cwd=folder,
+        check=True,
+    )
 
 
 def _timed(daemon: Daemon, kind: str, device: str) -> clients.Load:

@@ -386,8 +386,11 @@ def table() -> list[Workload]:
         *(Workload(name, run, "op/s", aim) for name, run, aim in crypto.rows()),
         *(Workload(name, run, "op/s", aim) for name, run, aim in fuse.rows()),
         *(Workload(name, run, "op/s", aim) for name, run, aim in vhost.rows()),
-        Workload("stream from a backing file", jobs.chain_job("stream"), "run/s", 1),
-        Workload("active commit", jobs.chain_job("commit"), "run/s", 1),
+        *(
+            Workload(f"{name} {base}", jobs.chain_job(kind, base), "run/s", 1)
+            for kind, name in (("stream", "stream from"), ("commit", "active commit into"))
+            for base in ("raw", "qcow2")
+        ),
         Workload("start to greeting", greeting, "1/ms", 0),
         Workload("QMP round trip", round_trips, "op/s", 1),
         Workload("create 1000 nodes and exports", many_nodes, "run/s", 0.5),
