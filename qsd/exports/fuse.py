@@ -61,13 +61,15 @@ class FuseExport(Export):
         """
         self._take_permissions()
         for export in self.registry.of_type(self.TYPE):
-            if isinstance(export, FuseExport) and export.mountpoint == options.mountpoint:
+            if not isinstance(export, FuseExport) or export is self:
+                continue
+            if export.mountpoint == options.mountpoint:
                 raise QmpError(f"There already is a FUSE export on '{options.mountpoint}'")
-        await self.backend.graph.pool.run(check_mountpoint, options.mountpoint)
+        path = await self.backend.graph.pool.run(check_mountpoint, options.mountpoint)
         self.mountpoint = options.mountpoint
         file = FuseFile(self.backend, writable=self.writable, growable=bool(options.growable))
         try:
-            self._engine = await self._mount(file, options.allow_other or "auto")
+            self._engine = await self._mount(file, path, options.allow_other or "auto")
         except OSError as exc:
             self.mountpoint = ""
             raise QmpError(f"Failed to mount FUSE session to export: {describe(exc)}") from exc
@@ -79,11 +81,9 @@ class FuseExport(Export):
             perm |= perms.WRITE | perms.RESIZE
         self.backend.set_perms(perm, perms.ALL)
 
-    async def _mount(self, file: FuseFile, allow_other: str) -> FuseEngine:
+    async def _mount(self, file: FuseFile, path: str, allow_other: str) -> FuseEngine:
         """Mount, for other users too where that is wanted or, by default, allowed."""
         engine = self._new_engine(file)
-        # A relative name must mean the same when the file is unmounted.
-        path = os.path.abspath(self.mountpoint)  # noqa: ASYNC240 - looks at no file
         if allow_other != "off":
             file.allow_other = True
             try:

@@ -24,8 +24,11 @@ _MAX_DEAD = 16
 _MNT_DETACH, _UMOUNT_NOFOLLOW = 2, 8
 
 
-def check_mountpoint(path: str) -> None:
-    """Refuse what cannot carry a mount.
+def check_mountpoint(path: str) -> str:
+    """Refuse what cannot carry a mount; return the path that it will be found by in the end too.
+
+    That is the absolute path without symbolic links: who unmounts may be somewhere else, and a link
+    is not followed then.
 
     A mount that a killed daemon left is taken away first.  The C daemon only fails with the errno
     that such a mount answers everything with.
@@ -39,6 +42,7 @@ def check_mountpoint(path: str) -> None:
         raise QmpError(f"Failed to stat '{path}': {exc.strerror}") from exc
     if not stat.S_ISREG(mode):
         raise QmpError(f"'{path}' is not a regular file")
+    return os.path.realpath(path)
 
 
 def _stat(path: str) -> os.stat_result:
@@ -50,7 +54,7 @@ def _stat(path: str) -> os.stat_result:
             # ENOTCONN comes only from a file system whose server is gone for good.
             if exc.errno != errno.ENOTCONN or not _is_one_file(path):
                 raise
-        unmount(path)
+        unmount(os.path.realpath(path))
     return os.stat(path)
 
 
@@ -59,7 +63,7 @@ def _is_one_file(path: str) -> bool:
 
     A folder of somebody's network file system is none of our business, dead or not.
     """
-    wanted = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+    wanted = os.path.realpath(path)
     source = ""
     with open("/proc/self/mountinfo", "rb") as file:
         for line in file:

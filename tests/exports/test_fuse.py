@@ -330,6 +330,7 @@ def test_mount_points_that_are_refused() -> None:
             for point, text in [
                 (rig.point, f"There already is a FUSE export on '{rig.point}'"),
                 (rig.folder, f"'{rig.folder}' is not a regular file"),
+                ("", "Failed to stat '': No such file or directory"),
                 (rig.path("x"), f"Failed to stat '{rig.path('x')}': No such file or directory"),
             ]:
                 with pytest.raises(QmpError) as caught:
@@ -399,13 +400,18 @@ def test_a_new_length_is_seen_at_once() -> None:
     loop.run(main())
 
 
-def test_a_relative_mount_point_is_unmounted_from_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["point", "link"])
+def test_a_mount_point_is_found_again(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """By a relative name from another folder, and through a symbolic link."""
+
     async def main() -> None:
         async with FuseRig() as rig:
             await rig.memory("m")
             Path(rig.point).touch()
+            Path(rig.path("link")).symlink_to("point")
             monkeypatch.chdir(rig.folder)
-            await rig.export("fuse", "m", mountpoint="point")
+            await rig.export("fuse", "m", mountpoint=name)
+            assert (await asyncio.to_thread(os.stat, rig.point)).st_size == 1 << 20
             monkeypatch.chdir("/")
             await rig.registry.delete("e", None)
             assert (await asyncio.to_thread(os.stat, rig.point)).st_size == 0

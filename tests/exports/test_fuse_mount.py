@@ -37,7 +37,9 @@ def test_mount_points(tmp_path: Path) -> None:
     with pytest.raises(QmpError, match=r"Failed to stat '.*/f': No such file"):
         fuse_mount.check_mountpoint(str(file))
     file.touch()
-    fuse_mount.check_mountpoint(str(file))
+    assert fuse_mount.check_mountpoint(str(file)) == str(file)
+    (tmp_path / "link").symlink_to("f")
+    assert fuse_mount.check_mountpoint(str(tmp_path / "link")) == str(file)
     with pytest.raises(QmpError, match="is not a regular file"):
         fuse_mount.check_mountpoint(str(tmp_path))
 
@@ -98,18 +100,20 @@ def test_dead_mounts_of_others_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.root
 @needs_root
-def test_a_mount_in_use_is_no_dead_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_mounts_like_ours_are_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     point = tmp_path / "f"
     point.touch()
-    fd = fuse_mount.mount(str(point), allow_other=False)
+    assert not fuse_mount._is_one_file(str(point))
+    os.close(fuse_mount.mount(str(point), allow_other=False))
     try:
         monkeypatch.chdir(tmp_path)
         assert fuse_mount._is_one_file(str(point))
         assert fuse_mount._is_one_file("f")
-        assert not fuse_mount._is_one_file(str(tmp_path))
+        assert not fuse_mount._is_one_file("/proc")
     finally:
         fuse_mount.unmount(str(point))
-        os.close(fd)
 
 
 @pytest.mark.root
