@@ -5,12 +5,17 @@
 from __future__ import annotations
 
 import os
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 #: What can be read as bytes: bytes, bytearray, memoryview, numpy array.
 Readable: TypeAlias = "bytes | bytearray | memoryview"
 #: What can be written as bytes.
 Writable: TypeAlias = "bytearray | memoryview"
+#: Runs of sectors: (number of the first one, count) of each.
+Runs: TypeAlias = "Sequence[tuple[int, int]]"
 
 
 def load_numpy() -> Any:

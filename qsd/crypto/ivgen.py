@@ -18,8 +18,8 @@ from qsd.crypto.cipher import ALGORITHMS, SLACK, make_ecb
 from qsd.crypto.kdf import digest
 
 if TYPE_CHECKING:
+    from qsd.crypto.buffers import Runs
     from qsd.crypto.cipher import Ecb
-    from qsd.crypto.rows import Runs
 
 #: Counts of sectors for which patterns are kept.
 _MAX_PATTERNS: Final = 16

@@ -30,9 +30,8 @@ from qsd.crypto.rows import CtrRows, EcbRows
 from qsd.crypto.xts import XtsNumpy, XtsPure
 
 if TYPE_CHECKING:
-    from qsd.crypto.buffers import Readable, Writable
+    from qsd.crypto.buffers import Readable, Runs, Writable
     from qsd.crypto.ivgen import IvGen
-    from qsd.crypto.rows import Runs
 
 
 class Engine(Protocol):

@@ -2,22 +2,21 @@
 # SPDX-License-Identifier: MIT
 """What the modes of operation share: sectors come in runs, and are worked on in rows.
 
-A *run* is ``(number of the first sector, count)``.  A call takes the text of one run or of several,
-one behind the other, so that many short requests cost no more calls than a long one.  A *row* is
-what a mode works on at once; rows are cut from the text wherever runs end.
+A *run* is ``(number of the first sector, count)``; see :data:`qsd.crypto.buffers.Runs`.  A call
+takes the text of one run or of several, one behind the other, so that many short requests cost no
+more calls than a long one.  A *row* is what a mode works on at once; rows are cut from the text
+wherever runs end.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Final, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from qsd.crypto.cipher import SLACK
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from qsd.crypto.buffers import Readable, Writable
+    from qsd.crypto.buffers import Readable, Runs, Writable
     from qsd.crypto.cipher import Ecb
     from qsd.crypto.ivgen import IvGen
 
@@ -26,9 +25,6 @@ SECTOR: Final = 512
 #: Sectors of a row at most, usually.  More do not fit the processor's second cache with all
 #: intermediate results; fewer pay the cost of a call more often.
 ROW_SECTORS: Final = 512
-
-#: (number of the first sector, count).
-Runs: TypeAlias = "Sequence[tuple[int, int]]"
 
 
 class Rows(ABC):

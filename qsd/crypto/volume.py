@@ -14,9 +14,8 @@ from qsd.crypto.rows import SECTOR
 from qsd.util.namedtuple import NamedTuple
 
 if TYPE_CHECKING:
-    from qsd.crypto.buffers import Readable, Writable
+    from qsd.crypto.buffers import Readable, Runs, Writable
     from qsd.crypto.modes import Engine
-    from qsd.crypto.rows import Runs
 
 
 class CipherSpec(NamedTuple):

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from qsd.crypto.buffers import load_numpy
+from qsd.crypto.buffers import Runs, load_numpy
 from qsd.crypto.chaining import _FEW_SECTORS, CbcNumpy, CbcPure
 from qsd.crypto.cipher import ALGORITHMS, make_chain, make_ecb
 from qsd.crypto.ivgen import make_ivgen
-from qsd.crypto.rows import SECTOR, Runs
+from qsd.crypto.rows import SECTOR
 
 
 class FixedVector:

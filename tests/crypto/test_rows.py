@@ -8,10 +8,10 @@ import os
 
 import pytest
 
-from qsd.crypto.buffers import Readable, Writable
+from qsd.crypto.buffers import Readable, Runs, Writable
 from qsd.crypto.cipher import make_ecb
 from qsd.crypto.ivgen import make_ivgen
-from qsd.crypto.rows import ROW_SECTORS, SECTOR, CtrRows, EcbRows, Rows, Runs
+from qsd.crypto.rows import ROW_SECTORS, SECTOR, CtrRows, EcbRows, Rows
 
 
 class Recorder(Rows):

@@ -83,9 +83,7 @@ def test_pieces(blocks: int) -> None:
 @pytest.mark.parametrize("kind", [Serpent, Twofish])
 @pytest.mark.parametrize("length", [16, 24, 32])
 @pytest.mark.parametrize("blocks", [40, LANES + 5])
-def test_integers_and_arrays_agree(
-    kind: type[Serpent | Twofish], length: int, blocks: int
-) -> None:
+def test_integers_and_arrays_agree(kind: type[Serpent | Twofish], length: int, blocks: int) -> None:
     cipher = kind(os.urandom(length))
     data = os.urandom(BLOCK * blocks)
     fast, slow = bytearray(BLOCK * (blocks + 1)), bytearray(BLOCK * (blocks + 1))
