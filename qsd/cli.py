@@ -26,7 +26,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from qsd.errors import QmpError, describe
-from qsd.process import PidFile, fork_daemon, set_process_name
+from qsd.process import PidFile, fork_daemon, set_process_name, use_all_descriptors
 from qsd.usage import HELP, OPTIONS, PROGRAM, VERSION
 from qsd.util.getopt import UsageError, iter_options
 from qsd.util.namedtuple import NamedTuple
@@ -376,6 +376,7 @@ def main(words: Sequence[str] | None = None) -> int:
         _print(1, options.answer)
         return 0
     set_process_name(PROGRAM)
+    use_all_descriptors()
     try:
         duty = fork_daemon() if options.daemonize else None
     except QmpError as exc:

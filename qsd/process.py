@@ -36,6 +36,21 @@ def set_process_name(name: str) -> None:
         pass
 
 
+def use_all_descriptors() -> None:
+    """Raise the soft limit of open files to the hard one.
+
+    The usual soft limit of 1024 is there for programs that use select(2), and is too low for a
+    thousand clients.
+    """
+    from resource import RLIMIT_NOFILE, getrlimit, setrlimit
+
+    _, hard = getrlimit(RLIMIT_NOFILE)
+    try:
+        setrlimit(RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):
+        pass  # then there are as many as there are
+
+
 class Daemonized:
     """The background child's duty to tell its parent how the start went."""
 

@@ -31,6 +31,21 @@ def run(program: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_all_descriptors_are_used(tmp_path: Path) -> None:
+    done = run(
+        """
+        from resource import RLIMIT_NOFILE, getrlimit, setrlimit
+        from qsd.process import use_all_descriptors
+        hard = getrlimit(RLIMIT_NOFILE)[1]
+        setrlimit(RLIMIT_NOFILE, (100, hard))
+        use_all_descriptors()
+        print(getrlimit(RLIMIT_NOFILE) == (hard, hard))
+        """,
+        tmp_path,
+    )
+    assert done.stdout == "True\n", done.stderr
+
+
 class TestPidFile:
     def test_holds_the_process_id(self, tmp_path: Path) -> None:
         pidfile = PidFile(str(tmp_path / "p"))

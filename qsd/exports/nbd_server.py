@@ -16,6 +16,8 @@ leaves.
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -25,6 +27,7 @@ from qsd.exports.nbd import NbdClient, NbdDirectory, NbdExport
 from qsd.exports.nbd_transmission import Transmission
 from qsd.exports.outlet import Outlet
 from qsd.exports.pagecache import CacheProbe
+from qsd.net.descriptors import has_room_for_client
 from qsd.wire.nbd import handshake, machine
 from qsd.wire.nbd.server import Session
 
@@ -45,6 +48,8 @@ HANDSHAKE_LIMIT: Final = 10.0
 _HANDSHAKE_RECEIVE: Final = 16 << 10
 #: Connections taken from one listening socket in a turn of the loop.
 _ACCEPTS: Final = 16
+#: Seconds until clients that found no room are looked at again.
+_RETRY: Final = 0.1
 #: Bytes that the kernel takes of replies before it says that the socket is full; a wish.
 _SEND_BUFFER: Final = 1 << 20
 _SERVER: Final = NbdExport.TYPE
@@ -75,6 +80,7 @@ class NbdServer(NbdDirectory):
         "_accepting",
         "_clients",
         "_idle",
+        "_is_short",
         "_listening",
         "_loop",
         "pool",
@@ -112,6 +118,7 @@ class NbdServer(NbdDirectory):
         self.probe = CacheProbe()
         self._clients: set[_Connection] = set()
         self._accepting = False
+        self._is_short = False  # of descriptors, as of the last attempt
         self._idle: list[asyncio.Future[None]] = []
         self._update_accepting()
 
@@ -135,16 +142,15 @@ class NbdServer(NbdDirectory):
             if not self._accepting:
                 return
             try:
+                if not has_room_for_client(listener.fileno()):
+                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
                 sock, _ = listener.accept()
             except (BlockingIOError, ConnectionAbortedError, InterruptedError):
                 return
             except OSError as exc:
-                # Out of descriptors, most likely: the client waits; look again a little later.
-                self.report(f"Failed to accept a connection: {describe(exc)}")
-                self._loop.remove_reader(listener.fileno())
-                self._accepting = False
-                self._loop.call_later(0.1, self._update_accepting)
+                self._accept_later(exc)
                 return
+            self._is_short = False
             sock.setblocking(False)
             if sock.family in (socket.AF_INET, socket.AF_INET6):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -155,6 +161,16 @@ class NbdServer(NbdDirectory):
             self._clients.add(client)
             self._update_accepting()
             client.start()
+
+    def _accept_later(self, why: OSError) -> None:
+        """Let clients wait until there is room for them, and look again a little later."""
+        if not self._is_short:
+            self._is_short = True
+            self.report(f"Failed to accept a connection: {describe(why)}")
+        self._accepting = False
+        for sock in self._listening.sockets:
+            self._loop.remove_reader(sock.fileno())
+        self._loop.call_later(_RETRY, self._update_accepting)
 
     def connection_gone(self, connection: _Connection) -> None:
         """Take note that a client's socket is closed."""
@@ -443,9 +459,7 @@ async def start_nbd_server(
 def _find_tls(registry: ExportRegistry, tls_creds: str, tls_authz: str | None) -> TlsProvider:
     from qsd.objects.tls_creds import ServerTls, find_creds
 
-    return ServerTls(
-        registry.objects, find_creds(registry.objects, tls_creds, "server"), tls_authz
-    )
+    return ServerTls(registry.objects, find_creds(registry.objects, tls_creds, "server"), tls_authz)
 
 
 async def stop_nbd_server(registry: ExportRegistry) -> None:

@@ -121,6 +121,23 @@ def test_failed_negotiation_is_reported() -> None:
     loop.run(main())
 
 
+def test_clients_wait_while_descriptors_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [False, False, True]
+    monkeypatch.setattr(nbd_server, "_RETRY", 0.001)
+    monkeypatch.setattr(
+        nbd_server, "has_room_for_client", lambda fd: answers.pop(0) if answers else True
+    )
+
+    async def main() -> None:
+        async with NbdRig() as rig:
+            client = await rig.connect(None)
+            assert (await client.get(18))[:8] == b"NBDMAGIC"
+            assert not answers
+            assert rig.reports == ["Failed to accept a connection: Too many open files"]
+
+    loop.run(main())
+
+
 def test_requests_may_follow_the_choice_at_once() -> None:
     async def main() -> None:
         async with NbdRig() as rig:

@@ -9,6 +9,7 @@ import re
 import pytest
 
 from qsd.exports import nbd_server, nbd_transmission
+from qsd.net import descriptors
 from qsd.qapi import json_machine
 from qsd.qmp import server
 from qsd.wire.nbd import messages
@@ -45,6 +46,7 @@ def test_limits_are_as_documented() -> None:
         f"of one request | {messages.MAX_REQUEST // mib} MiB |",
         f"{nbd_transmission.MAX_IN_FLIGHT}, and {nbd_transmission.MAX_IN_FLIGHT_BYTES // mib} MiB",
         f"does not read | {nbd_transmission.MAX_PENDING // mib} MiB,",
+        f"leave to the daemon | {descriptors.RESERVE};",
         f"nest {json_machine.MAX_NESTING} levels deep",
         f"have {json_machine.MAX_TOKENS // mib} Mi tokens",
         f"or {json_machine.MAX_TEXT // mib} MiB of text",
