@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 from qsd.errors import PeerError
 from qsd.exports import vhost_log
 from qsd.exports.vhost_log import DirtyLog
+from qsd.exports.vhost_trap import trap
 from qsd.exports.virtio_queue import BlkQueue
 from qsd.wire import vhost_user as vhost
 from qsd.wire.virtio import blk
@@ -152,7 +153,7 @@ class VhostSession:
             while (message := await self._receive()) is not None:
                 await self._handle(message)
         except PeerError as exc:
-            self._failure = str(exc)
+            self._failure = self._failure or str(exc)
         except OSError:
             pass  # the connection broke; that is an end like any other
         finally:
@@ -167,8 +168,13 @@ class VhostSession:
             pass  # the peer was faster
 
     def _ring_failed(self, exc: PeerError) -> None:
-        self._failure = str(exc)
-        self.hang_up()
+        self._fail(str(exc))
+
+    def _fail(self, why: str) -> None:
+        """End the connection for the first reason that there is."""
+        if self._failure is None:
+            self._failure = why
+            self.hang_up()
 
     async def _close(self) -> None:
         for queue in self._queues.values():
@@ -179,6 +185,9 @@ class VhostSession:
                 await queue.runner.stop()
             queue.close()
         self._queues.clear()
+        # Whoever is told of lost memory must not keep it mapped.
+        self._memory = GuestMemory([])
+        self._inflight = self._log = None
         _close_all(self._decoder.fds)
         self._sock.close()
         if self._backend_channel is not None:
@@ -323,7 +332,7 @@ class VhostSession:
         if len(regions) != len(message.fds):
             raise PeerError("as many descriptors as memory regions are needed")
         self._use_memory(
-            [_map_region(region, fd) for region, fd in zip(regions, message.fds, strict=True)]
+            [self._map_region(region, fd) for region, fd in zip(regions, message.fds, strict=True)]
         )
 
     async def _get_max_mem_slots(self, message: vhost.Message) -> bytes:
@@ -335,7 +344,7 @@ class VhostSession:
             raise PeerError("a memory region needs one descriptor")
         if len(self._memory.regions) >= vhost.MAX_MEM_SLOTS:
             raise PeerError("too many memory regions", survives=True)
-        self._use_memory([*self._memory.regions, _map_region(region, message.fds[0])])
+        self._use_memory([*self._memory.regions, self._map_region(region, message.fds[0])])
 
     async def _rem_mem_reg(self, message: vhost.Message) -> None:
         gone = vhost.parse_region(message.body)
@@ -347,6 +356,14 @@ class VhostSession:
         if len(left) == len(self._memory.regions):
             raise PeerError("there is no such memory region", survives=True)
         self._use_memory(left)
+
+    def _map_region(self, region: vhost.RegionAddress, fd: int) -> Region:
+        view = _map(fd, region.offset, region.size, self._lost_memory)
+        return Region(region.guest, region.size, region.user, view)
+
+    def _lost_memory(self) -> None:
+        """The front end took memory away: end this, for nothing in it can be believed."""
+        self._fail("memory that is shared was taken away")
 
     def _use_memory(self, regions: list[Region]) -> None:
         """Look everything up in new memory; rings that run go on in it."""
@@ -363,7 +380,7 @@ class VhostSession:
         size, offset = vhost.parse_log(message.body)
         if len(message.fds) != 1 or size > _MAX_LOG:
             raise PeerError("a log that cannot be used")
-        self._log = DirtyLog(_map(message.fds[0], offset, size))
+        self._log = DirtyLog(_map(message.fds[0], offset, size, self._lost_memory))
         self._log_again()
         return vhost.number(size)
 
@@ -496,7 +513,7 @@ class VhostSession:
         size, offset, queues, queue_size = vhost.parse_inflight(message.body)
         if len(message.fds) != 1 or size > _MAX_INFLIGHT or size < region_size(queue_size) * queues:
             raise PeerError("an inflight region that is too small")
-        self._inflight = _map(message.fds[0], offset, size), queue_size
+        self._inflight = _map(message.fds[0], offset, size, self._lost_memory), queue_size
 
 
 def _descriptors(control: list[tuple[int, int, bytes]]) -> list[int]:
@@ -538,8 +555,14 @@ def _caller(event: int) -> Callable[[], None]:
     return call
 
 
-def _map(fd: int, offset: int, size: int) -> memoryview:
+def _map(fd: int, offset: int, size: int, lost: Callable[[], None]) -> memoryview:
     """Map a file shared; the view keeps the mapping alive.
+
+    Args:
+        fd: The file.
+        offset: Where the view begins.
+        size: Bytes of the view.
+        lost: Called when memory is missing that was there.
 
     Raises:
         PeerError: It is not possible, or the file is shorter: its memory could not be touched.
@@ -551,8 +574,7 @@ def _map(fd: int, offset: int, size: int) -> memoryview:
         mapping = mmap.mmap(fd, offset + size)
     except (OSError, ValueError, OverflowError) as exc:
         raise PeerError(f"a memory region cannot be mapped: {exc}") from exc
+    guard = trap()
+    if guard is not None:
+        guard.guard(mapping, lost)
     return memoryview(mapping)[offset : offset + size]
-
-
-def _map_region(region: vhost.RegionAddress, fd: int) -> Region:
-    return Region(region.guest, region.size, region.user, _map(fd, region.offset, region.size))

@@ -281,6 +281,34 @@ def test_rings_that_cannot_be(where: str) -> None:
     assert len(serve(use)) == 1
 
 
+@pytest.mark.parametrize("left", [0, 8192, 4 << 20])
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_memory_that_is_taken_away(left: int, pieces: int) -> None:
+    """The rings are gone with it, or the payload and status only."""
+
+    def use(frontend: Frontend) -> None:
+        frontend.set_up(2)
+        assert frontend.request(IN, 0, read=4096)[0] == 0
+        queue = frontend.queues[0]
+        at = frontend.data
+        struct.pack_into("<IIQ", frontend.mem, 4096 if left > 4096 else at, OUT, 0, 0)
+        parts = [(GUEST_BASE + (4096 if left > 4096 else at), 16, 0)]
+        parts += [(GUEST_BASE + at + 4096 + 512 * index, 512, 0) for index in range(pieces)]
+        parts.append((GUEST_BASE + at + 512, 1, vf.D_WRITE))
+        for index, (guest, size, flags) in enumerate(parts):
+            more = vf.D_NEXT if index + 1 < len(parts) else 0
+            queue.put_desc(index, guest, size, flags | more, index + 1)
+        os.ftruncate(frontend.memfd, left)
+        if left:
+            queue.offer(0)
+        else:
+            os.eventfd_write(queue.kick, 1)
+        with pytest.raises(Gone):
+            frontend.receive()
+
+    assert serve(use) == ["vhost-user-blk export 'e': memory that is shared was taken away"]
+
+
 def test_damaged_chains_end_the_session_only() -> None:
     def use(frontend: Frontend) -> None:
         frontend.set_up()
