@@ -128,7 +128,7 @@ class StorageDaemon:
 
     async def add_blockdev(self, options: BlockdevOptions) -> None:
         """Open a node, as ``blockdev-add`` and ``--blockdev`` do."""
-        await self._handler("blockdev-add")(options)
+        await self._configure("blockdev-add", options)
 
     async def add_object(self, options: ObjectOptions) -> None:
         """Make an object, as ``object-add`` and ``--object`` do."""
@@ -150,7 +150,7 @@ class StorageDaemon:
 
     async def add_export(self, options: BlockExportOptions) -> None:
         """Export a node, as ``block-export-add`` and ``--export`` do."""
-        await self._handler("block-export-add")(options)
+        await self._configure("block-export-add", options)
 
     async def start_nbd_server(self, options: NbdServerOptions) -> None:
         """Listen for NBD clients, as ``--nbd-server`` does."""
@@ -253,6 +253,14 @@ class StorageDaemon:
             raise
         tracer.emit(leave, f"{dumps({} if result is None else to_json(result))} 1")
         return result
+
+    async def _configure(self, command: str, options: Any) -> None:
+        """Run a command for whoever started this process, who may name its descriptors."""
+        self._graph.by_monitor = False
+        try:
+            await self._handler(command)(options)
+        finally:
+            self._graph.by_monitor = True
 
     def _handler(self, command: str) -> Callable[[Any], Awaitable[object]]:
         handler = self._find_handler(command)

@@ -95,6 +95,21 @@ class Client:
 
 
 class TestSettings:
+    def test_only_who_started_us_may_name_descriptors(self) -> None:
+        async def scenario() -> None:
+            async with StorageDaemon() as daemon:
+                node: dict[str, Any] = {
+                    "driver": "nbd",
+                    "node-name": "n",
+                    "server": {"type": "fd", "str": "x"},
+                }
+                with pytest.raises(QmpError, match="^Unable to parse FD number x$"):
+                    await daemon.add_blockdev(from_json(BlockdevOptions, node))
+                with pytest.raises(QmpError, match="^only QEMU supports file descriptor passing$"):
+                    await daemon.qmp("blockdev-add", node)
+
+        run(scenario())
+
     def test_typed_calls(self, tmp_path: Path) -> None:
         async def scenario() -> None:
             async with StorageDaemon() as daemon:

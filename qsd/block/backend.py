@@ -311,6 +311,14 @@ class Backend:
 
         return chain_runs_nowait(edge.node, offset, length, limit)
 
+    async def runs(self, offset: int, length: int, limit: int) -> Runs | None:
+        """Describe several extents by one question to whom the node asks; see the driver's."""
+        node = await self._enter()
+        try:
+            return await node.driver.runs(offset, length, limit)
+        finally:
+            self._leave()
+
     async def allocation_depth(self, offset: int, length: int) -> tuple[int, int]:
         """Return (length, depth): 0 not allocated, 1 in the top layer, 2 in its backing, ..."""
         node = await self._enter()

@@ -301,6 +301,20 @@ class Driver:
         """
         return None
 
+    async def runs(self, offset: int, length: int, limit: int) -> Runs | None:
+        """Describe several extents by one question to somebody else, e.g. a server.
+
+        Args:
+            offset: Start.
+            length: How far the caller is interested; positive.
+            limit: Extents; how many the caller has room for.
+
+        Returns:
+            What is found from `offset` on, not empty; flags are ST_DATA and ST_ZERO, 0 for a hole
+            of unknown content.  None if there is nobody to ask.
+        """
+        return None
+
     def known_data_end(self, offset: int) -> int:
         """Return where data ends that is known to surround a place; 0 if nothing is known."""
         return 0

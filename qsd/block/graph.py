@@ -77,6 +77,8 @@ class Graph:
         nodes: Nodes by name, oldest first.
         backends: Everything attached from outside, oldest first.
         pool: Worker threads for drivers.
+        by_monitor: Whether a QMP client asks for what is opened now.  The command line may name
+            descriptors of this process, a client may not.
         poll: Keeps the loop awake between requests; told by exports.
         tasks: Owner of the tasks that I/O spawns.
         events: Where drivers send QMP events.
@@ -95,6 +97,7 @@ class Graph:
         self.nodes: dict[str, Node] = {}
         self.backends: list[Backend] = []
         self.pool = pool
+        self.by_monitor = True
         self.poll = BusyPoll()
         self.tasks = tasks
         self.events = events

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 async def block_export_add(ctx: Context, args: BlockExportOptions) -> None:
     """Export a node (QMP reference, "block-export-add")."""
-    await ctx.exports.add(args, by_monitor=True)
+    await ctx.exports.add(args, by_monitor=ctx.graph.by_monitor)
 
 
 async def block_export_del(ctx: Context, args: BlockExportDelArguments) -> None:

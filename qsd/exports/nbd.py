@@ -15,6 +15,7 @@ from qsd.wire.nbd import metacontext
 
 if TYPE_CHECKING:
     from qsd.block.backend import Backend
+    from qsd.block.node import Node
     from qsd.exports.base import ExportRegistry
     from qsd.exports.nbd_bitmaps import ExportedBitmap
     from qsd.qapi.schema.block_export import BlockExportOptionsNbd
@@ -104,6 +105,11 @@ class NbdExport(Export):
         """Bytes; the alignment that the node would like requests to have."""
         return self.backend.node.driver.limits.request_alignment
 
+    @property
+    def maximum_block(self) -> int:
+        """Bytes; the longest payload that the node passes on in one piece."""
+        return _longest_transfer(self.backend.node)
+
     async def start(self, options: Any) -> None:
         """Offer the node on the running server (QMP reference, "BlockExportOptionsNbd").
 
@@ -170,6 +176,15 @@ class NbdExport(Export):
         """Count a client that has gone."""
         self.clients.discard(client)
         self.remove_user()
+
+
+def _longest_transfer(node: Node) -> int:
+    """Return how long a request for data of a node may be without being cut, bytes."""
+    longest = node.driver.limits.max_transfer or nbd.MAX_REQUEST
+    for edge in node.children.values():
+        if edge.role & (perms.ROLE_DATA | perms.ROLE_FILTERED | perms.ROLE_COW):
+            longest = min(longest, _longest_transfer(edge.node))
+    return longest
 
 
 def _length(text: str) -> int:

@@ -394,6 +394,8 @@ class Requests:
             # One more than there is room for: the last one must be known to its end.
             room = limit + 1 - len(runs)
             some = self._backend.runs_nowait(offset, end - offset, room)
+            if some is None:
+                some = await self._backend.runs(offset, end - offset, room)
             if some is not None:
                 runs.extend(some.lengths, some.flags)
                 offset += some.total()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from qsd.block.loans import Lent
     from qsd.block.node import Node
     from qsd.block.open import ChildOpener
+    from qsd.block.runs import Runs
     from qsd.qapi.schema.block_options import BlockdevOptionsRaw
 
 _SECTOR: Final = 512
@@ -219,6 +220,14 @@ class RawDriver(Driver):
         return await self._edge.node.write_from(
             offset + self.offset, descriptor, host_offset, length
         )
+
+    async def runs(self, offset: int, length: int, limit: int) -> Runs | None:
+        """Ask the child."""
+        child, start = self._edge.node, offset + self.offset
+        available = child.length() - start
+        if available <= 0:
+            return None
+        return await child.driver.runs(start, min(length, available), limit)
 
     async def block_status(self, offset: int, length: int, want_zero: bool) -> Status:
         """Describe the child with all its layers: it is the content of this one."""

@@ -133,3 +133,16 @@ def test_length_stays_and_the_name_is_bound() -> None:
             assert rig.server.find("m") is None
 
     loop.run(main())
+
+
+def test_the_longest_transfer_below_is_announced() -> None:
+    async def main() -> None:
+        async with NbdRig(raw=RawDriver) as rig:
+            memory = await rig.memory("m")
+            await rig.add(driver="raw", node_name="r", file="m")
+            export = await rig.export("r", name="x")
+            assert export.maximum_block == 32 * MIB
+            memory.limits.max_transfer = 65536
+            assert export.maximum_block == 65536
+
+    loop.run(main())

@@ -29,6 +29,7 @@ NBD specification: "Transmission", "Structured reply chunk message".
 from __future__ import annotations
 
 import errno
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from qsd.errors import PeerError, describe, os_error
@@ -52,8 +53,10 @@ LONG: Final = 32 << 10
 TURN: Final = 4 << 20
 #: Views in one vectored send; well below the kernel's IOV_MAX of 1024.
 _MAX_VIEWS: Final = 256
-#: Bytes; error texts and block status replies that are taken in.
+#: Bytes; error texts, holes and short block status replies are taken from the staging buffer.
 _MAX_CHUNK: Final = 64 << 10
+#: Bytes of a block status reply: its context and 1 Mi extents, which no known server goes beyond.
+_MAX_STATUS: Final = 4 + (8 << 20)
 
 _SIMPLE_SIZE: Final = nbd.SIMPLE_REPLY.size
 _CHUNK_SIZE: Final = nbd.CHUNK.size
@@ -77,7 +80,7 @@ class Connection:
     """
 
     __slots__ = (
-        "_again", "_blocked", "_cookie", "_direct", "_direct_done", "_direct_request", "_end",
+        "_again", "_blocked", "_cookie", "_direct", "_direct_request", "_direct_whole", "_end",
         "_fd", "_is_plain", "_long", "_loop", "_lost", "_out", "_out_bytes", "_plain", "_raw",
         "_scheduled", "_sock", "_staging", "_start", "_view", "agreement", "closed", "requests",
     )  # fmt: skip
@@ -121,8 +124,8 @@ class Connection:
         self._end = len(rest)
         self._staging[: len(rest)] = rest
         self._direct: memoryview | None = None
-        self._direct_request: tuple[int, Request] | None = None
-        self._direct_done = False
+        self._direct_request: Request | None = None
+        self._direct_whole: Callable[[], None] | None = None
         self._out: list[bytes | memoryview] = []
         self._out_bytes = 0
         self._scheduled = False
@@ -262,8 +265,7 @@ class Connection:
             return
         if request.command == nbd.CMD_READ:
             request.view = memoryview(bytearray(request.length))
-            if self._direct_request is not None and self._direct_request[1] is request:
-                assert self._direct is not None
+            if self._direct_request is request and self._direct is not None:
                 self._direct = memoryview(bytearray(len(self._direct)))
         else:
             self._out = [bytes(p) if isinstance(p, memoryview) else p for p in self._out]
@@ -328,11 +330,9 @@ class Connection:
             self._direct = direct[count:]
             return wanted, count
         self._direct = None
-        assert self._direct_request is not None
-        cookie, request = self._direct_request
         self._direct_request = None
-        if self._direct_done:
-            self._complete(cookie, request)
+        if self._direct_whole is not None:
+            self._direct_whole()
         return wanted, count
 
     def _parse(self) -> None:
@@ -404,7 +404,8 @@ class Connection:
             self._payload(cookie, request, offset, length - 8, flags)
             return True
         if length > _MAX_CHUNK:
-            raise PeerError("Protocol error: reply chunk is too long")
+            self._long_status(cookie, request, kind, length, flags)
+            return True
         if have < _CHUNK_SIZE + length:
             return False
         data = bytes(self._view[start + _CHUNK_SIZE : start + _CHUNK_SIZE + length])
@@ -413,6 +414,22 @@ class Connection:
         if flags & nbd.REPLY_FLAG_DONE:
             self._complete(cookie, request)
         return True
+
+    def _long_status(
+        self, cookie: int, request: Request, kind: int, length: int, flags: int
+    ) -> None:
+        """Receive a block status chunk that does not fit into the staging buffer."""
+        if kind != nbd.REPLY_BLOCK_STATUS or not request.wants_status or length > _MAX_STATUS:
+            raise PeerError("Protocol error: reply chunk is too long")
+        data = bytearray(length)
+        self._start += _CHUNK_SIZE
+
+        def whole() -> None:
+            request.take_chunk(flags, kind, data, self.agreement.context_id)
+            if flags & nbd.REPLY_FLAG_DONE:
+                self._complete(cookie, request)
+
+        self._fill(memoryview(data), request, whole)
 
     def _simple(self) -> None:
         """Handle the simple reply at the head of the staging buffer."""
@@ -431,21 +448,25 @@ class Connection:
 
     def _payload(self, cookie: int, request: Request, offset: int, length: int, flags: int) -> None:
         """Take the payload that follows a header: what is there by copying, the rest in place."""
-        target = request.take_data(offset, length)
+        whole = partial(self._complete, cookie, request) if flags & nbd.REPLY_FLAG_DONE else None
+        self._fill(request.take_data(offset, length), request, whole)
+
+    def _fill(self, target: memoryview, request: Request, whole: Callable[[], None] | None) -> None:
+        """Fill a buffer with what comes next; then call `whole`."""
         start = self._start
-        have = self._end - start
+        have, length = self._end - start, len(target)
         if have >= length:
             target[:] = self._view[start : start + length]
             self._start = start + length
-            if flags & nbd.REPLY_FLAG_DONE:
-                self._complete(cookie, request)
+            if whole is not None:
+                whole()
             return
         # Payload that came along with its header is copied; see the module for why.
-        target[:have] = self._view[start : start + have]
+        target[:have] = self._view[start : self._end]
         self._start = self._end = 0
         self._direct = target[have:]
-        self._direct_request = (cookie, request)
-        self._direct_done = bool(flags & nbd.REPLY_FLAG_DONE)
+        self._direct_request = request
+        self._direct_whole = whole
 
     def _find(self, cookie: int) -> Request:
         """Return the request of a reply; a plain one becomes a full one."""
@@ -510,6 +531,6 @@ class Connection:
         self.requests.clear()
         self._plain.clear()
         self._out.clear()
-        self._direct = self._direct_request = None
+        self._direct = self._direct_request = self._direct_whole = None
         self._start = self._end = 0
         self._sock.close()

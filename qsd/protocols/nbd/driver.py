@@ -30,7 +30,7 @@ from qsd.net import address as addresses
 from qsd.protocols.nbd.connection import LONG
 from qsd.protocols.nbd.link import Link
 from qsd.protocols.nbd.request import Request
-from qsd.util.ranges import align_down
+from qsd.util.ranges import align_down, align_up
 from qsd.util.zeroes import fill_zero
 from qsd.wire.nbd import messages as nbd
 
@@ -39,11 +39,14 @@ if TYPE_CHECKING:
 
     from qsd.block.node import Node
     from qsd.block.open import ChildOpener
+    from qsd.block.runs import Runs
     from qsd.protocols.nbd.link import TlsStarter
     from qsd.qapi.schema.block_protocols import BlockdevOptionsNbd
 
 #: Bytes; lengths are 32 bits on the wire, and servers in C may take them for signed.
 _MAX_LENGTH: Final = 1 << 30
+#: What the states of "base:allocation" mean: bit 0 is STATE_HOLE, bit 1 STATE_ZERO.
+_STATES: Final = (ST_DATA, 0, ST_DATA | ST_ZERO, ST_ZERO)
 
 
 def _check_length(what: str, text: str | None) -> None:
@@ -73,10 +76,10 @@ class NbdDriver(Driver):
         """Connect to the server."""
         node = self.node
         _check_length("export name", options.export)
-        _check_length("x-dirty-bitmap", options.x_dirty_bitmap)
+        _check_length("x-dirty-bitmap query", options.x_dirty_bitmap)
         self._options = options
         tls = self._tls_starter(options) if options.tls_creds is not None else None
-        link = Link(options, node.graph.tasks, tls)
+        link = Link(options, node.graph.tasks, tls, by_monitor=node.graph.by_monitor)
         await link.open()
         agreement = link.agreement
         try:
@@ -185,7 +188,7 @@ class NbdDriver(Driver):
     def write_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
         """Send a write whose end needs no coroutine; a failure is left to :meth:`write`."""
         connection = self._link.connection
-        if connection is None or connection.closed or offset + len(view) > self._size:
+        if connection is None or connection.closed:
             return False
         connection.begin(nbd.CMD_WRITE, offset, view, done)
         return True
@@ -204,10 +207,8 @@ class NbdDriver(Driver):
         return max(0, min(length, self._size - offset))
 
     async def write(self, offset: int, view: memoryview, flags: int) -> None:
-        """Write."""
-        inside = self._clip(offset, len(view))
-        if inside:
-            await self._do(nbd.CMD_WRITE, self._fua_flag(flags), offset, inside, view[:inside])
+        """Write; what goes beyond the end of the export is the server's to refuse."""
+        await self._do(nbd.CMD_WRITE, self._fua_flag(flags), offset, len(view), view)
         await self._after_fua(flags)
 
     def _fua_flag(self, flags: int) -> int:
@@ -229,18 +230,13 @@ class NbdDriver(Driver):
             if not self._flags & nbd.FLAG_SEND_FAST_ZERO:
                 raise os_error(errno.ENOTSUP)
             wire |= nbd.CMD_FLAG_FAST_ZERO
-        inside = self._clip(offset, length)
-        if inside:
-            await self._do(nbd.CMD_WRITE_ZEROES, wire, offset, inside)
+        await self._do(nbd.CMD_WRITE_ZEROES, wire, offset, length)
         await self._after_fua(flags)
 
     async def discard(self, offset: int, length: int) -> None:
         """Trim."""
-        if not self._flags & nbd.FLAG_SEND_TRIM:
-            return
-        inside = self._clip(offset, length)
-        if inside:
-            await self._do(nbd.CMD_TRIM, 0, offset, inside)
+        if self._flags & nbd.FLAG_SEND_TRIM:
+            await self._do(nbd.CMD_TRIM, 0, offset, length)
 
     async def flush(self) -> None:
         """Flush."""
@@ -249,26 +245,40 @@ class NbdDriver(Driver):
 
     async def block_status(self, offset: int, length: int, want_zero: bool) -> Status:
         """Ask for one extent of the metadata context."""
-        whole = Status(length, ST_DATA | ST_ALLOCATED | ST_OFFSET, offset)
-        if self._link.agreement.context_id is None:
-            return whole
+        ((found, flags),) = await self._ask_status(offset, length, 1)
+        return Status(found, flags | ST_ALLOCATED | ST_OFFSET, offset)
+
+    async def runs(self, offset: int, length: int, limit: int) -> Runs:
+        """Ask for all extents at once: a round trip for each of them would take too long."""
+        from qsd.block.runs import Runs
+
+        runs = Runs()
+        for found, flags in await self._ask_status(offset, length, limit):
+            runs.add(found, flags)
+        return runs
+
+    async def _ask_status(self, offset: int, length: int, limit: int) -> list[tuple[int, int]]:
+        """Return up to `limit` extents of a range as (length, ST_DATA and ST_ZERO), at least one.
+
+        A server that knows no extents has data everywhere.
+        """
         inside = self._clip(offset, length)
         if not inside:
-            return Status(length, ST_ZERO | ST_ALLOCATED | ST_OFFSET, offset)
-        asked = min(inside, align_down(_MAX_LENGTH, self.limits.request_alignment))
-        try:
-            request = await self._do(nbd.CMD_BLOCK_STATUS, nbd.CMD_FLAG_REQ_ONE, offset, asked)
-        except OSError as exc:
-            if exc.errno in (errno.EINVAL, errno.ENOTSUP):
-                return whole
-            raise
-        found, state = request.extents[0]
-        flags = ST_ALLOCATED | ST_OFFSET
-        if not state & nbd.STATE_HOLE:
-            flags |= ST_DATA
-        if state & nbd.STATE_ZERO:
-            flags |= ST_ZERO
-        return Status(min(found, length), flags, offset)
+            return [(length, ST_ZERO)]
+        if self._link.agreement.context_id is None:
+            return [(inside, ST_DATA)]
+        # Requests are for whole blocks of the server.
+        align = self.limits.request_alignment
+        start = align_down(offset, align)
+        asked = min(align_up(offset + inside, align) - start, align_down(_MAX_LENGTH, align))
+        only_one = nbd.CMD_FLAG_REQ_ONE if limit == 1 else 0
+        request = await self._do(nbd.CMD_BLOCK_STATUS, only_one, start, asked)
+        found: list[tuple[int, int]] = []
+        for size, state in request.extents:
+            first, start = max(start, offset), min(start + size, offset + inside)
+            if start > first and len(found) < limit:
+                found.append((start - first, _STATES[state & 3]))
+        return found or [(min(align, inside), ST_DATA)]
 
     # Description
 

@@ -9,7 +9,8 @@ r"""A connection to an NBD server that is made again when it is lost.
         \------ made again-+------------------------------------/
 
 While WAITING, requests wait and those that were in flight are sent again.  While FAILING they fail
-with EIO; attempts to connect go on, ever more seldom.  Without a delay, WAITING is left at once.
+with EIO; attempts to connect go on, ever more seldom, but a request brings the next one forward.
+Without a delay, WAITING is left at once.
 
 QMP reference, "BlockdevOptionsNbd": `reconnect-delay`, `open-timeout`.
 """
@@ -147,8 +148,8 @@ class Link:
     """
 
     __slots__ = (
-        "_connector", "_delay", "_is_waiting", "_loop", "_options", "_report", "_tasks", "_timer",
-        "_tls", "_waiters", "agreement", "closing", "connection",
+        "_by_monitor", "_connector", "_delay", "_is_once", "_is_waiting", "_loop", "_options",
+        "_tasks", "_timer", "_tls", "_waiters", "_wanted", "agreement", "closing", "connection",
     )  # fmt: skip
 
     def __init__(
@@ -156,9 +157,15 @@ class Link:
         options: BlockdevOptionsNbd,
         tasks: TaskOwner,
         tls: TlsStarter | None,
+        *,
+        by_monitor: bool = True,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._options = options
+        self._by_monitor = by_monitor
+        # A descriptor that was handed to us can be used once: by the time of another attempt its
+        # number may be that of something else.
+        self._is_once = options.server.type == "fd"
         self._tasks = tasks
         self._tls = tls
         self._delay = options.reconnect_delay or 0
@@ -166,6 +173,7 @@ class Link:
         self._timer: asyncio.TimerHandle | None = None
         self._connector: asyncio.Task[None] | None = None
         self._waiters: list[asyncio.Future[None]] = []
+        self._wanted = asyncio.Event()
         self.connection: Connection | None = None
         self.closing = False
         self.agreement: Agreement
@@ -176,20 +184,33 @@ class Link:
         Raises:
             QmpError: It failed.
         """
-        deadline = self._loop.time() + (self._options.open_timeout or 0)
+        limit = self._options.open_timeout
+        if limit and not self._is_once:
+            self.connection = await self._insist(limit)
+        else:
+            self.connection = await self._connect()
+        self.agreement = self.connection.agreement
+
+    async def _insist(self, limit: float) -> Connection:
+        """Try to connect for so many seconds.
+
+        Raises:
+            QmpError: Why the last attempt failed.
+        """
+        refusal = QmpError("Connection attempt cancelled by timeout")
         pause = FIRST_PAUSE
-        while True:
-            try:
-                self.connection = await self._connect()
-            except QmpError:
-                left = deadline - self._loop.time()
-                if left <= 0:
-                    raise
-                await asyncio.sleep(min(pause, left))
-                pause = min(pause * 2, 1.0)
-            else:
-                self.agreement = self.connection.agreement
-                return
+        await asyncio.sleep(0)  # commands run eagerly, and a time-out needs a task
+        try:
+            async with asyncio.timeout(limit):
+                while True:
+                    try:
+                        return await self._connect()
+                    except QmpError as exc:
+                        refusal = exc
+                    await asyncio.sleep(pause)
+                    pause = min(pause * 2, 1.0)
+        except TimeoutError:
+            raise refusal from None
 
     async def _connect(self) -> Connection:
         options = self._options
@@ -198,7 +219,7 @@ class Link:
             context=options.x_dirty_bitmap or BASE_ALLOCATION,
             tls=self._tls is not None,
         )
-        sock = await connect(options.server, by_monitor=True)
+        sock = await connect(options.server, by_monitor=self._by_monitor)
         stream: StreamSocket = sock
         try:
             if sock.family in (socket.AF_INET, socket.AF_INET6):
@@ -229,6 +250,8 @@ class Link:
 
     def _start_over(self) -> None:
         self.connection = None
+        if self._is_once:
+            return
         if self._delay:
             self._is_waiting = True
             self._timer = self._loop.call_later(self._delay, self._give_up_waiting)
@@ -252,13 +275,13 @@ class Link:
                 async with asyncio.timeout(ATTEMPT_LIMIT):
                     connection = await self._connect()
             except (QsdError, OSError, TimeoutError):
-                await asyncio.sleep(pause)
+                await self._rest(pause)
                 pause = min(pause * 2, LONGEST_PAUSE)
                 continue
             if not self._is_same(connection.agreement):
                 # Another export: requests must not end up in the wrong image.
                 connection.close()
-                await asyncio.sleep(LONGEST_PAUSE)
+                await self._rest(LONGEST_PAUSE)
                 continue
             self.connection = connection
             self._is_waiting = False
@@ -267,6 +290,13 @@ class Link:
                 self._timer = None
             self._wake()
             return
+
+    async def _rest(self, pause: float) -> None:
+        """Wait before the next attempt; not as long if somebody asks for the server meanwhile."""
+        await asyncio.sleep(FIRST_PAUSE)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wanted.wait(), pause)
+        self._wanted.clear()
 
     def _is_same(self, new: Agreement) -> bool:
         """Tell whether a new handshake gives all that was built on the first one."""
@@ -289,6 +319,7 @@ class Link:
             connection = self.connection
             if connection is not None and not connection.closed:
                 return connection
+            self._wanted.set()
             if not self._is_waiting or self.closing:
                 raise os_error(errno.EIO)
             future: asyncio.Future[None] = self._loop.create_future()

@@ -88,7 +88,9 @@ class Request:
         self.received += length
         return view[at : at + length]
 
-    def take_chunk(self, flags: int, kind: int, data: bytes, context_id: int | None) -> None:
+    def take_chunk(
+        self, flags: int, kind: int, data: bytes | bytearray, context_id: int | None
+    ) -> None:
         """Handle a chunk of another kind.
 
         Args:
@@ -116,12 +118,16 @@ class Request:
         else:
             raise PeerError(f"Protocol error: unexpected reply type {kind}")
 
-    def _take_extents(self, data: bytes, context_id: int | None) -> None:
+    @property
+    def wants_status(self) -> bool:
+        """Whether extents may still come."""
+        return self.command == nbd.CMD_BLOCK_STATUS and not self.extents
+
+    def _take_extents(self, data: bytes | bytearray, context_id: int | None) -> None:
         extents = list(nbd.EXTENT.iter_unpack(data[4:])) if len(data) % 8 == 4 else []
         if (
-            self.command != nbd.CMD_BLOCK_STATUS
+            not self.wants_status
             or not extents
-            or self.extents
             or nbd.U32.unpack_from(data)[0] != context_id
             or not all(length for length, _ in extents)
         ):

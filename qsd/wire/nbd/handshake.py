@@ -73,6 +73,10 @@ class Offer(Protocol):
         """Bytes; the alignment that the image asks for."""
 
     @property
+    def maximum_block(self) -> int:
+        """Bytes; the longest payload that is welcome, though no more than MAX_REQUEST."""
+
+    @property
     def contexts(self) -> Sequence[tuple[int, str]]:
         """Ids and names of the metadata contexts."""
 
@@ -441,9 +445,8 @@ class ServerHandshake(Machine):
         if option == nbd.OPT_INFO or nbd.INFO_BLOCK_SIZE in wanted:
             minimum = offer.minimum_block
         preferred = max(nbd.PREFERRED_BLOCK, minimum)
-        info(
-            nbd.INFO_BLOCK_SIZE_REPLY.pack(nbd.INFO_BLOCK_SIZE, minimum, preferred, nbd.MAX_REQUEST)
-        )
+        maximum = min(nbd.MAX_REQUEST, offer.maximum_block)
+        info(nbd.INFO_BLOCK_SIZE_REPLY.pack(nbd.INFO_BLOCK_SIZE, minimum, preferred, maximum))
         info(
             nbd.INFO_EXPORT_REPLY.pack(nbd.INFO_EXPORT, offer.size, self._transmission_flags(offer))
         )

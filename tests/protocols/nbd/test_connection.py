@@ -298,6 +298,33 @@ def test_plain_requests_end_like_full_ones(
     assert not peer.connection._long
 
 
+def status_reply(cookie: int, extents: int) -> bytes:
+    return nbd.status_chunk(cookie, 0, [(512, at & 3) for at in range(extents)], True)
+
+
+@pytest.mark.parametrize("extents", [1, 8000, 100_000])
+@pytest.mark.parametrize("step", [1000, 1 << 30])
+def test_status_replies_of_any_length(extents: int, step: int) -> None:
+    peer = Scripted()
+    over = peer.submit(nbd.CMD_BLOCK_STATUS, 0, None, 1 << 30)
+    ((*_, cookie, _, _),) = peer.requests()
+    reply = status_reply(cookie, extents)
+    peer.arrive(*(reply[at : at + step] for at in range(0, len(reply), step)))
+    assert not peer.lost
+    assert list(over[0].extents) == [(512, at & 3) for at in range(extents)]
+
+
+def test_a_status_reply_without_end() -> None:
+    peer = Scripted()
+    over = peer.submit(nbd.CMD_BLOCK_STATUS, 0, None, 1 << 30)
+    ((*_, cookie, _, _),) = peer.requests()
+    peer.arrive(
+        nbd.CHUNK.pack(nbd.STRUCTURED_REPLY_MAGIC, 1, nbd.REPLY_BLOCK_STATUS, cookie, 1 << 31)
+    )
+    assert over[0].lost
+    assert peer.lost == ["Protocol error: reply chunk is too long"]
+
+
 def test_the_first_request_does_not_wait() -> None:
     peer = Scripted()
     view = memoryview(bytearray(b"abcd"))

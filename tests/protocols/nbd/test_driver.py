@@ -15,7 +15,10 @@ from qsd.block.backend import Backend
 from qsd.block.mapping import FUA, MAY_UNMAP, ST_DATA, ST_ZERO
 from qsd.block.node import Node
 from qsd.errors import QmpError
+from qsd.protocols.nbd.connection import Connection
 from qsd.protocols.nbd.driver import NbdDriver
+from qsd.protocols.nbd.request import Request
+from qsd.wire.nbd import messages as nbd
 from tests.exports.rig import NbdRig
 
 
@@ -79,6 +82,101 @@ def test_block_status() -> None:
     case(body)
 
 
+def test_writing_without_a_coroutine() -> None:
+    async def body(rig: NbdRig, node: Node) -> None:
+        import asyncio
+
+        over: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        assert node.write_later(3, memoryview(b"hello"), over.set_result)
+        assert await over
+        buffer = bytearray(5)
+        await node.read(3, memoryview(buffer))
+        assert buffer == b"hello"
+        await rig.server.stop()
+        lost: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        if node.write_later(3, memoryview(b"hello"), lost.set_result):
+            assert not await lost
+
+    case(body)
+
+
+def test_many_extents_by_one_question() -> None:
+    async def body(rig: NbdRig, node: Node) -> None:
+        for at in range(0, 8 * 8192, 8192):
+            await node.write(at, memoryview(b"x" * 4096))
+        asked: list[int] = []
+        submit = Connection.submit
+
+        def note(self: Connection, request: Request) -> None:
+            asked.append(request.command)
+            submit(self, request)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Connection, "submit", note)
+            runs = await node.driver.runs(0, 8 * 8192, 100)
+        assert runs is not None
+        assert asked == [nbd.CMD_BLOCK_STATUS]
+        single = []
+        at = 0
+        while at < 8 * 8192:
+            status = await node.block_status(at, 8 * 8192 - at)
+            single.append((status.length, status.flags & (ST_DATA | ST_ZERO)))
+            at += status.length
+        assert list(zip(runs.lengths, runs.flags, strict=True)) == single
+        some = await node.driver.runs(0, 8 * 8192, 2)
+        assert some is not None
+        assert len(some) <= 2
+
+    case(body)
+
+
+def test_status_at_any_place_of_a_server_with_large_blocks() -> None:
+    async def main() -> None:
+        async with NbdRig(nbd=NbdDriver) as rig:
+            memory = await rig.memory("s", 1 << 16)
+            await rig.export("s", name="s", writable=True)
+            memory.limits.request_alignment = 4096
+            node = await add_client(rig)
+            assert node.driver.limits.request_alignment == 4096
+            await node.write(0, memoryview(b"x" * 4096))
+            status = await node.block_status(4095, 100)
+            assert 0 < status.length <= 100
+            assert status.flags & ST_DATA
+            await rig.graph.release(node)
+
+    run(main())
+
+
+def test_behind_the_end() -> None:
+    """A last sector that the server does not have in full: read as zeroes, never written."""
+
+    async def main() -> None:
+        async with NbdRig(nbd=NbdDriver) as rig:
+            await rig.memory("s", 1024)
+            export = await rig.export("s", name="s", writable=True)
+            export.size = 1000
+            node = await add_client(rig)
+            assert node.length() == 1024
+            await node.write(0, memoryview(b"x" * 1000))
+            buffer = bytearray(b"?" * 1024)
+            await node.read(0, memoryview(buffer))
+            assert buffer == b"x" * 1000 + bytes(24)
+            for change in (
+                node.write(990, memoryview(b"y" * 11)),
+                node.zero(990, 11),
+                node.write(1000, memoryview(b"y" * 24)),
+                node.write(1000, memoryview(b"y" * 24), FUA),
+            ):
+                with pytest.raises(OSError) as caught:
+                    await change
+                assert caught.value.errno in (errno.ENOSPC, errno.EINVAL)
+            status = await node.block_status(1000, 24)
+            assert status.flags & ST_ZERO
+            await rig.graph.release(node)
+
+    run(main())
+
+
 def test_name() -> None:
     async def body(rig: NbdRig, node: Node) -> None:
         assert node.driver.filename() == f"nbd+unix:///s?socket={rig.path}"
@@ -139,6 +237,10 @@ def test_refused() -> None:
             ({"export": "zz"}, "Requested export not available"),
             ({"export": "x" * 5000}, "export name too long to send to server"),
             ({"x_dirty_bitmap": "nope"}, "Could not open image: Invalid argument"),
+            (
+                {"x_dirty_bitmap": "x" * 5000},
+                "x-dirty-bitmap query too long to send to server",
+            ),
         ):
             with pytest.raises(QmpError) as caught:
                 await add_client(rig, "d", **more)

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import socket
+from pathlib import Path
 
 import pytest
 
@@ -38,6 +40,75 @@ def test_open_timeout_waits_for_the_server() -> None:
             await rig.export("s", name="s")
             await opening
             assert link.agreement.size == 1 << 20
+            await link.close()
+            await tasks.close()
+
+    run(main())
+
+
+def test_open_timeout_ends_with_a_silent_server(tmp_path: Path) -> None:
+    async def main() -> None:
+        path = str(tmp_path / "silent.sock")
+        with socket.socket(socket.AF_UNIX) as silent:
+            silent.bind(path)
+            silent.listen()
+            link = Link(options(path, **{"open-timeout": 1}), TaskOwner("t"), None)
+            with pytest.raises(QmpError, match=r"^Connection attempt cancelled by timeout$"):
+                await link._insist(0.01)
+
+    run(main())
+
+
+def test_a_descriptor_is_used_once() -> None:
+    """After that its number may be that of something else."""
+
+    async def main() -> None:
+        async with NbdRig() as rig:
+            await rig.memory("s")
+            await rig.export("s", name="s")
+            sock = socket.socket(socket.AF_UNIX)
+            sock.connect(rig.path)
+            number = sock.detach()
+            given = from_json(
+                BlockdevOptionsNbd,
+                {
+                    "server": {"type": "fd", "str": str(number)},
+                    "export": "s",
+                    "reconnect-delay": 30,
+                },
+            )
+            tasks = TaskOwner("t")
+            refused = Link(given, tasks, None)
+            with pytest.raises(QmpError, match="only QEMU supports file descriptor passing"):
+                await refused.open()
+            link = Link(given, tasks, None, by_monitor=False)
+            await link.open()
+            assert link.connection is not None
+            link.connection.fail()
+            assert link._connector is None
+            with pytest.raises(OSError) as caught:
+                await link.usable()
+            assert caught.value.errno == errno.EIO
+            await link.close()
+            await tasks.close()
+
+    run(main())
+
+
+def test_a_request_brings_the_next_attempt_forward() -> None:
+    async def main() -> None:
+        async with NbdRig() as rig:
+            await rig.memory("s")
+            await rig.export("s", name="s")
+            tasks = TaskOwner("t")
+            link = Link(options(rig.path), tasks, None)
+            await link.open()
+            resting = tasks.spawn(link._rest(1000), "rest")
+            assert link.connection is not None
+            link.connection.fail()
+            with pytest.raises(OSError):
+                await link.usable()
+            await resting
             await link.close()
             await tasks.close()
 

@@ -20,6 +20,7 @@ class Offer:
     size = 4096
     flags = nbd.FLAGS_WRITABLE
     minimum_block = 512
+    maximum_block = 1 << 20
     contexts: Sequence[tuple[int, str]] = ((0, "base:allocation"), (2, "qemu:dirty-bitmap:b"))
 
 
@@ -53,7 +54,7 @@ def test_agreement(step: int) -> None:
     assert found is not None
     assert (found.size, found.structured, found.context_id) == (4096, True, 0)
     assert found.flags == nbd.FLAGS_WRITABLE | nbd.FLAG_SEND_DF
-    assert (found.min_block, found.max_block) == (512, nbd.MAX_REQUEST)
+    assert (found.min_block, found.max_block) == (512, 1 << 20)
 
 
 def test_other_context() -> None:

@@ -20,6 +20,7 @@ class Offer(NamedTuple):
     description: str | None = None
     flags: int = nbd.FLAGS_READ_ONLY
     minimum_block: int = 1
+    maximum_block: int = 64 << 20
     contexts: tuple[tuple[int, str], ...] = metacontext.offered_contexts(False, [])
 
 
