@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import mmap
 import os
 import random
+import shlex
 import subprocess
 import sys
 import threading
@@ -15,11 +18,12 @@ from pathlib import Path
 
 import pytest
 
-from iotests.harness.daemon import PATIENCE, Daemon
+from iotests.harness.daemon import PATIENCE, ROOT, Daemon, real_daemon
 from iotests.harness.tools import check_image, need, run
 
 SIZE = 32 << 20
 SECTOR = 512
+CLUSTER = 65536
 
 pytestmark = [
     pytest.mark.slow,
@@ -47,7 +51,8 @@ def serve(
     """Start a daemon that shows a new image as the file "disk"."""
     if not (folder / "image").exists():
         run(folder, "qemu-img", "create", "-q", "-f", fmt, "image", str(size))
-    (folder / "disk").touch()
+    if "disk" not in os.listdir(folder):  # a dead mount on it cannot be touched
+        (folder / "disk").touch()
     return Daemon(
         kind,
         folder,
@@ -57,6 +62,21 @@ def serve(
     )
 
 
+@pytest.fixture(params=["native", "pyfuse3"])
+def engine(
+    request: pytest.FixtureRequest, daemon_kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Let our daemon serve by each of its engines in turn."""
+    if request.param == "native":
+        return
+    if daemon_kind != "ours":
+        pytest.skip("the choice of an engine is ours")
+    if importlib.util.find_spec("pyfuse3") is None:
+        pytest.skip("pyfuse3 is not installed")
+    monkeypatch.setenv("QSD_FUSE_ENGINE", request.param)
+
+
+@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("fmt", ["raw", "qcow2"])
 @pytest.mark.parametrize("direct", [0, 1])
 def test_fio_verifies(tmp_path: Path, daemon_kind: str, fmt: str, direct: int) -> None:
@@ -74,6 +94,7 @@ def test_fio_verifies(tmp_path: Path, daemon_kind: str, fmt: str, direct: int) -
         check_image(tmp_path, "image")
 
 
+@pytest.mark.usefixtures("engine")
 def test_image_tools_work_on_the_file(tmp_path: Path, daemon_kind: str) -> None:
     """A qcow2 image inside of what a raw node shows: created, filled, checked, resized, read."""
     need("qemu-img", "qemu-io")
@@ -138,6 +159,7 @@ def test_sparse_copies_and_holes(tmp_path: Path, daemon_kind: str) -> None:
         assert daemon.quit() == 0
 
 
+@pytest.mark.usefixtures("engine")
 def test_mounted_over_the_image_itself(tmp_path: Path, daemon_kind: str) -> None:
     need("qemu-img", "qemu-io")
     run(tmp_path, "qemu-img", "create", "-q", "-f", "qcow2", "image", "8M")
@@ -179,18 +201,32 @@ def test_several_exports_at_once(tmp_path: Path, daemon_kind: str) -> None:
     assert str(tmp_path) not in Path("/proc/mounts").read_text()
 
 
-def test_a_killed_daemon_leaves_a_mount_that_the_next_one_replaces(
-    tmp_path: Path, daemon_kind: str
-) -> None:
+def test_the_mount_of_a_killed_daemon(tmp_path: Path, daemon_kind: str) -> None:
+    """It answers every request with an error; the next daemon of ours takes it away by itself."""
     need("qemu-img", "fusermount3")
-    with serve(daemon_kind, tmp_path, "raw") as daemon:
-        daemon.kill()
-    with pytest.raises(OSError, match="not connected"):
-        (tmp_path / "disk").stat()
-    run(tmp_path, "fusermount3", "-u", "disk")
+    for _ in range(2):
+        with serve(daemon_kind, tmp_path, "raw") as daemon:
+            assert (tmp_path / "disk").stat().st_size == SIZE  # which the kernel remembers
+            daemon.kill()
+        with pytest.raises(OSError, match="not connected"):
+            (tmp_path / "disk").open()
+        if daemon_kind != "ours":
+            run(tmp_path, "fusermount3", "-u", "disk")
     with serve(daemon_kind, tmp_path, "raw") as daemon:
         assert (tmp_path / "disk").stat().st_size == SIZE
         assert daemon.quit() == 0
+    assert str(tmp_path) not in Path("/proc/mounts").read_text()
+
+
+#: For a second user: a device that he may open stands in the place of /dev/fuse, which nobody else
+#: sees, since all this happens in a mount namespace of its own.
+NAMESPACE = """
+set -e
+mknod device c 10 229
+chmod 666 device
+mount --bind device /dev/fuse
+exec su nobody -s /bin/sh -c "$0"
+"""
 
 
 def _python_for_everybody(folder: Path) -> str:
@@ -204,55 +240,170 @@ def _python_for_everybody(folder: Path) -> str:
 
 
 def test_a_plain_user_mounts_through_the_helper(tmp_path: Path, daemon_kind: str) -> None:
-    need("fusermount3", "su")
-    if daemon_kind != "ours":
-        pytest.skip("the command line below is ours")
-    import shlex
-
-    from iotests.harness.daemon import ROOT
-
-    if not os.stat("/dev/fuse").st_mode & 0o002:
-        pytest.skip("only root may open /dev/fuse here")
-    python = _python_for_everybody(tmp_path)
+    """He may not let others in, unless fuse.conf says so, and root is one of the others."""
+    need("fusermount3", "su", "unshare", "nsenter")
+    if subprocess.run(["unshare", "-m", "true"], check=False).returncode:
+        pytest.skip("no mount namespaces here")
+    command = [real_daemon()]
+    if daemon_kind == "ours":
+        command = [_python_for_everybody(tmp_path), "-m", "qsd"]
     folder = Path(run(tmp_path, "mktemp", "-d", "/tmp/qsd-user-XXXXXX").strip())
     try:
         (folder / "image").write_bytes(b"u" * 4096)
         (folder / "disk").touch()
         run(folder, "chown", "-R", "nobody", ".")
         words = [
-            *(python, "-m", "qsd"),
+            *command,
             *("--blockdev", "file,node-name=f,filename=image"),
             *("--export", "fuse,id=x,node-name=f,mountpoint=disk,writable=on"),
             *("--pidfile", "pid"),
         ]
         script = f"PYTHONPATH={shlex.quote(str(ROOT))} exec {shlex.join(words)}"
         process = subprocess.Popen(
-            ["su", "nobody", "-s", "/bin/sh", "-c", script],
+            ["unshare", "-m", "sh", "-c", NAMESPACE, script],
             cwd=folder,
             stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         )
         try:
-            deadline = time.monotonic() + PATIENCE
-            while not (folder / "pid").exists():
-                assert process.poll() is None, process.communicate()[1]
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            command = "cat disk; echo changed | dd of=disk conv=notrunc status=none; head -c 7 disk"
-            seen = run(folder, "su", "nobody", "-s", "/bin/sh", "-c", command)
+            _wait_for(folder / "pid", process)
+            pid = (folder / "pid").read_text().strip()
+
+            def as_nobody(line: str) -> str:
+                inside = ("nsenter", "-t", pid, "-m", "su", "nobody", "-s", "/bin/sh", "-c")
+                return run(folder, *inside, f"cd {folder}; {line}")
+
+            seen = as_nobody(
+                "cat disk; echo changed | dd of=disk conv=notrunc status=none; head -c 7 disk"
+            )
             assert seen == "u" * 4096 + "changed"
+            assert as_nobody("chmod 700 disk; stat -c %a,%U disk") == "700,nobody\n"
+            refused = as_nobody("chmod 644 disk 2>&1 || true")
+            assert "Operation not permitted" in refused
+            mounts = Path(f"/proc/{pid}/mounts").read_text()
+            assert f" {folder}/disk fuse " in mounts
         finally:
+            # What was started became su, which waits for the daemon.
             if (folder / "pid").exists():
                 os.kill(int((folder / "pid").read_text()), 15)
             else:
                 process.kill()
             process.communicate(timeout=PATIENCE)
-        assert str(folder) not in Path("/proc/mounts").read_text()
+        assert process.returncode == 0
         assert (folder / "image").read_bytes()[:7] == b"changed"
     finally:
-        subprocess.run(["umount", "-q", "-l", folder / "disk"], check=False)
         run(tmp_path, "rm", "-rf", str(folder))
+
+
+def _wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_who_may_look(tmp_path: Path, daemon_kind: str) -> None:
+    """With allow-other it is a matter of owner and mode; without it root alone is let in."""
+    need("qemu-img", "setpriv")
+    tmp_path.parent.parent.chmod(0o755)
+    for folder in (tmp_path.parent, tmp_path):
+        folder.chmod(0o755)
+
+    def nobody(*command: str) -> str:
+        words = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *command)
+        return run(tmp_path, *words, check=False)
+
+    for allowed in ("on", "auto", "off"):
+        options = f"writable=on,allow-other={allowed}"
+        with serve(daemon_kind, tmp_path, "raw", options) as daemon:
+            assert "Permission denied" in nobody("head", "-c", "1", "disk")
+            if allowed == "off":
+                assert "Permission denied" in nobody("stat", "disk")
+                assert "not permitted" in run(tmp_path, "chmod", "666", "disk", check=False)
+                assert "not supported" in run(tmp_path, "chown", "nobody", "disk", check=False)
+            else:
+                assert "disk" in nobody("stat", "disk")
+                run(tmp_path, "chmod", "606", "disk")
+                assert nobody("dd", "if=/dev/zero", "of=disk", "count=1", "status=none") == ""
+                run(tmp_path, "chown", "nobody", "disk")
+                run(tmp_path, "chmod", "400", "disk")
+                assert nobody("head", "-c", "1", "disk") == "\0"
+                assert "Permission denied" in nobody("truncate", "-s", "0", "disk")
+            assert daemon.quit() == 0
+
+
+@pytest.mark.parametrize("fmt", ["raw", "qcow2"])
+@pytest.mark.parametrize("direct", [0, os.O_DIRECT])
+def test_random_operations(tmp_path: Path, daemon_kind: str, fmt: str, direct: int) -> None:
+    """Whatever is done to the file, it stays what a model says, and so does the image."""
+    need("qemu-img", "fallocate")
+    source = random.Random(f"{fmt} {direct}")
+    model = bytearray(4 << 20)
+    limit = 8 << 20
+    with serve(daemon_kind, tmp_path, fmt, "writable=on,growable=on", len(model)) as daemon:
+        fd = os.open(tmp_path / "disk", os.O_RDWR | direct)
+        memory = mmap.mmap(-1, 1 << 20)
+        try:
+            for _ in range(250):
+                offset = source.randrange(limit // SECTOR) * SECTOR
+                length = source.choice([SECTOR, 4096, 65536, 200 * SECTOR, 1 << 20])
+                kind = source.choice(["write", "write", "read", "read", "punch", "zero", "size"])
+                if kind == "write" and offset + length <= limit:
+                    with memoryview(memory)[:length] as view:
+                        view[:] = source.randbytes(length)
+                        assert os.pwritev(fd, [view], offset) == length
+                        model.extend(bytes(max(offset + length - len(model), 0)))
+                        model[offset : offset + length] = view
+                elif kind == "read":
+                    with memoryview(memory)[:length] as view:
+                        count = os.preadv(fd, [view], offset)
+                        assert view[:count] == model[offset : offset + length]
+                elif kind == "punch" and offset + length <= len(model):
+                    # To discard parts of clusters changes nothing, here as with any other user.
+                    offset, length = offset // CLUSTER * CLUSTER, -(-length // CLUSTER) * CLUSTER
+                    where = ("-o", str(offset), "-l", str(length))
+                    run(tmp_path, "fallocate", "-p", *where, "disk")
+                    end = min(offset + length, len(model))
+                    model[offset:end] = bytes(end - offset)
+                elif kind == "zero" and offset + length <= limit:
+                    run(tmp_path, "fallocate", "-z", "-o", str(offset), "-l", str(length), "disk")
+                    model.extend(bytes(max(offset + length - len(model), 0)))
+                    model[offset : offset + length] = bytes(length)
+                elif kind == "size":
+                    size = max(offset, SECTOR)
+                    os.ftruncate(fd, size)
+                    del model[size:]
+                    model.extend(bytes(size - len(model)))
+                assert os.fstat(fd).st_size == len(model)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+            memory.close()
+        assert (tmp_path / "disk").read_bytes() == model
+        assert daemon.quit() == 0
+    run(tmp_path, "qemu-img", "convert", "-f", fmt, "-O", "raw", "image", "after")
+    assert (tmp_path / "after").read_bytes() == model
+    if fmt == "qcow2":
+        check_image(tmp_path, "image")
+
+
+def test_several_programs_at_once(tmp_path: Path, daemon_kind: str) -> None:
+    """Each in its own part of the file, through the page cache and around it."""
+    need("qemu-img", "fio")
+    with serve(daemon_kind, tmp_path, "qcow2") as daemon:
+        jobs = []
+        for number in range(4):
+            jobs += [
+                *(f"--name=j{number}", "--filename=disk", f"--offset={number * 8}m", "--size=8m"),
+                *("--rw=randwrite", "--bs=4k", f"--direct={number % 2}", "--ioengine=psync"),
+                *("--verify=crc32c", "--verify_fatal=1", "--allow_file_create=0"),
+            ]
+        run(tmp_path, "fio", *jobs)
+        assert daemon.quit() == 0
+    check_image(tmp_path, "image")
 
 
 def test_kill(tmp_path: Path, daemon_kind: str, kill_rounds: int) -> None:
@@ -287,7 +438,7 @@ def test_kill(tmp_path: Path, daemon_kind: str, kill_rounds: int) -> None:
                     os.close(fd)
                 except OSError:
                     pass
-        run(tmp_path, "umount", "disk")
+        run(tmp_path, "umount", "-l", "disk")
         check_image(tmp_path, "image", leaks=True)
         run(tmp_path, "qemu-img", "convert", "-O", "raw", "image", "after")
         after = (tmp_path / "after").read_bytes()

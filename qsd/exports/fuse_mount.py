@@ -48,14 +48,22 @@ def check_mountpoint(path: str) -> str:
 def _stat(path: str) -> os.stat_result:
     """Look at a file behind the dead mounts that may lie on it."""
     for _ in range(_MAX_DEAD):
-        try:
-            return os.stat(path)
-        except OSError as exc:
-            # ENOTCONN comes only from a file system whose server is gone for good.
-            if exc.errno != errno.ENOTCONN or not _is_one_file(path):
-                raise
+        if not (_is_dead(path) and _is_one_file(path)):
+            break
         unmount(os.path.realpath(path))
     return os.stat(path)
+
+
+def _is_dead(path: str) -> bool:
+    """Tell whether the server of a file system is gone for good.
+
+    The kernel may remember what stat(2) says, but never what statvfs(3) does.
+    """
+    try:
+        os.statvfs(path)
+    except OSError as exc:
+        return exc.errno == errno.ENOTCONN
+    return False
 
 
 def _is_one_file(path: str) -> bool:
