@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from qsd.aio import loop
 from qsd.exports import nbd_transmission
+from qsd.exports.buffers import Buffer
+from qsd.exports.outlet import Outlet
 from tests.exports.rig import CACHE, DF, DISC, FLUSH, FUA, READ, TRIM, WRITE, ZEROES, NbdRig
 
 MIB = 1 << 20
@@ -97,6 +99,39 @@ def test_many_requests_in_one_go(structured: bool, fast: bool) -> None:
                     offset, length = expected.pop(struct.unpack(">Q", header[8:])[0])
                     data = await client.get(length)
                 assert data == disk.data[offset : offset + len(data)]
+
+    loop.run(main())
+
+
+def test_slow_writes_are_answered_before_the_batch_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client can go on with what is done; the order and number of replies stay the same."""
+    now = [0.0]
+    monkeypatch.setattr(nbd_transmission, "monotonic", lambda: now[0])
+    sizes: list[int] = []
+    send = Outlet.put_batch
+
+    def put_batch(outlet: Outlet, buffer: Buffer, length: int) -> bool:
+        sizes.append(length // 16)
+        return send(outlet, buffer, length)
+
+    monkeypatch.setattr(Outlet, "put_batch", put_batch)
+
+    async def main() -> None:
+        async with NbdRig() as rig:
+            disk = await rig.memory("m")
+            await rig.export("m", writable=True)
+            client = await rig.go("m")
+            for cost, batches in ((0.0, [12]), (nbd_transmission.SEND_AFTER / 2, [3, 3, 3, 3])):
+
+                def fail(operation: str, offset: int, cost: float = cost) -> int:
+                    now[0] += cost
+                    return 0
+
+                disk.fail = fail
+                sizes.clear()
+                cookies = [client.request(WRITE, at, 1, data=b"w") for at in range(12)]
+                assert [(await client.reply())[0] for _ in cookies] == cookies
+                assert sizes == batches
 
     loop.run(main())
 
