@@ -20,6 +20,20 @@ def create(folder: Path, name: str, *options: str, size: str = SIZE) -> Path:
     return folder / name
 
 
+def use_memory(folder: Path) -> None:
+    """Let the machine have used as much memory as a new image takes.
+
+    The first use of a page of a virtual machine costs a page fault of the host, and whoever is
+    measured first would pay for it.
+    """
+    path = folder / "memory"
+    with path.open("wb") as stream:
+        piece = bytes(1 << 20)
+        for _ in range(1 << 10):
+            stream.write(piece)
+    path.unlink()
+
+
 def ensure(folder: Path, name: str) -> Path:
     """Make one of the named images unless it exists."""
     path = folder / name
