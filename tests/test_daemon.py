@@ -103,9 +103,9 @@ class TestSettings:
                     "node-name": "n",
                     "server": {"type": "fd", "str": "x"},
                 }
-                with pytest.raises(QmpError, match="^Unable to parse FD number x$"):
+                with pytest.raises(QmpError, match=r"^Unable to parse FD number x$"):
                     await daemon.add_blockdev(from_json(BlockdevOptions, node))
-                with pytest.raises(QmpError, match="^only QEMU supports file descriptor passing$"):
+                with pytest.raises(QmpError, match="only QEMU supports file descriptor passing"):
                     await daemon.qmp("blockdev-add", node)
 
         run(scenario())

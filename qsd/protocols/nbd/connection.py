@@ -49,8 +49,9 @@ if TYPE_CHECKING:
 STAGING: Final = 256 << 10
 #: Bytes; payloads from here on are worth a system call of their own.
 LONG: Final = 32 << 10
-#: Bytes received in a row before others get their turn.
+#: Bytes received in a row before others get their turn; each reply counts REPLY_COST more.
 TURN: Final = 4 << 20
+REPLY_COST: Final = 2048
 #: Views in one vectored send; well below the kernel's IOV_MAX of 1024.
 _MAX_VIEWS: Final = 256
 #: Bytes; error texts, holes and short block status replies are taken from the staging buffer.
@@ -281,8 +282,7 @@ class Connection:
                 if not count:
                     self._fail(EOF_TEXT)
                     return
-                self._parse()
-                budget -= count
+                budget -= count + REPLY_COST * self._parse()
                 if count < wanted and self._raw is not None:
                     return
                 if budget <= 0:
@@ -335,22 +335,30 @@ class Connection:
             self._direct_whole()
         return wanted, count
 
-    def _parse(self) -> None:
-        """Handle the complete replies in the staging buffer."""
+    def _parse(self) -> int:
+        """Handle the complete replies in the staging buffer; return how many there were."""
+        handled = 0
         while not self.closed and self._direct is None:
             if self._plain:
-                self._take_plain()
+                handled += self._take_plain()
             if self._end - self._start < _SIMPLE_SIZE or not self._slow():
-                return
+                break
+            handled += 1
+        return handled
 
-    def _take_plain(self) -> None:
-        """Fast path: handle the usual replies to plain requests until something else comes."""
+    def _take_plain(self) -> int:
+        """Fast path: handle the usual replies to plain requests until something else comes.
+
+        Returns:
+            How many there were.
+        """
+        handled = 0
         staging, view, plain = self._staging, self._view, self._plain
         start, end = self._start, self._end
         while not self.closed and end - start >= _SIMPLE_SIZE:
             if staging[start] == _STRUCTURED_BYTE:
                 if end - start < _DATA_SIZE:
-                    return
+                    break
                 magic, flags, kind, cookie, length, offset = _unpack_data(staging, start)
                 entry = plain.get(cookie)
                 stop = start + _CHUNK_SIZE + length
@@ -364,7 +372,7 @@ class Connection:
                     or length != entry[1] + 8
                     or entry[2] is None
                 ):
-                    return
+                    break
                 # Copied: see the module for why.
                 entry[2][:] = view[start + _DATA_SIZE : stop]
             else:
@@ -377,10 +385,12 @@ class Connection:
                     or error
                     or entry[2] is not None
                 ):
-                    return
+                    break
             del plain[cookie]
             self._start = start = stop
+            handled += 1
             entry[3](True)
+        return handled
 
     def _slow(self) -> bool:
         """Handle one reply of any kind; False if more of it must be received first."""

@@ -56,6 +56,8 @@ MOVES: Final = {
 
 #: Bytes; longest reply to an option that is taken in.
 MAX_REPLY: Final = 32 << 20
+#: Replies to one option; real servers send a few.
+MAX_REPLIES: Final = 1000
 #: Bytes; the longest export that can be counted in sectors.
 MAX_SIZE: Final = (1 << 63) - 512
 #: Bytes; the largest minimum block size that is believed ("NBD_INFO_BLOCK_SIZE").
@@ -135,6 +137,7 @@ class ClientHandshake(Machine):
         "_export",
         "_info",
         "_no_zeroes",
+        "_replies",
         "_structured",
         "_tls",
         "agreement",
@@ -156,6 +159,7 @@ class ClientHandshake(Machine):
         self._structured = False
         self._context_id: int | None = None
         self._no_zeroes = False
+        self._replies = 0
         self._info: tuple[int, int] | None = None
         self._blocks = (1, 0, nbd.MAX_REQUEST)
 
@@ -240,6 +244,7 @@ class ClientHandshake(Machine):
         return True
 
     def _option(self, option: int, data: bytes = b"") -> None:
+        self._replies = 0
         self._out += nbd.OPTION.pack(nbd.IHAVEOPT, option, len(data)) + data
 
     def _ask_structured(self) -> None:
@@ -281,6 +286,9 @@ class ClientHandshake(Machine):
             raise QmpError(f"option {option} ({nbd.option_name(option)}) reply is too long")
         if len(self._buffer) < header.size + length:
             return False
+        self._replies += 1
+        if self._replies > MAX_REPLIES:
+            raise QmpError(f"option {option} ({nbd.option_name(option)}) has too many replies")
         data = bytes(self._buffer[header.size : header.size + length])
         del self._buffer[: header.size + length]
         handler = _HANDLERS[option]

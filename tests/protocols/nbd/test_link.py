@@ -17,6 +17,7 @@ from qsd.errors import QmpError
 from qsd.protocols.nbd.link import Link
 from qsd.qapi.convert import from_json
 from qsd.qapi.schema.block_protocols import BlockdevOptionsNbd
+from qsd.wire.nbd import messages as nbd
 from tests.exports.rig import NbdRig
 
 
@@ -111,6 +112,53 @@ def test_a_request_brings_the_next_attempt_forward() -> None:
             await resting
             await link.close()
             await tasks.close()
+
+    run(main())
+
+
+GREETING = nbd.GREETING.pack(nbd.NBDMAGIC, nbd.IHAVEOPT, 3)
+STRUCTURED = nbd.option_reply(nbd.OPT_STRUCTURED_REPLY, nbd.REP_ACK)
+CONTEXT = nbd.option_reply(nbd.OPT_SET_META_CONTEXT, nbd.REP_ACK)
+NO_EXPORT = nbd.option_reply(nbd.OPT_GO, nbd.REP_ACK)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (b"", "Failed to read initial magic: Unexpected end-of-file before all data were read"),
+        (GREETING[:10], "Failed to read initial magic: Unexpected end-of-file"),
+        (b"HTTP/1.1 400 Bad Request", "Bad initial magic received: 0x485454502f312e31"),
+        (GREETING, "Failed to read reply: Unexpected end-of-file"),
+        (GREETING + b"\xff" * 100, "Unexpected option reply magic"),
+        (GREETING + STRUCTURED, "Failed to read reply: Unexpected end-of-file"),
+        (GREETING + STRUCTURED + STRUCTURED, "Unexpected option type 8"),
+        (GREETING + STRUCTURED + CONTEXT + NO_EXPORT, "broken server omitted NBD_INFO_EXPORT"),
+        (
+            GREETING + nbd.option_reply(nbd.OPT_STRUCTURED_REPLY, nbd.REP_ERR_TLS_REQD, b"no"),
+            "Server requires TLS for option 8",
+        ),
+    ],
+)
+def test_hostile_servers(tmp_path: Path, said: bytes, message: str) -> None:
+    """A server may say and leave out what it likes: an error, and nothing is left open."""
+
+    async def main() -> None:
+        path = str(tmp_path / "hostile.sock")
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(said)
+            writer.write_eof()
+            await reader.read()
+            writer.close()
+            await writer.wait_closed()
+
+        server = await asyncio.start_unix_server(serve, path)
+        link = Link(options(path), TaskOwner("t"), None)
+        with pytest.raises(QmpError) as caught:
+            await link.open()
+        assert caught.value.desc.startswith(message)
+        server.close()
+        await server.wait_closed()
 
     run(main())
 

@@ -8,6 +8,8 @@ import errno
 from collections.abc import Iterable, Sequence
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from qsd.errors import QmpError
 from qsd.wire.nbd import client, handshake, machine
@@ -165,6 +167,69 @@ def test_nonsense_is_refused(reply: bytes) -> None:
     with pytest.raises(QmpError):
         ours.receive(reply)
     assert ours.phase == machine.FAILED
+
+
+def test_a_server_that_never_ends_is_refused() -> None:
+    ours = client.ClientHandshake("x")
+    ours.receive(greeting() + nbd.option_reply(nbd.OPT_STRUCTURED_REPLY, nbd.REP_ERR_UNSUP))
+    more = nbd.option_reply(nbd.OPT_GO, nbd.REP_INFO, nbd.U16.pack(77))
+    ours.receive(more * client.MAX_REPLIES)
+    with pytest.raises(QmpError) as caught:
+        ours.receive(more)
+    assert caught.value.desc.endswith("has too many replies")
+
+
+OPTIONS = st.sampled_from([nbd.OPT_STARTTLS, nbd.OPT_STRUCTURED_REPLY, nbd.OPT_SET_META_CONTEXT,
+                           nbd.OPT_GO, nbd.OPT_LIST])  # fmt: skip
+KINDS = st.one_of(
+    st.sampled_from([nbd.REP_ACK, nbd.REP_INFO, nbd.REP_META_CONTEXT, nbd.REP_ERR_UNSUP,
+                     nbd.REP_ERR_POLICY, nbd.REP_ERR_UNKNOWN, nbd.REP_ERR_TLS_REQD]),
+    st.integers(0, (1 << 32) - 1),
+)  # fmt: skip
+DATA = st.one_of(
+    st.just(b""),
+    st.binary(max_size=40),
+    st.just(nbd.U32.pack(7) + b"base:allocation"),
+    st.builds(nbd.INFO_EXPORT_REPLY.pack, st.just(0), st.integers(0, (1 << 64) - 1),
+              st.integers(0, (1 << 16) - 1)),
+    st.builds(nbd.INFO_BLOCK_SIZE_REPLY.pack, st.just(3),
+              *[st.sampled_from([0, 1, 3, 512, 4096, 1 << 20, (1 << 32) - 1])] * 3),
+)  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    flags=st.integers(0, 7),
+    replies=st.lists(st.tuples(OPTIONS, KINDS, DATA), max_size=8),
+    junk=st.binary(max_size=200),
+    tls=st.booleans(),
+    step=st.integers(1, 500),
+)
+def test_any_server_is_survived(
+    flags: int, replies: list[tuple[int, int, bytes]], junk: bytes, tls: bool, step: int
+) -> None:
+    """Whatever comes: an agreement that makes sense, a refusal, or waiting for more."""
+    ours = client.ClientHandshake("x", tls=tls)
+    stream = greeting(flags) + b"".join(nbd.option_reply(*reply) for reply in replies) + junk
+    said = 0
+    try:
+        for at in range(0, len(stream), step):
+            ours.receive(stream[at : at + step])
+            said += len(ours.take_output())
+            if ours.phase == machine.TLS:
+                ours.tls_started()
+    except QmpError:
+        assert ours.phase == machine.FAILED
+        said += len(ours.take_output())
+    assert said < 500
+    if ours.phase == machine.DONE:
+        found = ours.agreement
+        assert found is not None
+        assert not found.min_block & (found.min_block - 1)
+        assert found.min_block <= min(found.max_block, client.MAX_MIN_BLOCK)
+        assert found.max_block <= nbd.MAX_REQUEST
+        assert found.size <= client.MAX_SIZE
+        assert not found.size % found.min_block
 
 
 def test_end_of_stream() -> None:
