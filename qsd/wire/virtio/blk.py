@@ -39,6 +39,9 @@ SEGMENT = struct.Struct("<QII")  #: sector, sectors, flags (DISCARD and WRITE_ZE
 
 #: Descriptors of payload in one request: a ring of 128 less header and status.
 SEG_MAX: Final = 126
+#: Bytes in one descriptor.  Any number would do, but 0, which the C daemon says, makes Linux fall
+#: back to single pages, and firmware multiplies it with `seg_max` in 32 bits.
+_SIZE_MAX: Final = 4 << 20
 #: Sectors; longest DISCARD and WRITE_ZEROES.
 MAX_DISCARD_SECTORS: Final = 32768
 
@@ -58,7 +61,7 @@ def pack_config(
     """Return the configuration space of a disk of `length` bytes."""
     return _CONFIG.pack(
         length // SECTOR,
-        0,
+        _SIZE_MAX,
         seg_max,
         *(0, 0, 0),
         block_size,

@@ -12,7 +12,7 @@ from qsd.wire.virtio import blk
 def test_config() -> None:
     config = blk.pack_config(1 << 20, 4096, 3, 126, writeback=True)
     assert len(config) == blk.CONFIG_SIZE == 60
-    assert struct.unpack_from("<QII", config) == (2048, 0, 126)
+    assert struct.unpack_from("<QII", config) == (2048, 4 << 20, 126)
     assert struct.unpack_from("<I", config, 20) == (4096,)
     assert config[blk.WRITEBACK_OFFSET] == 1
     assert struct.unpack_from("<HIIIIIB", config, 34) == (3, 32768, 1, 8, 32768, 1, 1)
