@@ -27,7 +27,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from qsd.block.mapping import COMPRESSED, MAY_UNMAP, ST_DATA, ST_ZERO, Status
-from qsd.block.status import chain_status
+from qsd.block.status import chain_runs_nowait, chain_status
 from qsd.util.ranges import align_down
 
 if TYPE_CHECKING:
@@ -270,11 +270,15 @@ class RangeCopier(NodeCopier):
 
 
 async def source_status(source: Node, offset: int, length: int) -> Status:
-    """Describe the start of a range as a user of the source sees it.
+    """Describe the start of a range as a user of the source sees it, by ST_DATA and ST_ZERO.
 
     Raises:
         CopyError: The source cannot tell.
     """
+    # A source in many pieces is looked at as a whole, if nothing has to be waited for.
+    runs = chain_runs_nowait(source, offset, length, 1)
+    if runs is not None:
+        return Status(min(length, runs.lengths[0]), runs.flags[0])
     try:
         return await chain_status(source, offset, length)
     except OSError as exc:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from qsd.block import perms
+from qsd.block.status import chain_runs_nowait
 from qsd.filters.base import FilterDriver, filtered_filename
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from qsd.block.graph import Edge
     from qsd.block.node import Node
+    from qsd.block.runs import Runs
 
 
 class ChangeSink(Protocol):
@@ -71,6 +73,10 @@ class MirrorTopDriver(FilterDriver):
     ) -> tuple[int, int, int] | None:
         """Ask the child: reads go through."""
         return self.edge.node.driver.pin_nowait(offset, length, holds)
+
+    def runs_nowait(self, offset: int, length: int, limit: int) -> Runs | None:
+        """Ask the child and what is below it."""
+        return chain_runs_nowait(self.edge.node, offset, length, limit)
 
     def write_nowait(self, offset: int, view: memoryview) -> bool:
         """Fast: write to the child, and note that."""

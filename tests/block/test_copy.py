@@ -19,14 +19,23 @@ from qsd.aio import loop
 from qsd.aio.fdio import FileIO, copy_full
 from qsd.block import perms
 from qsd.block.backend import Backend
-from qsd.block.copy import BufferPool, CopyError, RangeCopier, begin_all, copy_descriptors
+from qsd.block.copy import (
+    BufferPool,
+    CopyError,
+    RangeCopier,
+    begin_all,
+    copy_descriptors,
+    source_status,
+)
 from qsd.block.drain import Drained
 from qsd.block.mapped import MappedDriver
-from qsd.block.mapping import MAY_UNMAP, ST_ZERO
+from qsd.block.mapping import MAY_UNMAP, ST_DATA, ST_ZERO, Status
 from qsd.block.status import chain_status
 from qsd.catalog import find_driver
 from qsd.errors import os_error
+from qsd.filters.mirror_top import MirrorTopDriver
 from qsd.formats.raw import RawDriver
+from qsd.jobs.filters import drop_filter, insert_filter
 from qsd.protocols.file import copying
 from qsd.protocols.file.driver import FileDriver
 from tests.support.memory import Rig
@@ -352,8 +361,7 @@ def with_images(story: Callable[[Images], Awaitable[None]]) -> None:
                 await story(Images(rig, Path(folder)))
 
         loop.run(main())
-        for name in ("source", "target"):
-            path = Path(folder) / name
+        for path in Path(folder).iterdir():
             if path.read_bytes()[:4] == b"QFI\xfb":
                 tool("check", "-q", path)
 
@@ -517,5 +525,22 @@ def test_no_space_in_the_middle_of_a_copy(templates: Path, target: str, inline: 
         await copier.copy(0, IMAGE)
         assert await whole(two) == await whole(one)
         await drop(copier.source, copier.target)
+
+    with_images(story)
+
+
+def test_data_in_many_pieces_is_looked_at_as_a_whole(templates: Path) -> None:
+    async def story(images: Images) -> None:
+        one = await images.add(templates / "qcow2", "source")
+        for at in (3, 1, 2, 0):
+            await change(one, "write", at, 1)
+        top = await insert_filter(images.rig.graph, MirrorTopDriver, "top", one)
+        for node in (one, top):
+            for at in range(4):  # what is data in the file is found out piece by piece
+                await source_status(node, at * UNIT, UNIT)
+            assert await source_status(node, 0, IMAGE) == Status(4 * UNIT, ST_DATA)
+            assert await source_status(node, UNIT, UNIT) == Status(UNIT, ST_DATA)
+            assert (await source_status(node, 4 * UNIT, UNIT)).flags & ST_ZERO
+        await drop_filter(images.rig.graph, top)
 
     with_images(story)

@@ -220,6 +220,8 @@ def _count(table: array[int], index: int, limit: int, step: int) -> int:
     every step would spend its time here otherwise.
     """
     entry = table[index]
+    if limit > 1 and table[index + 1] != entry + step:
+        return 1  # a fragmented image
     count = 1
     piece = 8
     while count < limit:
