@@ -134,7 +134,7 @@ def _load_once(
     return load.run(places * np.uint64(block // 512), seconds)
 
 
-def load(image: str, pattern: str, block: int, depth: int) -> Run:
+def load(image: str, pattern: str, block: int, depth: int, *, direct: bool = False) -> Run:
     """Make a workload on an image.
 
     Args:
@@ -142,17 +142,19 @@ def load(image: str, pattern: str, block: int, depth: int) -> Run:
         pattern: "randread", "randwrite", "read" or "write", as fio calls them.
         block: Bytes of a request.
         depth: Requests in flight.
+        direct: Whether the page cache is bypassed.
     """
 
     def run(side: list[str], folder: Path, seconds: float) -> Figure:
         clients.warm(images.ensure(folder, image))
         path = folder / "vhost.sock"
         path.unlink(missing_ok=True)
+        how = ",cache.direct=on" if direct else ""
         with Daemon(
             side,
             folder,
-            *("--blockdev", f"file,node-name=file,filename={image}"),
-            *("--blockdev", f"{image.rpartition('.')[2]},node-name=top,file=file"),
+            *("--blockdev", f"file,node-name=file,filename={image}{how}"),
+            *("--blockdev", f"{image.rpartition('.')[2]},node-name=top,file=file{how}"),
             *(
                 "--export",
                 f"vhost-user-blk,id=v,node-name=top,writable=on,addr.type=unix,addr.path={path}",
@@ -185,4 +187,11 @@ def rows() -> list[tuple[str, Run, float]]:
     return [
         (f"vhost-user-blk {name}", load(image, pattern, block, depth), aim)
         for name, image, pattern, block, depth, aim in _ROWS
+    ] + [
+        (
+            f"vhost-user-blk 4k random {verb} QD32 direct",
+            load("full.raw", f"rand{verb}", 4096, 32, direct=True),
+            1.0,
+        )
+        for verb in ("read", "write")
     ]

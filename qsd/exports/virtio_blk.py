@@ -138,22 +138,29 @@ class VirtioBlk:
 
     # Requests
 
-    def read_later(self, request: blk.Request, done: Callable[[bool], None]) -> bool:
-        """Fast path: begin a read that waits for a device, without a coroutine.
+    def begin(self, request: blk.Request, done: Callable[[bool], None]) -> bool:
+        """Fast path: begin a read or write that waits for a device, without a coroutine.
 
         Args:
-            request: A read.
-            done: Called from the loop: True if the payload is there, False if :meth:`perform` has
+            request: Any request.
+            done: Called from the loop: True if the payload was moved, False if :meth:`perform` has
                 to be called.
 
         Returns:
-            Whether the read was begun.
+            Whether it was begun.
         """
-        if len(request.writable) != 1:
+        if request.kind == blk.IN:
+            views, move = request.writable, self.backend.read_later
+        elif request.kind == blk.OUT and self.writable:
+            views, move = request.readable, self.backend.write_later
+        else:
             return False
-        view = request.writable[0]
         offset = request.sector * blk.SECTOR
-        return self._is_range(offset, len(view)) and self.backend.read_later(offset, view, done)
+        return (
+            len(views) == 1
+            and self._is_range(offset, len(views[0]))
+            and move(offset, views[0], done)
+        )
 
     async def perform(self, request: blk.Request) -> tuple[int, int]:
         """Carry out any request; return its status and how many bytes were written to memory.

@@ -7,7 +7,7 @@ page cache and the guest's memory, without a copy or a coroutine; the driver is 
 whole batch::
 
     kick ─▶ take ─▶ usual shape? ─▶ Backend.read_nowait(offset, guest memory) ─▶ push ─┐
-             ▲         │ no             └─ must wait ─▶ read_later ─▶ push ─▶ call     │
+             ▲         │ no             └─ must wait ─▶ begin ─▶ push ─▶ call          │
              │         └─▶ chain ─▶ coroutine ─▶ push ─▶ call                          │
              └──── while there is more, or soon may be (polling) ──────────────────────┴─▶ call
 
@@ -302,15 +302,13 @@ class BlkQueue:
             raise PeerError("more chains in flight than the ring has descriptors")
         request = blk.request(chain)
         self.in_flight += 1
-        if request.kind != blk.IN or not self._device.read_later(
-            request, lambda full: self._arrived(request, full)
-        ):
+        if not self._device.begin(request, lambda full: self._moved(request, full)):
             self._start(request)
 
-    def _arrived(self, request: blk.Request, full: bool) -> None:
-        """Go on with a read that was begun without a coroutine."""
+    def _moved(self, request: blk.Request, full: bool) -> None:
+        """Go on with a request that was begun without a coroutine."""
         if full:
-            self._end(request, blk.OK, len(request.writable[0]))
+            self._end(request, blk.OK, sum(map(len, request.writable)))
         else:
             self._start(request)
 

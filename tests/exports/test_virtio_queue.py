@@ -15,6 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qsd.aio import loop
+from qsd.exports import vhost_user_blk
+from qsd.exports.virtio_blk import VirtioBlk
+from qsd.wire.virtio import blk
 from tests.exports.export_rig import ExportRig
 from tests.support import vhost_frontend as vf
 from tests.support.memory import MemoryDriver
@@ -196,17 +199,48 @@ def test_polling_sees_what_comes_without_a_kick() -> None:
     with_queue(use)
 
 
-def test_reads_that_wait_end_without_a_coroutine() -> None:
-    def use(frontend: Frontend) -> None:
-        batch = Batch(frontend, frontend.queues[0])
-        for index in range(20):
-            batch.add(IN, index, read=512)
-        assert [status for status, _ in batch.run()] == [OK] * 20
+def test_requests_that_wait_end_without_a_coroutine() -> None:
+    """All but those that the node gave back: these take the plain path."""
+    plain: list[int] = []
 
-    def prepare(driver: MemoryDriver) -> None:
-        driver.fast = False
+    class Counted(VirtioBlk):
+        __slots__ = ()
 
-    with_queue(use, prepare)
+        async def perform(self, request: blk.Request) -> tuple[int, int]:
+            plain.append(request.sector)
+            return await super().perform(request)
+
+    def client(path: str) -> list[tuple[int, bytes]]:
+        with Frontend(path) as frontend:
+            frontend.set_up(1, 128)
+            batch = Batch(frontend, frontend.queues[0])
+            for index in range(10):
+                batch.add(OUT, index, bytes([index]) * 512)
+                batch.add(IN, 100 + index, read=512)
+            return batch.run()
+
+    async def main() -> None:
+        async with ExportRig() as rig:
+            driver = await rig.memory("m")
+            driver.fast = False
+            driver.later = []
+            driver.data[51200:] = b"r" * (len(driver.data) - 51200)
+            address = {"type": "unix", "path": rig.path("s")}
+            await rig.export("vhost-user-blk", "m", addr=address, writable=True)
+            answer = rig.tasks.spawn(asyncio.to_thread(client, rig.path("s")), "client")
+            while len(driver.later) < 20:
+                await asyncio.sleep(0)
+            for index in (5, 19, 0, *range(1, 5), *range(6, 19)):
+                driver.later[index](index not in (5, 8))
+            assert await answer == [(OK, b""), (OK, b"r" * 512)] * 10
+            for index in range(10):
+                assert driver.data[512 * index : 512 * index + 512] == bytes([index]) * 512
+            assert not rig.reports
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vhost_user_blk, "VirtioBlk", Counted)
+        loop.run(main())
+    assert sorted(plain) == [4, 102]
 
 
 # The model: whatever requests do, a byte array does the same.
