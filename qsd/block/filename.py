@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from qsd.block.node import Node
     from qsd.qapi.schema.block_options import BlockdevOptions
 
+#: By driver: what is said of nodes that relative names cannot count from.
+_NO_PLACE: Final = {"blkverify": "blkverify", "nbd": "NBD", "quorum": "quorum"}
 #: The prefixes of names of NBD exports.
 NBD_PROTOCOLS: Final = ("nbd", "nbd+tcp", "nbd+unix", "nbds", "nbds+tcp", "nbds+unix")
 
@@ -41,12 +43,17 @@ def resolve_relative(node: Node, filename: str) -> str:
     """
     if protocol_of(filename) is not None or filename.startswith("/"):
         return filename
-    edge = node.children.get("file")
-    base = edge.node.driver.filename() if edge is not None else None
-    while base is None and edge is not None:
+    from qsd.block.info import primary_child
+
+    place: Node | None = primary_child(node)
+    leaf = place
+    while place is not None:
         # A format or filter in between does not change where the file is.
-        edge = edge.node.children.get("file")
-        base = edge.node.driver.filename() if edge is not None else None
+        leaf = place
+        if kind := _NO_PLACE.get(leaf.driver.name):
+            raise QmpError(f"Cannot generate a base directory for {kind} nodes")
+        place = primary_child(leaf)
+    base = leaf.driver.filename() if leaf is not None else None
     if base is None or base.startswith("json:"):
         raise QmpError(f"Cannot use relative paths with VM-level image '{base or node.name}'")
     return os.path.join(os.path.dirname(base), filename)

@@ -272,11 +272,16 @@ async def _open_backing(graph: Graph, node: Node, opener: ChildOpener) -> None:
     if request is None or request.ref is NULL:
         return
     ref = request.ref
-    if ref is None and not request.filename:
-        return
+    path = ""
+    if ref is None:
+        if not request.filename:
+            return
+        from qsd.block.filename import resolve_relative
+
+        path = resolve_relative(node, request.filename)
     try:
         if ref is None:
-            ref = backing_options(graph, node, request)
+            ref = backing_options(graph, path, request.format)
         elif not isinstance(ref, str):
             _check_backing_options(ref, request)
         if isinstance(ref, str):
@@ -309,10 +314,8 @@ def _check_backing_options(ref: BlockdevOptions, request: _Backing) -> None:
         raise QmpError("Can't specify 'file' and 'filename' options at the same time")
 
 
-def backing_options(graph: Graph, node: Node, request: _Backing) -> BlockdevOptions:
+def backing_options(graph: Graph, path: str, fmt: str | None) -> BlockdevOptions:
     """Build options for the backing file that an image records."""
-    from qsd.block.filename import format_over, options_for_filename, resolve_relative
+    from qsd.block.filename import format_over, options_for_filename
 
-    assert request.filename is not None  # the caller looked
-    path = resolve_relative(node, request.filename)
-    return format_over(options_for_filename(path, graph), request.format, graph)
+    return format_over(options_for_filename(path, graph), fmt, graph)

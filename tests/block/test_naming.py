@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from qsd.aio.loop import run
+from qsd.block.filename import resolve_relative
 from qsd.block.naming import (
     exact_filename,
     filename,
@@ -173,6 +174,23 @@ def test_relative_record_in_an_image_without_a_place() -> None:
                 node_name="n", driver="qcow2", file={"driver": "null-co"}, backing=None
             )
             assert full_backing_filename(node) is None
+
+    run(main())
+
+
+def test_relative_record_in_an_image_over_nodes_without_a_place() -> None:
+    class Quorum(MemoryDriver):
+        name = "quorum"
+
+    async def main() -> None:
+        async with named_rig(null_co=Quorum) as rig:
+            node = await rig.add(
+                node_name="n", driver="qcow2", file={"driver": "null-co"}, backing=None
+            )
+            with pytest.raises(QmpError) as caught:
+                resolve_relative(node, "f")
+            assert caught.value.desc == "Cannot generate a base directory for quorum nodes"
+            assert resolve_relative(node, "/f") == "/f"
 
     run(main())
 
