@@ -20,6 +20,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=15,
         help="rounds of the kill test, shared out among its variants (acceptance: 100)",
     )
+    parser.addoption(
+        "--soak-rounds",
+        type=int,
+        default=2000,
+        help="how often the soak tests do what must leave nothing behind (acceptance: 10000)",
+    )
 
 
 @pytest.fixture
@@ -32,6 +38,13 @@ def daemon_kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def kill_rounds(request: pytest.FixtureRequest) -> int:
     rounds = request.config.getoption("--kill-rounds")
+    assert isinstance(rounds, int)
+    return rounds
+
+
+@pytest.fixture
+def soak_rounds(request: pytest.FixtureRequest) -> int:
+    rounds = request.config.getoption("--soak-rounds")
     assert isinstance(rounds, int)
     return rounds
 
