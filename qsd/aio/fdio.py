@@ -27,6 +27,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
+from qsd.aio.slowness import SLOW_CALL, SLOW_PAUSE, WriteWatch
 from qsd.util.zeroes import fill_zero
 
 if TYPE_CHECKING:
@@ -41,12 +42,6 @@ FALLOC_ZERO_RANGE: Final = 0x10
 
 #: Bytes; a longer buffered write goes to a thread so that other clients get their turn.
 MAX_INLINE_WRITE: Final = 2 << 20
-#: Seconds; an inline call that takes longer was not a memory operation.
-SLOW_CALL: Final = 0.02
-#: Seconds; how long calls of its kind go to threads after a slow one.
-SLOW_PAUSE: Final = 0.5
-#: Seconds; slow writes that are further apart have nothing to do with each other.
-SLOW_AGAIN: Final = 1.0
 #: Bytes; below it copying through an aligned buffer is cheaper than asking for the address.
 _MIN_ADDRESS_CHECK: Final = 128 << 10
 
@@ -221,7 +216,7 @@ class FileIO:
         bounce: Source of aligned buffers; set means that the descriptor has O_DIRECT.
         align: With O_DIRECT, what offsets and lengths are multiples of.
         memory_align: With O_DIRECT, what addresses must be multiples of.
-        slow_until: Time (monotonic) until which writes go to threads.
+        watch: Decides whether writes may run inline.
     """
 
     __slots__ = (
@@ -229,13 +224,12 @@ class FileIO:
         "_read_flags",
         "_ring",
         "_slow_seek_until",
-        "_suspect_until",
         "align",
         "bounce",
         "fd",
         "memory_align",
         "pool",
-        "slow_until",
+        "watch",
     )
 
     def __init__(self, fd: int, pool: WorkerPool) -> None:
@@ -247,9 +241,8 @@ class FileIO:
         self._can_nowait = True
         self._read_flags = _NOWAIT
         self._ring: Ring | None = None
-        self.slow_until = 0.0
+        self.watch = WriteWatch()
         self._slow_seek_until = 0.0
-        self._suspect_until = 0.0
 
     def set_direct(self, bounce: BouncePool | None, align: int = 1, memory_align: int = 1) -> None:
         """Tell whether the descriptor has O_DIRECT now: then `bounce` is not None."""
@@ -382,7 +375,7 @@ class FileIO:
         if self.bounce is not None or len(view) > MAX_INLINE_WRITE:
             return False
         before = monotonic()
-        if before < self.slow_until:
+        if before < self.watch.until and not self.watch.may_write(before):
             return False
         count = _pwrite(self.fd, view, offset)
         self.note_duration(before)
@@ -392,18 +385,7 @@ class FileIO:
         """Look how long the inline write took that started at `before`."""
         after = monotonic()
         if after - before > SLOW_CALL:
-            self.was_slow(after)
-
-    def was_slow(self, now: float) -> None:
-        """Take note that an inline write took long; the second time it is the kernel's will.
-
-        One alone is nothing: the processor was somebody else's turn, or a journal was written.
-        With other work on the machine that happens every second, and writing by threads until the
-        next time halved the rate.
-        """
-        if now < self._suspect_until:
-            self.slow_until = now + SLOW_PAUSE
-        self._suspect_until = now + SLOW_AGAIN
+            self.watch.was_slow(before, after)
 
     async def write(self, offset: int, view: memoryview) -> None:
         """Write all of `view`."""
@@ -475,7 +457,7 @@ class FileIO:
         total = sum(map(len, views))
         if total <= MAX_INLINE_WRITE and len(views) <= _IOV_MAX:
             before = monotonic()
-            if before >= self.slow_until:
+            if before >= self.watch.until or self.watch.may_write(before):
                 count = _pwritev(self.fd, views, offset)
                 self.note_duration(before)
                 if count == total:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import itertools
 import mmap
 import os
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qsd.aio import fdio
+from qsd.aio import fdio, slowness
 from qsd.aio.bounce import BouncePool
 from qsd.aio.fdio import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FileIO
 from qsd.aio.loop import run
@@ -152,6 +153,8 @@ def test_slow_writes_go_to_threads_for_a_while(path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(fdio, "_pwrite", pwrite)
     monkeypatch.setattr(fdio, "monotonic", lambda: now[0])
+    waits = itertools.count()
+    monkeypatch.setattr(slowness, "_voluntary_switches", lambda: next(waits))
 
     async def body(io: FileIO) -> None:
         data = memoryview(b"x" * 512)

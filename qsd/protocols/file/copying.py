@@ -21,7 +21,8 @@ import functools
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from qsd.aio.fdio import MAX_INLINE_WRITE, SLOW_CALL, SLOW_PAUSE, copy_full
+from qsd.aio.fdio import MAX_INLINE_WRITE, copy_full
+from qsd.aio.slowness import SLOW_CALL, SLOW_PAUSE
 
 if TYPE_CHECKING:
     from collections.abc import Callable

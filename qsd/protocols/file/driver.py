@@ -35,9 +35,9 @@ from qsd.aio.fdio import (
     FALLOC_PUNCH_HOLE,
     FALLOC_ZERO_RANGE,
     MAX_INLINE_WRITE,
-    SLOW_CALL,
     FileIO,
 )
+from qsd.aio.slowness import SLOW_CALL
 from qsd.block import perms
 from qsd.block.driver import Driver
 from qsd.block.loans import Lent
@@ -340,13 +340,14 @@ class FileDriver(Driver):
         if end > self.size and not self.grows:
             return False
         before = monotonic()
-        if before < io.slow_until:
+        watch = io.watch
+        if before < watch.until and not watch.may_write(before):
             return False
         count = os.pwrite(io.fd, view, offset)
         self._written += 1
         after = monotonic()
         if after - before > SLOW_CALL:
-            io.was_slow(after)
+            watch.was_slow(before, after)
         node = self.node
         if end > node.wr_highest_offset:
             node.wr_highest_offset = end
