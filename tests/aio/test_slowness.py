@@ -2,8 +2,7 @@
 # SPDX-License-Identifier: MIT
 from __future__ import annotations
 
-import os
-import threading
+import select
 
 import pytest
 
@@ -35,18 +34,5 @@ def test_only_waiting_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_kernel_counts_waiting() -> None:
     before = _voluntary_switches()
-    ready, done = threading.Event(), threading.Event()
-
-    def answer() -> None:
-        ready.wait()
-        done.set()
-
-    thread = threading.Thread(target=answer)
-    thread.start()
-    read, write = os.pipe()
-    ready.set()
-    assert done.wait(10)
-    thread.join()
-    os.close(read)
-    os.close(write)
-    assert _voluntary_switches() >= before
+    select.select([], [], [], 0.001)  # what is tested is that this sleeps
+    assert _voluntary_switches() > before
