@@ -124,7 +124,7 @@ async def take(image: Image, name: str) -> Snapshot:
         except OSError:
             for run in added:
                 image.free(*run, FREE_SILENT)
-            image.l2.clear()
+            await _settle(image)  # the flags follow the counts
             await refresh_flags(image)
             raise
     finally:

@@ -194,6 +194,7 @@ def test_a_failure_leaves_no_snapshot(tmp_path: Path) -> None:
                     left -= 1
                     return errno.ENOSPC if left == -1 else 0
 
+                file.fast = False  # else a failure of the fast path is not one of the write
                 file.fail = fail
                 with contextlib.suppress(OSError):
                     await driver_of(node).create_snapshot("x")
@@ -204,6 +205,34 @@ def test_a_failure_leaves_no_snapshot(tmp_path: Path) -> None:
         run(main())
         tool("qemu-io", "-c", "read -q -P 2 0 4k", "-c", "read -q -P 1 4k 28k", path)
         check(path, leaks=True)
+
+
+def test_a_failure_leaves_flags_that_agree_with_the_counts(tmp_path: Path) -> None:
+    need("qemu-img")
+    path = make(tmp_path / "a.qcow2", SIZE, "cluster_size=4k")
+    tool("qemu-io", "-c", "write -q -P 1 0 32k", path)
+
+    async def main() -> None:
+        async with rig() as graph:
+            node = await add_image(graph, path)
+            table = driver_of(node).image.header.l1_table_offset
+            failed = 0
+
+            def fail(operation: str, offset: int) -> int:
+                nonlocal failed
+                if operation != "write" or offset != table or failed:
+                    return 0
+                failed = errno.ENOSPC
+                return failed
+
+            file_of(node).fast = False
+            file_of(node).fail = fail
+            with pytest.raises(OSError, match="No space left"):
+                await driver_of(node).create_snapshot("x")
+            assert failed
+
+    run(main())
+    check(path)
 
 
 @pytest.mark.parametrize("what", ["take", "delete"])
