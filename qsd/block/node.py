@@ -439,15 +439,18 @@ class Node:
         try:
             if unaligned:
                 bounce = memoryview(bytearray(end - start))
-                debug_event = self.driver.debug_event
+                ends = []
                 if start != offset:
-                    debug_event("pwritev_rmw_head")
-                    await self.driver.read(start, bounce[:align])
-                    debug_event("pwritev_rmw_after_head")
-                if end != offset + length and (end - start > align or start == offset):
-                    debug_event("pwritev_rmw_tail")
-                    await self.driver.read(end - align, bounce[-align:])
-                    debug_event("pwritev_rmw_after_tail")
+                    ends.append("head")
+                if end != offset + length:
+                    ends.append("tail")
+                if end - start == align:
+                    await self._read_block(start, bounce, ends)
+                else:
+                    for place in ends:
+                        part = bounce[:align] if place == "head" else bounce[-align:]
+                        at = start if place == "head" else end - align
+                        await self._read_block(at, part, [place])
                 # The blocks at both ends must be written whole: new bytes into old blocks.
                 bounce[offset - start : offset - start + length] = view
                 view = bounce
@@ -456,6 +459,15 @@ class Node:
                 await self.driver.write(start + at, view[at : at + step], flags)
         finally:
             rmw.release(hold)
+
+    async def _read_block(self, offset: int, view: memoryview, places: list[str]) -> None:
+        """Read a block that is changed in part, at the head or tail of a write, or both."""
+        debug_event = self.driver.debug_event
+        for place in places:
+            debug_event(f"pwritev_rmw_{place}")
+        await self.driver.read(offset, view)
+        for place in places:
+            debug_event(f"pwritev_rmw_after_{place}")
 
     def after_write(self, offset: int, length: int) -> None:
         """Account a completed change of ``[offset, offset + length)``."""

@@ -229,6 +229,13 @@ class BlkdebugDriver(FilterDriver):
         await self.edge.node.discard(offset, length)
         self._dirty = True
 
+    async def copy_up(self, offset: int, length: int, flags: int) -> None:
+        """Copy up, or fail; that counts as a write."""
+        if not self.is_own_nowait(offset, length):
+            self.debug_event("cor_write")
+            self._check("write", offset, length)
+        await super().copy_up(offset, length, flags)
+
     async def flush(self) -> None:
         """Flush, or fail; that needs something written since the last time."""
         if self._dirty:

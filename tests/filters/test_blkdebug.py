@@ -15,6 +15,7 @@ from qsd.block import perms
 from qsd.block.mapping import FUA
 from qsd.block.node import Node
 from qsd.errors import QmpError
+from qsd.filters.blkdebug import BlkdebugDriver
 from tests.filters.support import data, driver_of, edges, filter_rig, read, refuse
 
 
@@ -100,16 +101,54 @@ def test_events_and_states() -> None:
     run(main())
 
 
-def test_events_of_writing() -> None:
+@pytest.mark.parametrize("event", ["pwritev_rmw_after_head", "pwritev_rmw_after_tail"])
+def test_events_of_writing(event: str) -> None:
     async def main() -> None:
         async with filter_rig() as rig:
-            node = await add(
-                rig,
-                align=4096,
-                **{"inject-error": [{"event": "pwritev_rmw_after_head", "once": True}]},
-            )
+            node = await add(rig, align=4096, **{"inject-error": [{"event": event}]})
             await node.write(0, data(1, 4096))
+            # A block that is changed in its middle has both ends.
             assert await fails(node.write(512, data(1, 10))) == errno.EIO
+
+    run(main())
+
+
+def test_events_of_the_ends_of_a_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(BlkdebugDriver, "debug_event", lambda _, event: seen.append(event))
+
+    async def main() -> None:
+        async with filter_rig() as rig:
+            node = await add(rig, align=4096)
+            for offset, length in ((100, 3996), (0, 100), (100, 8192)):
+                await node.write(offset, data(1, length))
+            ends = [event.removeprefix("pwritev_rmw_") for event in seen if "rmw" in event]
+            assert ends == [
+                *("head", "after_head"),
+                *("tail", "after_tail"),
+                *("head", "after_head", "tail", "after_tail"),
+            ]
+
+    run(main())
+
+
+def test_copying_up_counts_as_a_write() -> None:
+    async def main() -> None:
+        async with filter_rig() as rig:
+            await rig.memory("below")
+            await rig.memory("above")
+            await rig.add(driver="qcow2", node_name="base", file="below")
+            await rig.add(driver="qcow2", node_name="top", file="above", backing="base")
+            node = await rig.add(
+                driver="blkdebug",
+                node_name="b",
+                image="top",
+                **{"inject-error": [{"event": "cor_write", "errno": 28, "once": True}]},
+            )
+            assert await fails(node.copy_up(0, 4096)) == errno.ENOSPC
+            await node.copy_up(0, 4096)
+            await rig.graph.release(node)
+            await rig.graph.release(rig.graph.nodes["top"])
 
     run(main())
 

@@ -87,7 +87,7 @@ class Changer:
         wanted = min(wanted, image.slice_entries - index)
         fresh = not self._is_reserved(table[index * words])
         if fresh:
-            image.file.driver.debug_event("cluster_alloc")
+            image.announce_allocation()
         if not fresh:
             host = table[index * words] & OFFSET_MASK
             count = self._count_reserved(table, index, wanted)
@@ -115,6 +115,8 @@ class Changer:
         tail = 0
         if end:
             tail = self._tail(table, index + count - 1, end, fresh, zeroed)
+        if zeroed and (within or end) and not (head or tail):
+            image.file.driver.debug_event("cluster_alloc_space")
         return Allocation(
             offset,
             length,

@@ -103,6 +103,7 @@ class Compressor:
             size = image.geometry.cluster_size
             offset, length = image.geometry.compressed_range(entry)
             raw = memoryview(bytearray(length))
+            image.file.driver.debug_event("read_compressed")
             await image.file.read_or_zero(offset, raw)
             cluster = await image.node.graph.pool.run(
                 decompress, raw, size, image.header.compression_type
@@ -141,7 +142,10 @@ class Compressor:
             raise os_error(errno.EIO)  # compressed data replaces no other, as with the C daemon
         host = await self._take(len(packed))
         entry = geometry.compressed_entry(host, len(packed))
+        debug_event = image.file.driver.debug_event
         try:
+            debug_event("l2_update_compressed")
+            debug_event("write_compressed")
             await image.file.write(host, memoryview(packed))
             table = await image.writable_slice(offset)
         except BaseException:
@@ -163,6 +167,7 @@ class Compressor:
     async def _take(self, length: int) -> int:
         """Take space for compressed data: behind the last piece if it fits, else a new cluster."""
         image = self._image
+        image.file.driver.debug_event("cluster_alloc_bytes")
         bits = image.geometry.cluster_bits
         start = self._free_start
         if start >> bits == image.packing and start + length <= self._free_end:

@@ -293,10 +293,11 @@ class Image:
         offset = first << self.geometry.cluster_bits
         try:
             content = bytearray(size)
-            self.file.driver.debug_event("l2_alloc_cow_read" if old else "l2_alloc_write")
             if old:
                 # No slice of a shared table is dirty: what is on disk is all there is.
+                self.file.driver.debug_event("l2_alloc_cow_read")
                 await self.file.read_or_zero(old, memoryview(content))
+            self.file.driver.debug_event("l2_alloc_write")
             await self.file.write(offset, memoryview(content))
         except BaseException:
             self.free(first, count, FREE_SILENT)
@@ -337,6 +338,12 @@ class Image:
 
     # Space
 
+    def announce_allocation(self) -> None:
+        """Pass the points that have a name where clusters are taken (see blkdebug)."""
+        debug_event = self.file.driver.debug_event
+        debug_event("cluster_alloc")
+        debug_event("refblock_alloc")
+
     def used(self, end: int) -> None:
         """Note that the file below has been used up to `end`."""
         if end > self.high_water:
@@ -347,6 +354,8 @@ class Image:
 
         It takes effect when the tables that changed before this call are durable.
         """
+        if reason != FREE_SILENT:
+            self.file.driver.debug_event("cluster_free")
         if first <= self.packing < first + count:
             self.packing = -1  # it may soon be somebody else's
         self._pending_clusters += count

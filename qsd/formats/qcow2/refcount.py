@@ -90,6 +90,7 @@ class Refcounts:
         """Read the refcount table."""
         image = self._image
         header = image.header
+        image.file.driver.debug_event("reftable_load")
         raw = bytearray(header.refcount_table_clusters << image.geometry.cluster_bits)
         await image.file.read_or_zero(header.refcount_table_offset, memoryview(raw))
         self.table = layout.table_from_bytes(raw)
@@ -181,6 +182,7 @@ class Refcounts:
         Raises:
             OSError: EFBIG if the image cannot grow; errors of reading blocks.
         """
+        self._image.announce_allocation()
         bits = self._image.geometry.block_bits
         while (run := self.take_nowait(wanted)) is None:
             block = self.free_hint >> bits
@@ -262,6 +264,7 @@ class Refcounts:
             if block >= len(self.table):
                 await self._grow(0, block)
                 return
+            self._image.file.driver.debug_event("refblock_alloc_write")
             bits = self._image.geometry.block_bits
             counts = layout.empty_refcounts(self._image.geometry)
             counts[0] = 1  # itself
@@ -288,6 +291,7 @@ class Refcounts:
             The first cluster of the payload.
         """
         image = self._image
+        image.file.driver.debug_event("reftable_grow")
         geometry = image.geometry
         bits = geometry.block_bits
         per_cluster = geometry.cluster_size // 8
@@ -326,8 +330,11 @@ class Refcounts:
             self._add_block(first_block + number, start + number, counts)
         cluster = start + blocks
         at = cluster << image.geometry.cluster_bits
+        debug_event = image.file.driver.debug_event
         try:
+            debug_event("refblock_alloc_write_blocks")
             await self.write_blocks()
+            debug_event("refblock_alloc_write_table")
             await image.file.write(at, memoryview(layout.table_to_bytes(self.table)))
             await image.file.flush()
         except BaseException:
@@ -349,6 +356,7 @@ class Refcounts:
         image = self._image
         header = image.header
         fields = header.refcount_table_offset, header.refcount_table_clusters
+        image.file.driver.debug_event("refblock_alloc_switch_table")
         await image.file.write(layout.AT_REFTABLE, memoryview(layout.REFTABLE_FIELDS.pack(*fields)))
         await image.file.flush()
         self._pointer_dirty = False
@@ -399,6 +407,7 @@ class Refcounts:
                 return
             image = self._image
             await image.file.flush()
+            image.file.driver.debug_event("refblock_alloc_hookup")
             await image.file.write(
                 image.header.refcount_table_offset + start * 8, memoryview(entries)
             )

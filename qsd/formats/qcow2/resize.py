@@ -59,10 +59,17 @@ async def resize(
 
 
 async def _set_size(image: Image, length: int) -> None:
-    """Write the size into the header once all before it is durable."""
-    await image.write_back(durable=True)
-    await image.file.write(layout.AT_SIZE, memoryview(layout.U64.pack(length)))
-    await image.file.flush()
+    """Write the size into the header once all before it is durable.
+
+    Raises:
+        QmpError: That failed.
+    """
+    try:
+        await image.write_back(durable=True)
+        await image.file.write(layout.AT_SIZE, memoryview(layout.U64.pack(length)))
+        await image.file.flush()
+    except OSError as exc:
+        raise QmpError(f"Failed to update the image size: {describe(exc)}") from exc
     image.header.size = length
 
 
@@ -127,17 +134,21 @@ async def _move_l1(image: Image, entries: int) -> None:
     size = image.geometry.cluster_size
     bits = image.geometry.cluster_bits
     clusters = -(-entries * 8 // size)
+    debug_event = image.file.driver.debug_event
+    debug_event("l1_grow_alloc_table")
     first = await image.refcounts.take_exactly(clusters)
     grown = image.l1[:]
     grown.extend([0] * (entries - len(grown)))
     old = header.l1_table_offset, header.l1_size
     try:
+        debug_event("l1_grow_write_table")
         await image.file.write(first << bits, memoryview(layout.table_to_bytes(grown)))
         image.used((first + clusters) << bits)
         if not image.lazy:
             await image.write_back_refcounts()
         await image.file.flush()
         fields = layout.L1_FIELDS.pack(entries, first << bits)
+        debug_event("l1_grow_activate_table")
         await image.file.write(layout.AT_L1, memoryview(fields))
         await image.file.flush()
     except BaseException:
@@ -249,9 +260,13 @@ async def _shrink(image: Image, changer: Changer, length: int) -> None:
         raise QmpError(f"Failed to discard cropped clusters: {describe(exc)}") from exc
     try:
         needed = geometry.l1_entries(length)
+        if needed < len(image.l1):
+            image.file.driver.debug_event("l1_shrink_write_table")
         for index in range(needed, len(image.l1)):
             if image.l1[index] & OFFSET_MASK:
+                image.file.driver.debug_event("l1_shrink_free_l2_clusters")
                 image.clear_l1_entry(index)
+        await image.write_back(durable=True)
         await _set_size(image, length)
         if image.external_data:
             await image.data_edge.node.truncate(length)
