@@ -321,6 +321,10 @@ class Transmission:
         self._processing = True
         try:
             self._serve_batch()
+        except Exception as exc:
+            # A defect of ours: nobody knows what was answered, so the client is not left waiting.
+            self._loop.call_exception_handler({"message": "NBD batch failed", "exception": exc})
+            self._lost("internal error")
         finally:
             self._processing = False
         if self.phase == server.SERVING:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from qsd.aio import loop
 from qsd.exports import nbd_transmission
 from qsd.exports.buffers import Buffer
+from qsd.exports.nbd_transmission import Transmission
 from qsd.exports.outlet import Outlet
 from tests.exports.rig import CACHE, DF, DISC, FLUSH, FUA, READ, TRIM, WRITE, ZEROES, NbdRig
 
@@ -376,6 +377,26 @@ def test_client_that_vanishes_with_requests_in_flight() -> None:
             while export.is_busy:
                 await asyncio.sleep(0)
             assert disk.data[:4096] == b"w" * 4096
+
+    loop.run(main())
+
+
+def test_defect_in_the_hot_loop_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Transmission, limit: int) -> bool:
+        raise ValueError("a defect")
+
+    async def main() -> None:
+        async with NbdRig() as rig:
+            await rig.memory("m")
+            await rig.export("m", writable=True)
+            client = await rig.go("m")
+            seen: list[Any] = []
+            asyncio.get_running_loop().set_exception_handler(lambda _, info: seen.append(info))
+            monkeypatch.setattr(Transmission, "_serve_fast", fail)
+            client.request(READ, 0, 512)
+            assert await client.at_end()
+            assert isinstance(seen[0]["exception"], ValueError)
+            assert rig.reports == ["Disconnect client, due to: internal error"]
 
     loop.run(main())
 
