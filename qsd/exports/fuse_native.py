@@ -83,7 +83,6 @@ class NativeEngine:
     __slots__ = (
         "_fd",
         "_file",
-        "_handlers",
         "_idle",
         "_in_flight",
         "_inbox",
@@ -115,23 +114,8 @@ class NativeEngine:
         self._spare: list[_Inbox] = []
         self._outbox = memoryview(mmap.mmap(-1, _PAGE + fuse.MAX_PAYLOAD))
         #: Length of the last read, and its payload and reply in the outbox.
-        self._length = 0
+        self._length = -1
         self._payload = self._message = self._outbox[_OUT:_OUT]
-        self._handlers: dict[int, Callable[[memoryview], Awaitable[bytes]]] = {
-            fuse.INIT: self._init,
-            fuse.GETATTR: self._getattr,
-            fuse.SETATTR: self._setattr,
-            fuse.OPEN: self._open,
-            fuse.READ: self._cut_off,
-            fuse.WRITE: self._write,
-            fuse.STATFS: self._statfs,
-            fuse.RELEASE: self._nothing,
-            fuse.FLUSH: self._flush,
-            fuse.FSYNC: self._flush,
-            fuse.FALLOCATE: self._fallocate,
-            fuse.LSEEK: self._lseek,
-            fuse.DESTROY: self._nothing,
-        }
 
     # Life cycle
 
@@ -213,7 +197,7 @@ class NativeEngine:
         if opcode in fuse.SILENT or count < fuse.IN_HEADER.size:
             return
         length, _, _, node, _, _ = _unpack(inbox.view, _IN)
-        handler = self._handlers.get(opcode)
+        handler = _HANDLERS.get(opcode)
         if handler is None or node not in (0, fuse.ROOT_ID) or length != count:
             self._send(fuse.reply(unique, error=errno.ENOSYS))
             return
@@ -227,7 +211,9 @@ class NativeEngine:
             arguments = memoryview(bytearray(arguments))
         self._in_flight += 1
         eager.start(
-            self._serve(handler(arguments), unique, kept), self._tasks, f"FUSE request {opcode}"
+            self._serve(handler(self, arguments), unique, kept),
+            self._tasks,
+            f"FUSE request {opcode}",
         )
 
     async def _serve(
@@ -382,3 +368,21 @@ class NativeEngine:
 
     async def _lseek(self, arguments: memoryview) -> bytes:
         return fuse.lseek_reply(await self._file.seek(*fuse.parse_lseek(arguments)))
+
+
+#: What answers a request that is for none of the fast paths, by opcode.
+_HANDLERS: Final[dict[int, Callable[[NativeEngine, memoryview], Awaitable[bytes]]]] = {
+    fuse.INIT: NativeEngine._init,
+    fuse.GETATTR: NativeEngine._getattr,
+    fuse.SETATTR: NativeEngine._setattr,
+    fuse.OPEN: NativeEngine._open,
+    fuse.READ: NativeEngine._cut_off,
+    fuse.WRITE: NativeEngine._write,
+    fuse.STATFS: NativeEngine._statfs,
+    fuse.RELEASE: NativeEngine._nothing,
+    fuse.FLUSH: NativeEngine._flush,
+    fuse.FSYNC: NativeEngine._flush,
+    fuse.FALLOCATE: NativeEngine._fallocate,
+    fuse.LSEEK: NativeEngine._lseek,
+    fuse.DESTROY: NativeEngine._nothing,
+}

@@ -102,7 +102,10 @@ class Pyfuse3Engine:
         if not server.done():
             await self._workers.run(unmount, self._path)
             # A file that is still open keeps the session alive, though nobody finds it any more.
-            self._library.terminate()
+            try:
+                self._library.terminate()
+            except asyncio.InvalidStateError:
+                pass  # a request came in this very turn; before the next the session sees its end
             await asyncio.wait((server,))
         # In the thread that has served: libfuse keeps a pipe for each thread, and closes its own.
         self._library.close(False)

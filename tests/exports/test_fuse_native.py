@@ -159,7 +159,7 @@ def test_every_operation_once() -> None:
 
 
 @pytest.mark.parametrize("fast", [True, False])
-@pytest.mark.parametrize("size", [1, 511, 4096, 65536, SIZE])
+@pytest.mark.parametrize("size", [0, 1, 511, 4096, 65536, SIZE])
 def test_reads_and_writes_of_all_sizes(fast: bool, size: int) -> None:
     async def use(kernel: FakeKernel) -> None:
         kernel.driver.fast = fast
