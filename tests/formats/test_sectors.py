@@ -89,7 +89,11 @@ class Ends:
             await self._changed.wait()
 
 
-def test_long_requests_are_short_ones_in_threads() -> None:
+@pytest.mark.parametrize("threads", [0, 2])
+def test_long_requests(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In threads, or in pieces on the loop."""
+    monkeypatch.setattr("qsd.formats.sectors._THREADS", threads)
+
     async def body(bench: Bench) -> None:
         sectors = bench.sectors
         text = os.urandom(CHUNK + INLINE_LENGTH + 512)
