@@ -11,11 +11,15 @@
                   -> or through a buffer             (whatever the two nodes are)
 
 Descriptor copying needs the source's mapping to stay as it is while a thread copies.  The source
-therefore *pins* the range (:meth:`qsd.block.driver.Driver.pin_nowait`), and the target takes the
-bytes by :meth:`qsd.block.node.Node.write_from`, which is a write like any other: bitmaps,
-thresholds, allocation and durability are accounted for.  Either side may decline; then the buffer
-is used.  So the fast way can never fail by itself, and its errors are found again by the slow one,
-which knows whether reading or writing was to blame.
+therefore *pins* a run of it, as long as it lies in one piece, in the image or in a backing file
+(:meth:`qsd.block.driver.Driver.pin_nowait`), and the target takes the bytes by
+:meth:`qsd.block.node.Node.write_from`, which is a write like any other: bitmaps, thresholds,
+allocation and durability are accounted for.  Either side may decline; then the buffer is used.  So
+the fast way can never fail by itself, and its errors are found again by the slow one, which knows
+whether reading or writing was to blame.
+
+Verdict, 1 GiB in the page cache, processor time: 0.45 s in the kernel and 0.1 s outside of it
+between descriptors, 0.7 s and 0.3 s through buffers.  The 0.45 s are what cp(1) takes too.
 
 A copy counts as one request of both backends from its start to its end: a drained section waits for
 whole copies, and never sees one half done.
@@ -38,9 +42,9 @@ if TYPE_CHECKING:
 
 #: Bytes; what goes through one buffer.  More makes a guest's requests wait, less costs more calls.
 COPY_UNIT: Final = 1 << 20
-#: Copies between descriptors at a time: one is at work while the next gets ready.  More would only
-#: pin ranges of the source while they queue up for the target.
-_DESCRIPTOR_COPIES: Final = 2
+#: Copies between descriptors at a time: one is at work while the next ones get ready.  More would
+#: only pin ranges of the source while they queue up for the target.
+_DESCRIPTOR_COPIES: Final = 4
 #: Bytes; what lies in shorter pieces is copied through a buffer.
 _MIN_RUN: Final = 256 << 10
 

@@ -226,10 +226,10 @@ def test_a_limit_knows_no_bursts() -> None:
     assert limit.delay(10.0, 100) == 1.0
     assert limit.delay(10.5, 100) == 0.5
     assert limit.delay(10.5, 200) == 0  # another speed
-    limit.spend(11.25, 100, 100)
-    assert limit.delay(12.0, 100) == pytest.approx(0.15)  # not all of the lost time is made up for
+    limit.spend(11.75, 100, 100)
+    assert limit.delay(12.0, 100) == pytest.approx(0.25)  # not all of the lost time is made up for
     limit.spend(20.0, 100, 100)
-    assert limit.delay(20.0, 100) == pytest.approx(0.9)
+    assert limit.delay(20.0, 100) == pytest.approx(0.5)
 
 
 def test_unexpected_errors_of_workers_are_raised() -> None:

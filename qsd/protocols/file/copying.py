@@ -4,7 +4,8 @@
 
 copy_file_range(2) of Linux 4.5 does it, between file systems since 5.3.  Short copies run inline,
 long ones in a thread, one at a time: the kernel lets in one writer per file anyway, and threads
-that wait for that burn processor time (measured).
+that wait for that burn processor time (measured).  The thread takes the next copy by itself, so
+that it does not wait for a busy loop in between.
 
 Behind long copies *write-back* is started at once: somebody is filling the file, and will want it
 durable at the end.  Then the device works while the next ranges are copied, instead of when all is
@@ -18,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import functools
+from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -56,6 +58,30 @@ def start_write_back(fd: int, offset: int, length: int) -> None:
     _libc_sync_file_range()(fd, offset, length, _SYNC_FILE_RANGE_WRITE)
 
 
+class _Piece:
+    """A copy that a thread is to do, or does.
+
+    Attributes:
+        call: The arguments of `copy_full`.
+        done: Done when the thread is; fails like the copy.
+    """
+
+    __slots__ = ("call", "done")
+
+    def __init__(self, call: tuple[int, int, int, int, int], done: asyncio.Future[None]) -> None:
+        self.call = call
+        self.done = done
+
+    def copy(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Do it; called in the thread."""
+        try:
+            copy_full(*self.call)
+        except Exception as exc:
+            loop.call_soon_threadsafe(self.done.set_exception, exc)
+        else:
+            loop.call_soon_threadsafe(self.done.set_result, None)
+
+
 class FileCopier:
     """Copies into one file.
 
@@ -63,8 +89,10 @@ class FileCopier:
         writes_behind: Whether to start write-back behind long copies.
     """
 
-    __slots__ = ("_can_copy", "_end", "_io", "_slow_until", "_start", "_tasks", "_turn", "_writing",
-                 "writes_behind")  # fmt: skip
+    __slots__ = (
+        "_can_copy", "_copying", "_end", "_io", "_queue", "_slow_until", "_start", "_tasks",
+        "_writing", "writes_behind",
+    )  # fmt: skip
 
     def __init__(self, io: FileIO, tasks: TaskOwner, *, writes_behind: bool) -> None:
         self._io = io
@@ -72,7 +100,8 @@ class FileCopier:
         self.writes_behind = writes_behind
         #: Kernel features are tried once.
         self._can_copy = True
-        self._turn = asyncio.Lock()
+        self._queue: deque[_Piece] = deque()
+        self._copying: asyncio.Task[None] | None = None
         self._slow_until = 0.0
         #: Range whose write-back is to be started, and who does it.
         self._start = self._end = 0
@@ -93,10 +122,7 @@ class FileCopier:
             if self._is_short(length):
                 self._copy_inline(descriptor, host_offset, offset, length)
                 return True
-            async with self._turn:
-                await self._io.pool.run(
-                    copy_full, descriptor, self._io.fd, host_offset, offset, length
-                )
+            await self._copy_in_thread(descriptor, host_offset, offset, length)
         except OSError as exc:
             # Anything else is a matter of this range.
             self._can_copy = exc.errno not in _CANNOT_COPY
@@ -107,9 +133,7 @@ class FileCopier:
 
     def _is_short(self, length: int) -> bool:
         return (
-            length <= MAX_INLINE_WRITE
-            and not self._turn.locked()
-            and monotonic() >= self._slow_until
+            length <= MAX_INLINE_WRITE and self._copying is None and monotonic() >= self._slow_until
         )
 
     def _copy_inline(self, descriptor: int, host_offset: int, offset: int, length: int) -> None:
@@ -125,6 +149,42 @@ class FileCopier:
             after = monotonic()
             if after - before > SLOW_CALL:
                 self._slow_until = after + SLOW_PAUSE
+
+    async def _copy_in_thread(
+        self, descriptor: int, host_offset: int, offset: int, length: int
+    ) -> None:
+        """Copy in turn; a caller that is cancelled waits for the end of a copy that has begun."""
+        call = (descriptor, self._io.fd, host_offset, offset, length)
+        piece = _Piece(call, asyncio.get_running_loop().create_future())
+        self._queue.append(piece)
+        if self._copying is None:
+            self._copying = self._tasks.spawn(self._copy_queue(), "copy")
+        try:
+            await asyncio.shield(piece.done)
+        except asyncio.CancelledError:
+            try:
+                self._queue.remove(piece)
+            except ValueError:
+                await _until_done(piece.done)
+            raise
+
+    async def _copy_queue(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while self._queue:
+                await self._io.pool.run(self._work, loop)
+        finally:
+            self._copying = None
+
+    def _work(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Do what is queued; called in a thread."""
+        queue = self._queue
+        while queue:
+            try:
+                piece = queue.popleft()
+            except IndexError:
+                return  # its caller was cancelled
+            piece.copy(loop)
 
     # Writing behind
 
@@ -148,8 +208,19 @@ class FileCopier:
     async def close(self) -> None:
         """Let go of the descriptor."""
         self._start = self._end = 0
-        if self._writing is not None:
-            await asyncio.wait([self._writing])
+        busy = [task for task in (self._copying, self._writing) if task is not None]
+        if busy:
+            await asyncio.wait(busy)
+
+
+async def _until_done(done: asyncio.Future[None]) -> None:
+    """Wait for a copy whose caller was cancelled, however often; its result is of no interest."""
+    while not done.done():
+        try:
+            await asyncio.wait([done])
+        except asyncio.CancelledError:
+            continue
+    done.exception()
 
 
 __all__ = ["FileCopier"]

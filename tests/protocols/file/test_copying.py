@@ -134,6 +134,40 @@ def test_long_copies_take_turns_and_are_written_back_together(
     assert max(start + length for start, length in written_back) == 2 * LONG
 
 
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_cancelled_copy_ends_or_is_never_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    gate, entered = threading.Event(), threading.Event()
+    done: list[int] = []
+
+    def copy_full(source: int, target: int, source_offset: int, offset: int, length: int) -> None:
+        entered.set()
+        gate.wait()
+        done.append(offset)
+
+    async def story(bench: Bench) -> None:
+        tasks = [
+            bench.tasks.spawn(bench.copier.copy(bench.source, 0, at, LONG), "copy", awaited=True)
+            for at in (0, LONG)
+        ]
+        await asyncio.get_running_loop().run_in_executor(None, entered.wait)
+        victim = tasks[0 if begun else 1]
+        for _ in range(2):
+            victim.cancel()
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert victim.done() is not begun
+        gate.set()
+        await asyncio.wait(tasks)
+        assert [task.cancelled() for task in tasks] == [begun, not begun]
+        await bench.settle()
+
+    monkeypatch.setattr(copying, "copy_full", copy_full)
+    tell(tmp_path, story)
+    assert done == ([0, LONG] if begun else [0])
+
+
 def test_nothing_is_written_behind_where_nobody_flushes(
     tmp_path: Path, written_back: Calls
 ) -> None:
