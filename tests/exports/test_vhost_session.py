@@ -349,3 +349,54 @@ def test_random_messages() -> None:
             assert bytes(node.data) == before
 
     loop.run(main())
+
+
+def test_random_rings() -> None:
+    """Guests of all kinds of madness: nobody reads or writes what is not theirs, nothing hangs."""
+    source = random.Random(5)
+    flags = [vf.D_NEXT, vf.D_NEXT | vf.D_WRITE, vf.D_WRITE, 0, vf.D_INDIRECT, 0xFFFF]
+
+    def scribble(frontend: Frontend) -> None:
+        places = [GUEST_BASE, GUEST_BASE + frontend.data, GUEST_BASE + frontend.size - 512]
+        places += [0, 1 << 63, (1 << 64) - 16, GUEST_BASE - 8]
+        queue = frontend.queues[0]
+        tables = [queue.desc, frontend.data]
+        for index in range(64):
+            address = source.choice(places) + source.choice([0, 0, 16, 512, 4096])
+            length = source.choice([0, 1, 16, 17, 48, 512, 1024, 4096, 0xFFFFFFFF])
+            entry = address % (1 << 64), length, source.choice(flags), source.randrange(70)
+            struct.pack_into("<QIHH", frontend.mem, source.choice(tables) + 16 * index, *entry)
+        kind, sector = source.choice([0, 1, 4, 8, 11, 13, 99]), source.choice([0, 1, 1 << 60])
+        struct.pack_into("<IIQ", frontend.mem, frontend.data + 4096, kind, 0, sector)
+        for _ in range(source.randrange(6)):
+            queue.offer(source.randrange(66), kick=False)
+        if source.random() < 0.1:
+            queue.avail_idx += source.randrange(100)
+        queue.offer(0)
+
+    def use(path: str) -> None:
+        for _ in range(60):
+            with Frontend(path, 1 << 18) as frontend:
+                frontend.set_up()
+                try:
+                    for _ in range(4):
+                        scribble(frontend)
+                        frontend.config()  # by now it was served, or the session has ended
+                except Gone:
+                    pass
+
+    async def main() -> None:
+        async with ExportRig() as rig:
+            node = await rig.memory("m")
+            before = bytes(node.data)
+            address = {"type": "unix", "path": rig.path("s")}
+            await rig.export("vhost-user-blk", "m", addr=address)
+            await asyncio.to_thread(use, rig.path("s"))
+            with Frontend(rig.path("s")) as frontend:
+                await asyncio.to_thread(frontend.set_up)
+                assert (await asyncio.to_thread(frontend.request, IN, 0, read=512))[0] == 0
+            assert isinstance(node, MemoryDriver)
+            assert bytes(node.data) == before
+            assert rig.reports
+
+    loop.run(main())

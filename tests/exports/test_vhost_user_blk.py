@@ -181,6 +181,42 @@ def test_a_new_length_is_announced() -> None:
     loop.run(main())
 
 
+def test_several_exports_at_once() -> None:
+    """Two nodes, and one of them a second time, to be read only; all with a front end."""
+
+    async def main() -> None:
+        async with VhostRig() as rig:
+            await rig.memory("m")
+            await rig.memory("n")
+            for name, node, writable in (("a", "m", True), ("b", "n", True), ("c", "m", False)):
+                address = {"type": "unix", "path": rig.path(name)}
+                await rig.export(
+                    "vhost-user-blk", node, id=name, addr=address, writable=writable, num_queues=2
+                )
+
+            def use() -> None:
+                with (
+                    Frontend(rig.path("a")) as first,
+                    Frontend(rig.path("b")) as second,
+                    Frontend(rig.path("c")) as third,
+                ):
+                    for frontend in (first, second, third):
+                        frontend.set_up(2)
+                    for index in range(20):
+                        at = index % 2
+                        data = bytes([index]) * 512
+                        assert first.request(OUT, index, data, queue=at) == (0, b"")
+                        assert second.request(OUT, index, b"n" * 512, queue=1 - at) == (0, b"")
+                        assert third.request(IN, index, read=512, queue=at) == (0, data)
+                        assert third.request(OUT, index, data, queue=at)[0] == 1
+                    assert second.request(IN, 5, read=512) == (0, b"n" * 512)
+
+            await asyncio.to_thread(use)
+            assert not rig.reports
+
+    loop.run(main())
+
+
 def test_listening_on_a_given_descriptor() -> None:
     async def main() -> None:
         async with VhostRig() as rig:

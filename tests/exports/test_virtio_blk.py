@@ -6,15 +6,17 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import random
 import struct
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 from qsd.aio import loop
 from qsd.errors import QmpError
-from qsd.exports.virtio_blk import check_block_size
+from qsd.exports.virtio_blk import _groups, check_block_size
 from tests.exports.export_rig import ExportRig
 from tests.support.memory import MemoryDriver
 from tests.support.vhost_frontend import (
@@ -99,6 +101,7 @@ ANSWERS: list[tuple[str, int, int, bytes, int, int]] = [
     ("discard flags", DISCARD, 0, segment(0, 8, 1), 0, UNSUPP),
     ("discard two", DISCARD, 0, segment(0, 8) * 2, 0, UNSUPP),
     ("discard beyond", DISCARD, 0, segment(2048, 8), 0, IOERR),
+    ("discard far too much", DISCARD, 0, bytes(100000), 0, UNSUPP),
     ("discard none", DISCARD, 0, b"", 0, IOERR),
     ("zeroes", WRITE_ZEROES, 0, segment(8, 8), 0, OK),
     ("zeroes, unmap", WRITE_ZEROES, 0, segment(8, 8, 1), 0, OK),
@@ -180,6 +183,33 @@ def test_write_cache() -> None:
 
     driver = with_disk(use, writable=True)
     assert [operation for operation, _, _ in driver.log][:2] == ["write", "flush"]
+
+
+def test_what_is_copied_at_once_has_a_limit() -> None:
+    """One request may name the same memory again and again: gigabytes out of a few pages."""
+    view = memoryview(bytearray(3 << 20))
+    sizes = [100, 200, 1 << 20, 1 << 20, 3 << 20, 5, 3 << 20, 512]
+    groups = _groups([view[:size] for size in sizes])
+    assert [[len(part) for part in group] for group in groups] == [
+        [100, 200, 1 << 20],
+        [1 << 20],
+        [3 << 20],
+        [5],
+        [3 << 20],
+        [512],
+    ]
+
+
+@pytest.mark.parametrize("prepare", [lambda driver: None, slow], ids=["fast", "slow"])
+def test_a_request_of_more_than_that(prepare: Callable[[MemoryDriver], None]) -> None:
+    data = random.Random(8).randbytes(1 << 20)
+
+    def use(frontend: Frontend) -> None:
+        assert frontend.request(OUT, 0, data, pieces=50, indirect=True) == (OK, b"")
+        assert frontend.request(IN, 0, read=len(data), pieces=49, indirect=True) == (OK, data)
+
+    with patch("qsd.exports.virtio_blk._MAX_COPY", 70000):
+        assert with_disk(use, prepare, writable=True).data == data
 
 
 def test_block_sizes() -> None:

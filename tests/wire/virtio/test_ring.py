@@ -11,7 +11,14 @@ import pytest
 
 from qsd.errors import PeerError
 from qsd.wire.virtio.memory import GuestMemory, Region
-from qsd.wire.virtio.ring import F_EVENT_IDX, F_INDIRECT_DESC, Chain, SplitRing, area_sizes
+from qsd.wire.virtio.ring import (
+    F_EVENT_IDX,
+    F_INDIRECT_DESC,
+    F_NOTIFY_ON_EMPTY,
+    Chain,
+    SplitRing,
+    area_sizes,
+)
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
 SIZE = 8
@@ -200,6 +207,16 @@ def test_calls_and_kicks_with_event_index() -> None:
     assert driver.pop() is not None
     assert not ring.want_kicks()
     assert driver.word(driver.used + 4 + 8 * SIZE) == 1
+
+
+def test_an_empty_ring_is_always_told_of_if_that_was_agreed() -> None:
+    driver = Driver(features=F_NOTIFY_ON_EMPTY)
+    driver.mem[driver.avail] = 1  # no calls, please
+    driver.ring.push(0, 1)
+    assert driver.ring.wants_call()
+    driver.offer(0)
+    driver.ring.push(0, 1)
+    assert not driver.ring.wants_call()
 
 
 def test_random_memory_never_does_more_than_raise() -> None:
