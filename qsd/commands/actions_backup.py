@@ -113,6 +113,7 @@ class DriveBackup(_Backup):
         data = self.data
         source = self.ctx.graph.lookup(data.device, data.device)
         await self.drain(source)
+        check_not_busy(self.ctx.jobs, source)
         sync = data.sync
         below: Node | None = None
         if sync == "top":

@@ -113,10 +113,7 @@ async def block_commit(ctx: Context, args: BlockCommitArguments) -> None:
         raise QmpError("cannot commit an image into itself")
     if skip_filters(top) is skip_filters(active):
         if args.backing_file is not None:
-            raise QmpError(
-                f"'backing-file' specified, but '{args.top or args.top_node or top.name}' is the "
-                "active layer"
-            )
+            raise QmpError("'backing-file' specified, but 'top' is the active layer")
         await _commit_active(ctx, args, active, base)
         return
     if overlay_of(active, top) is None:

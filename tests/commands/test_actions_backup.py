@@ -135,6 +135,17 @@ def states(daemon: Daemon, job_id: str) -> list[str]:
     ]
 
 
+def test_a_node_in_use_is_found_before_the_target_is_looked_for() -> None:
+    async def story(daemon: Daemon) -> None:
+        await daemon.qmp("blockdev-backup", job_id="j", device="a", target="t", sync="none")
+        common = {"job_id": "k", "sync": "full", "mode": "existing"}
+        text = "Node 't' is busy: block device is in use by block job: backup"
+        assert await error(daemon, "drive-backup", **common, device="t", target="/nope") == text
+        await daemon.qmp("job-cancel", id="j")
+
+    tell(story)
+
+
 def test_a_transaction_that_fails_cancels_jobs_that_never_ran() -> None:
     async def story(daemon: Daemon) -> None:
         actions = [backup("j", "a", "t", bitmap="bm", **{"bitmap-mode": "on-success"})]
