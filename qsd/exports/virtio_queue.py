@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from qsd.exports.vhost_log import DirtyLog
     from qsd.exports.virtio_blk import VirtioBlk
     from qsd.wire.virtio.inflight import InflightLog
-    from qsd.wire.virtio.ring import Chain, SplitRing
+    from qsd.wire.virtio.ring import SplitRing
     from qsd.wire.virtio.usual import Shape
 
 #: Chains that one wakeup serves before others get a turn.
@@ -163,7 +163,7 @@ class BlkQueue:
         ring.last_avail = (ring.used_idx + len(heads)) & 0xFFFF
         for head in heads:
             log.begin(head)
-            self._begin(ring.chain(head))
+            self._begin(blk.request(ring.chain(head)))
 
     def replace_call(self, call: Callable[[], None]) -> None:
         """Call the driver in another way from now on, and now: much may have gone unheard."""
@@ -267,10 +267,12 @@ class BlkQueue:
             if log is not None:
                 log.begin(head)
             shape = find(table, head)
-            if shape is None or not self._move_at_once(shape, usual.memory):
-                self._begin(ring.chain(head))
-            else:
+            if shape is None:
+                self._begin(blk.request(ring.chain(head)))
+            elif self._move_at_once(shape, usual.memory):
                 push(head, shape.length + 1 if shape.is_read else 1)
+            else:
+                self._begin(usual.request(shape, head))
 
     def _move_at_once(self, shape: Shape, memory: memoryview) -> bool:
         """Fast path: read or write if that is but a memory copy."""
@@ -292,15 +294,14 @@ class BlkQueue:
         memory[status] = blk.OK
         return True
 
-    def _begin(self, chain: Chain) -> None:
-        """Serve a chain by the plain path.
+    def _begin(self, request: blk.Request) -> None:
+        """Begin a request that may have to wait.
 
         Raises:
-            PeerError: It is no request at all.
+            PeerError: There cannot be so many.
         """
         if self.in_flight >= self.ring.size:
             raise PeerError("more chains in flight than the ring has descriptors")
-        request = blk.request(chain)
         self.in_flight += 1
         if not self._device.begin(request, lambda full: self._moved(request, full)):
             self._start(request)

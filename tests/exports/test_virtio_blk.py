@@ -188,16 +188,20 @@ def test_write_cache() -> None:
 def test_what_is_copied_at_once_has_a_limit() -> None:
     """One request may name the same memory again and again: gigabytes out of a few pages."""
     view = memoryview(bytearray(3 << 20))
-    sizes = [100, 200, 1 << 20, 1 << 20, 3 << 20, 5, 3 << 20, 512]
+    sizes = [512, 1024, 1 << 20, 1 << 20, 3 << 20, 512, 3 << 20, 512]
     groups = _groups([view[:size] for size in sizes])
     assert [[len(part) for part in group] for group in groups] == [
-        [100, 200, 1 << 20],
+        [512, 1024, 1 << 20],
         [1 << 20],
         [3 << 20],
-        [5],
+        [512],
         [3 << 20],
         [512],
     ]
+    odd = [view[:100], view, view[:412]]  # sectors in pieces stay together
+    assert _groups(odd) == [odd]
+    with pytest.raises(OSError, match="Invalid"):
+        _groups([*odd, *[view] * 10])
 
 
 @pytest.mark.parametrize("prepare", [lambda driver: None, slow], ids=["fast", "slow"])
@@ -205,10 +209,16 @@ def test_a_request_of_more_than_that(prepare: Callable[[MemoryDriver], None]) ->
     data = random.Random(8).randbytes(1 << 20)
 
     def use(frontend: Frontend) -> None:
-        assert frontend.request(OUT, 0, data, pieces=50, indirect=True) == (OK, b"")
-        assert frontend.request(IN, 0, read=len(data), pieces=49, indirect=True) == (OK, data)
+        for pieces in (50, 64, 128):  # the first cuts sectors in two
+            assert frontend.request(OUT, 0, data[::-1], indirect=True)[0] == OK
+            assert frontend.request(OUT, 0, data, pieces=pieces, indirect=True) == (OK, b"")
+            read = frontend.request(IN, 0, read=len(data), pieces=pieces, indirect=True)
+            assert read == (OK, data)
 
-    with patch("qsd.exports.virtio_blk._MAX_COPY", 70000):
+    with (
+        patch("qsd.exports.virtio_blk._MAX_COPY", 70000),
+        patch("qsd.exports.virtio_blk._LARGE_PIECE", 4096),
+    ):
         assert with_disk(use, prepare, writable=True).data == data
 
 

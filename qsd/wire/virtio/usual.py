@@ -118,6 +118,15 @@ class UsualRequests:
         # The links count from the beginning of the table: elsewhere they mean something else.
         return shape if shape.head == head else None
 
+    def request(self, shape: Shape, head: int) -> blk.Request:
+        """Return the whole request, as the plain path would."""
+        memory = self.memory
+        kind, sector = blk.TYPE_AND_SECTOR.unpack_from(memory, shape.header)
+        status = memory[shape.status : shape.status + 1]
+        payload = [shape.payload]
+        readable, writable = ([], payload) if shape.is_read else (payload, [])
+        return blk.Request(head, kind, sector, readable, writable, status)
+
     def _take_apart(self, key: bytes) -> Shape | None:
         if len(key) != _THREE:
             return None

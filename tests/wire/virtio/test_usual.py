@@ -54,6 +54,7 @@ class Memory:
         struct.pack_into("<IIQ", self.mem, shape.header, 4711, 0, 99)
         self.mem[shape.status] = 0xEE
         request = blk.request(self.ring.chain(head))
+        assert self.usual.request(shape, head) == request
         payload = request.writable if shape.is_read else request.readable
         assert (request.kind, request.sector) == (4711, 99)
         assert request.status[0] == 0xEE
