@@ -57,6 +57,9 @@ _ENOUGH: Final = 3
 #: Seconds; a request that comes so soon after another came together with it: no client has had the
 #: answer in between.
 _GAP: Final = 20e-6
+#: Requests that are served at once after one was refused for nothing: users that know nothing of
+#: `read_later` take the plain way instead, which costs them more.
+_HOLD_OFF: Final = 1000
 #: Bytes that go through the cipher together; what is more waits for another turn, so that the loop
 #: is not held up (this length: 0.3 ms).
 _TOGETHER: Final = 256 << 10
@@ -109,6 +112,7 @@ class Sectors:
         "_bounces",
         "_count",
         "_ended",
+        "_hold_off",
         "_inline_length",
         "_is_gathering",
         "_is_scheduled",
@@ -131,6 +135,7 @@ class Sectors:
         self._writes: deque[_Write] = deque()
         self._count = 0  # short requests in this turn of the loop
         self._ended = 0.0  # when the last one was served at once; seconds
+        self._hold_off = 0  # requests until gathering may be tried again
         self._is_gathering = False
         self._is_scheduled = False
 
@@ -205,7 +210,8 @@ class Sectors:
             if monotonic() - self._ended > _GAP:
                 self._count = 0
             elif self._count >= _ENOUGH:
-                self._is_gathering = True
+                self._hold_off = max(self._hold_off - 1, 0)
+                self._is_gathering = not self._hold_off
         self._count += 1
         if self._is_gathering:
             self._schedule()  # to find out whether that still is worth while
@@ -284,6 +290,10 @@ class Sectors:
         self._is_scheduled = False
         self._is_gathering = self._count >= _ENOUGH
         self._count = 0
+        if not (self._reads or self._writes):
+            # Whoever was refused takes the plain way instead: not worth while for some time.
+            self._is_gathering = False
+            self._hold_off = _HOLD_OFF
         if self._reads:
             self._finish_reads(_take(self._reads, self._together))
         if self._writes:

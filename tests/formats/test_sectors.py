@@ -19,6 +19,7 @@ from qsd.crypto.rows import SECTOR
 from qsd.crypto.volume import CipherSpec, Volume
 from qsd.formats.sectors import (
     _ENOUGH,
+    _HOLD_OFF,
     _TOGETHER,
     CHUNK,
     GATHER_LENGTH,
@@ -181,6 +182,25 @@ def test_gathering_starts_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
             await ends.wait(turn + 1)
         now += 1
         assert at_once()
+
+    on_bench(body)
+
+
+def test_no_gathering_for_who_does_not_take_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user that takes the plain way when refused is refused once in a long time."""
+    monkeypatch.setattr("qsd.formats.sectors.monotonic", lambda: 1.0)
+
+    async def body(bench: Bench) -> None:
+        sectors = bench.sectors
+        refused = 0
+        view = memoryview(bytearray(512))
+        for _ in range(3 * _HOLD_OFF):
+            if sectors.defers(0, 512):
+                refused += 1
+                await asyncio.sleep(0)
+            else:
+                assert sectors.read_nowait(bench.node, 0, PLACE, view)
+        assert 1 <= refused <= 4
 
     on_bench(body)
 
