@@ -112,10 +112,9 @@ class DirtyBitmap:
 
     def mark(self, offset: int, length: int) -> None:
         """Record a completed change, if that is wanted."""
-        if self.successor is not None:
-            self.successor.set(offset, length)
-        elif self.enabled:
-            self.bits.set(offset, length)
+        if self.enabled:
+            bits = self.bits if self.successor is None else self.successor
+            bits.set(offset, length)
 
     def resized(self, length: int) -> None:
         """Follow the length of the node; what is added is clean."""
@@ -158,16 +157,13 @@ class DirtyBitmap:
     def freeze(self) -> None:
         """Stand still; a successor records from now on what this one would have recorded."""
         self.busy = True
-        if self.enabled:
-            self.successor = Bitmap(self.bits.length, self.granularity)
+        self.successor = Bitmap(self.bits.length, self.granularity)
 
     def abdicate(self) -> None:
         """Let the successor take over: what was recorded before the freeze is forgotten."""
-        if self.successor is not None:
-            self.bits = self.successor
-            self.successor = None
-        else:
-            self.bits.clear_all()
+        assert self.successor is not None  # it is frozen
+        self.bits = self.successor
+        self.successor = None
         self.busy = False
         if self.node.bitmaps.pop(self._key, None) is not None:
             # Bitmaps are listed newest first, and this one is the successor by now.

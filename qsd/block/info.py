@@ -137,17 +137,19 @@ def bitmaps_info(node: Node) -> list[BlockDirtyInfo] | None:
         return None
     from qsd.block.dirty import bitmaps_of
 
-    working = [
+    named = list(bitmaps_of(node))
+    nameless = [(work.bits, work.recording) for work in reversed(node.working_sets)]
+    nameless += [(it.successor, it.enabled) for it in named if it.successor is not None]
+    return [
         BlockDirtyInfo(
-            count=work.bits.dirty_bytes(),
-            granularity=work.bits.granularity,
-            recording=work.recording,
+            count=bits.dirty_bytes(),
+            granularity=bits.granularity,
+            recording=recording,
             busy=False,
             persistent=False,
         )
-        for work in reversed(node.working_sets)
-    ]
-    return working + [
+        for bits, recording in nameless
+    ] + [
         BlockDirtyInfo(
             name=bitmap.name,
             count=bitmap.bits.dirty_bytes(),
@@ -157,7 +159,7 @@ def bitmaps_info(node: Node) -> list[BlockDirtyInfo] | None:
             persistent=bitmap.persistent,
             inconsistent=bitmap.inconsistent or None,
         )
-        for bitmap in bitmaps_of(node)
+        for bitmap in named
     ]
 
 

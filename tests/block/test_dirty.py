@@ -12,6 +12,7 @@ import pytest
 from qsd.aio.loop import run
 from qsd.block import dirty
 from qsd.block.dirty import DirtyBitmap
+from qsd.block.info import bitmaps_info
 from qsd.errors import QmpError
 from tests.support.memory import Rig
 
@@ -93,9 +94,11 @@ def test_successors(enabled: bool, way: str) -> None:
             assert areas(bitmap) == [(0, 65536)]
             with pytest.raises(QmpError, match="currently in use"):
                 bitmap.check()
+            new = 65536 if enabled else 0
+            shown = [(info.name, info.recording, info.count) for info in bitmaps_info(node) or ()]
+            assert shown == [(None, enabled, new), ("b", enabled, 65536)]
             getattr(bitmap, way)()
             old = 65536 if way == "reclaim" else 0
-            new = 65536 if enabled else 0
             assert bitmap.bits.dirty_bytes() == old + new
             bitmap.check()
             assert bitmap.enabled == enabled
