@@ -70,8 +70,6 @@ _INVAL_OUT = struct.Struct("=Qqq")
 
 #: Bytes; where the payload of a WRITE begins.
 WRITE_DATA: Final = IN_HEADER.size + READ_IN.size
-#: Bytes; the longest request.  The kernel wants to see a little more room than that.
-MAX_REQUEST: Final = WRITE_DATA + MAX_PAYLOAD
 
 
 class ProtocolError(Exception):

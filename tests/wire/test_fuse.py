@@ -76,3 +76,11 @@ def test_small_results() -> None:
 def test_notification() -> None:
     length, code, unique = struct.unpack_from("=IiQ", fuse.invalidate_attributes())
     assert (length, code, unique) == (40, 2, 0)
+
+
+def test_the_head_of_a_request_is_what_the_records_say() -> None:
+    """Opcode, number, offset and size in one go, for the hot path."""
+    header = fuse.IN_HEADER.pack(80, fuse.READ, 7, fuse.ROOT_ID, 1, 2, 3, 4)
+    request = header + fuse.READ_IN.pack(5, 4096, 512, 6, 7, 8, 9)
+    assert len(request) == fuse.WRITE_DATA
+    assert fuse.HEAD.unpack_from(request) == (80, fuse.READ, 7, fuse.ROOT_ID, 4096, 512)
