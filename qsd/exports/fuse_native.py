@@ -324,7 +324,7 @@ class NativeEngine:
                 return False
         except OSError:
             return False  # the slow path meets the same error and reports it
-        self._send(fuse.reply(unique, fuse.write_reply(size)))
+        self._send(fuse.written(unique, size))
         return True
 
     async def _write(self, arguments: memoryview) -> bytes:

@@ -65,6 +65,7 @@ _FALLOCATE_IN = struct.Struct("=QQQII")  #: fh, offset, length, mode, padding
 _LSEEK_IN = struct.Struct("=QQII")  #: fh, offset, whence, padding
 _LSEEK_OUT = struct.Struct("=Q")
 _WRITE_OUT = struct.Struct("=II")
+_WRITTEN = struct.Struct("=IiQII")  #: OUT_HEADER and _WRITE_OUT
 _STATFS_OUT = struct.Struct("=QQQQQIIII6I")
 _INVAL_OUT = struct.Struct("=Qqq")
 
@@ -193,6 +194,11 @@ def open_reply() -> bytes:
 def write_reply(count: int) -> bytes:
     """Return the result of WRITE."""
     return _WRITE_OUT.pack(count, 0)
+
+
+def written(unique: int, count: int) -> bytes:
+    """Return a whole reply to WRITE: the same as by :func:`reply`, in one go."""
+    return _WRITTEN.pack(_WRITTEN.size, 0, unique, count, 0)
 
 
 def lseek_reply(offset: int) -> bytes:

@@ -68,6 +68,7 @@ def test_attributes() -> None:
 
 def test_small_results() -> None:
     assert struct.unpack("=II", fuse.write_reply(9)) == (9, 0)
+    assert fuse.written(7, 9) == fuse.reply(7, fuse.write_reply(9))
     assert struct.unpack("=Q", fuse.lseek_reply(9)) == (9,)
     assert fuse.open_reply() == bytes(16)
     assert len(fuse.statfs_reply(512)) == 80
