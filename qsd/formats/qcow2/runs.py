@@ -17,7 +17,7 @@ together again by one OR of two long integers::
 
 Where one kind ends and another begins shows in the XOR with the same integer one byte on.
 
-The map of an image with 32768 extents takes 19 ms of processor time, replies included, where a loop
+The map of an image with 32768 extents takes 15 ms of processor time, replies included, where a loop
 over its entries takes 83 and asking for one extent after the other 930.
 """
 
@@ -25,8 +25,7 @@ from __future__ import annotations
 
 import sys
 from array import array
-from itertools import compress, count, islice
-from operator import sub
+from itertools import compress
 from typing import TYPE_CHECKING, Final
 
 from qsd.block.mapping import ST_DATA, ST_ZERO
@@ -50,6 +49,9 @@ _DAMAGED: Final = 255
 #: Clusters; what is looked at first, and how much more each time it was not in vain.
 _FIRST_LOOK: Final = 64
 _GROWTH: Final = 8
+#: Clusters; lists for more come from the kernel and go back to it each time, which costs more than
+#: all the rest (measured).
+_LONGEST_LOOK: Final = 2048
 
 
 def _kind(told: int) -> int:
@@ -69,6 +71,7 @@ _FLAGS: Final = (
     bytes((ST_ZERO, ST_DATA, ST_ZERO, 0, 0, ST_DATA)).ljust(256, b"\0"),
     bytes((0, ST_DATA, ST_ZERO, 0, 0, ST_DATA)).ljust(256, b"\0"),
 )
+_IS_CHANGE: Final = bytes(value != 0 for value in range(256))
 _IS_PLAIN: Final = bytes(kind == ST_DATA for kind in range(256))
 
 
@@ -97,13 +100,15 @@ def _columns(cluster_size: int, *, has_zero_flag: bool) -> list[tuple[int, bytes
 
 def _split(flags: bytes, bits: int) -> tuple[array[int], bytes]:
     """Join equal neighbours; return their lengths in bytes, clusters having 2^bits, and flags."""
-    length = len(flags)
+    count = len(flags)
     number = int.from_bytes(flags, "little")
     # Each byte XOR the one before it; 255 before the first, which stands for no kind.
-    changes = (number ^ (number << 8 | 0xFF)).to_bytes(length + 1, "little")[:length]
-    starts = list(compress(count(0, 1 << bits), changes))
-    starts.append(length << bits)
-    return array("Q", map(sub, islice(starts, 1, None), starts)), bytes(compress(flags, changes))
+    changes = (number ^ (number << 8 | 0xFF)).to_bytes(count + 1, "little")[:count]
+    changes = changes.translate(_IS_CHANGE)
+    rests = changes.split(b"\1")[1:]  # what follows the first cluster of each run
+    size = 1 << bits
+    lengths = array("Q", [len(rest) * size + size for rest in rests])
+    return lengths, bytes(compress(flags, changes))
 
 
 class RunFinder:
@@ -158,7 +163,7 @@ class RunFinder:
             done += len(kinds)
             if len(kinds) < whole:
                 break
-            step *= growth
+            step = min(step * growth, _LONGEST_LOOK)
         return done
 
     def _kinds(self, entries: array[int]) -> bytes:
