@@ -50,7 +50,7 @@ def message_text(message: Mapping[str, Any], *, pretty: bool) -> str:
 
 def _text_fast(message: Mapping[str, Any]) -> str | None:
     try:
-        return dumps_usual(_in_order({name: _arranged(value) for name, value in message.items()}))
+        return dumps_usual(_arranged(message))
     except (_NeedsCareError, RecursionError):
         return None
 
@@ -72,7 +72,10 @@ def _arranged(value: Any) -> Any:
     if kind is list or kind is tuple:
         return [_arranged(item) for item in value]
     if kind is dict:
-        return _in_order({name: _arranged(item) for name, item in value.items()})
+        return {
+            name: item if type(item := value[name]) in _AS_THEY_ARE else _arranged(item)
+            for name in (value if len(value) < 2 else ordered_names(list(value)))
+        }
     if isinstance(value, Union) and value.branch is not None:
         return _in_order({**_struct(value), **_arranged(value.branch)})
     if isinstance(value, Struct):
@@ -99,6 +102,4 @@ def _plan(cls: type[Struct]) -> tuple[tuple[str, str], ...]:
 
 
 def _in_order(found: dict[str, Any]) -> dict[str, Any]:
-    if len(found) < 2:
-        return found
     return {name: found[name] for name in ordered_names(list(found))}

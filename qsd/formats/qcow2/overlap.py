@@ -90,10 +90,11 @@ class Overlaps:
         self.add(header.l1_table_offset, header.l1_size * 8, ACTIVE_L1)
         length = header.refcount_table_clusters << bits
         self.add(header.refcount_table_offset, length, REFCOUNT_TABLE)
-        for entry in l1:
+        # Both tables are mostly zeroes, and long: the refcount table is a cluster at least.
+        for entry in filter(None, l1):
             if entry & OFFSET_MASK:
                 self.add(entry & OFFSET_MASK, 1, ACTIVE_L2)
-        for entry in reftable:
+        for entry in filter(None, reftable):
             if entry & REFTABLE_MASK:
                 self.add(entry & REFTABLE_MASK, 1, REFCOUNT_BLOCK)
         if snapshots:
