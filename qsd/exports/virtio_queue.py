@@ -14,7 +14,7 @@ whole batch::
 Polling: when the driver's next batch usually comes within microseconds, the queue is looked at in
 every turn of the loop for that long before it asks for a kick again, which saves both sides a
 system call and a wakeup.  How long is learnt as the C daemon does it (manual, "iothread",
-poll-max-ns): longer when a kick came soon after the end of polling, not at all when it came late.
+poll-max-ns): longer while kicks come soon after the last batch, not at all when they come late.
 """
 
 from __future__ import annotations
@@ -57,16 +57,15 @@ class BlkQueue:
     """
 
     __slots__ = (
-        "_asleep_since",
         "_call",
         "_device",
         "_dirty",
         "_failed",
         "_idle",
+        "_idle_since",
         "_kick",
         "_log",
         "_loop",
-        "_poll_until",
         "_region",
         "_running",
         "_scheduled",
@@ -110,8 +109,7 @@ class BlkQueue:
         self._scheduled: asyncio.Handle | None = None
         self._signalling = False
         self._window = 0
-        self._poll_until = 0
-        self._asleep_since = 0
+        self._idle_since = 0
         self._idle: list[asyncio.Future[None]] = []
         self.in_flight = 0
 
@@ -201,9 +199,11 @@ class BlkQueue:
         except OSError:
             pass  # nothing to read after all; looking at the ring does no harm
         if self._scheduled is None:
-            slept = monotonic_ns() - self._asleep_since
             limit = self._device.poll_max_ns
-            self._window = min(2 * self._window or _MIN_POLL_NS, limit) if slept < limit else 0
+            if monotonic_ns() - self._idle_since < limit:
+                self._window = min(2 * self._window or _MIN_POLL_NS, limit)
+            else:
+                self._window = 0  # polling would not have seen it either
             self._turn()
 
     def _turn(self) -> None:
@@ -225,20 +225,16 @@ class BlkQueue:
         """Serve what is available; return whether to look again in the next turn."""
         ring = self.ring
         heads = ring.take(_TURN)
-        now = 0
         if heads:
             ring.stop_kicks()
             self._serve(heads)
             self._signal()
-            if self._window:
-                now = monotonic_ns()
-                self._poll_until = now + self._window
-        if self._window and (heads or (now := monotonic_ns()) < self._poll_until):
+            self._idle_since = monotonic_ns()
+        if self._window and (heads or monotonic_ns() - self._idle_since < self._window):
             return True
         if ring.want_kicks():
             ring.stop_kicks()
             return True
-        self._asleep_since = now or monotonic_ns()
         return False
 
     def _signal(self) -> None:
