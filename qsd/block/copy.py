@@ -18,8 +18,9 @@ allocation and durability are accounted for.  Either side may decline; then the 
 the fast way can never fail by itself, and its errors are found again by the slow one, which knows
 whether reading or writing was to blame.
 
-Verdict, 1 GiB in the page cache, processor time: 0.45 s in the kernel and 0.1 s outside of it
-between descriptors, 0.7 s and 0.3 s through buffers.  The 0.45 s are what cp(1) takes too.
+Verdict, 1 GiB in the page cache to a new file, processor time: between descriptors 0.45 s in the
+kernel, where the loop is free, and 0.1 s outside of it; through buffers 0.8 s and 0.1 s.  A bare
+loop over copy_file_range(2) takes the 0.45 s too.
 
 A copy counts as one request of both backends from its start to its end: a drained section waits for
 whole copies, and never sees one half done.
