@@ -249,17 +249,12 @@ class Sectors:
     def read_later(
         self, node: Node, offset: int, host: int, view: memoryview, done: Callable[[bool], None]
     ) -> bool:
-        """Fast: read now and decrypt at the end of the turn; see the driver's `read_later`.
+        """Fast: read and decrypt at the end of the turn; see the driver's `read_later`.
 
         Other arguments as those of :meth:`read_nowait`.
         """
-        try:
-            if node.read_nowait(host, view):
-                self._reads.append(_Read(offset, view, done))
-                self._schedule()
-                return True
-        except OSError:
-            return False  # the plain way meets the same error
+        if self.read_in_memory(node, offset, host, view, done):
+            return True
 
         def arrived(full: bool) -> None:
             if full:
@@ -269,6 +264,19 @@ class Sectors:
                 done(False)
 
         return node.read_later(host, view, arrived)
+
+    def read_in_memory(
+        self, node: Node, offset: int, host: int, view: memoryview, done: Callable[[bool], None]
+    ) -> bool:
+        """Do as :meth:`read_later`, if the data is in memory: it is read before this returns."""
+        try:
+            if not node.read_nowait(host, view):
+                return False
+        except OSError:
+            return False  # the plain way meets the same error
+        self._reads.append(_Read(offset, view, done))
+        self._schedule()
+        return True
 
     def write_later(
         self, node: Node, offset: int, host: int, view: memoryview, done: Callable[[bool], None]

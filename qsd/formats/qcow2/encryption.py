@@ -39,6 +39,7 @@ from qsd.formats.sectors import GATHER_LENGTH, Sectors
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from qsd.aio.rangelock import RangeHold, RangeLock
     from qsd.block.graph import Edge, Graph
     from qsd.block.mapped import MappedDriver
     from qsd.block.mapping import Mapping
@@ -108,6 +109,33 @@ def luks_place(file: Node, header: Header) -> Place:
 
 def _aes_volume(password: bytes) -> Volume:
     return Volume(_AES, password[:_AES_KEY_LENGTH].ljust(_AES_KEY_LENGTH, b"\0"))
+
+
+class _Held:
+    """Ends a request that needs its mapping until then: it must not change meanwhile.
+
+    Attributes:
+        hold: The claim on its range.
+    """
+
+    __slots__ = ("_done", "_ranges", "hold")
+
+    def __init__(self, ranges: RangeLock, hold: RangeHold, done: Callable[[bool], None]) -> None:
+        self._ranges = ranges
+        self.hold = hold
+        self._done = done
+
+    def __call__(self, full: bool) -> None:
+        self._ranges.release(self.hold)
+        self._done(full)
+
+
+def _hold(
+    driver: MappedDriver, offset: int, length: int, done: Callable[[bool], None]
+) -> _Held | None:
+    """Claim the range of a request; None if somebody is changing it."""
+    hold = driver.ranges.claim_nowait(offset, offset + length, False)
+    return _Held(driver.ranges, hold, done) if hold is not None else None
 
 
 class Encryption:
@@ -205,49 +233,37 @@ class Encryption:
         self, driver: MappedDriver, offset: int, view: memoryview, done: Callable[[bool], None]
     ) -> bool:
         """Fast: decrypt together with other requests; see the driver's function."""
-        return self._begin(driver, offset, view, done, writing=False)
+        length = len(view)
+        place = self._find(driver, offset, length) if length <= GATHER_LENGTH else None
+        if place is None or place.edge is None:
+            return False
+        host, node = place.host_offset, place.edge.node
+        start = host if self._by_host else offset
+        if self._sectors.read_in_memory(node, start, host, view, done):
+            return True
+        held = _hold(driver, offset, length, done)
+        if held is None:
+            return False
+        if self._sectors.read_later(node, start, host, view, held):
+            return True
+        driver.ranges.release(held.hold)
+        return False
 
     def write_later(
         self, driver: MappedDriver, offset: int, view: memoryview, done: Callable[[bool], None]
     ) -> bool:
         """Fast: encrypt together with other requests; see the driver's function."""
-        return self._begin(driver, offset, view, done, writing=True)
-
-    def _begin(
-        self,
-        driver: MappedDriver,
-        offset: int,
-        view: memoryview,
-        done: Callable[[bool], None],
-        *,
-        writing: bool,
-    ) -> bool:
         length = len(view)
-        if length > GATHER_LENGTH:
+        place = self._find(driver, offset, length) if length <= GATHER_LENGTH else None
+        if place is None or place.edge is None or not place.writable:
             return False
-        place = self._find(driver, offset, length)
-        if place is None or place.edge is None or (writing and not place.writable):
+        held = _hold(driver, offset, length, done)
+        if held is None:
             return False
-        ranges = driver.ranges
-        # The mapping is used until the request has ended: it must not change meanwhile.
-        hold = ranges.claim_nowait(offset, offset + length, False)
-        if hold is None:
-            return False
-
-        def finished(full: bool) -> None:
-            ranges.release(hold)
-            done(full)
-
         host = place.host_offset
         start = host if self._by_host else offset
-        sectors, node = self._sectors, place.edge.node
-        if writing:
-            sectors.write_later(node, start, host, view, finished)
-            return True
-        if sectors.read_later(node, start, host, view, finished):
-            return True
-        ranges.release(hold)
-        return False
+        self._sectors.write_later(place.edge.node, start, host, view, held)
+        return True
 
     async def amend(self, graph: Graph, given: Any, *, force: bool) -> None:
         """Change the keys, as QCryptoBlockAmendOptions says.
