@@ -43,16 +43,14 @@ def resolve_relative(node: Node, filename: str) -> str:
     """
     if protocol_of(filename) is not None or filename.startswith("/"):
         return filename
-    from qsd.block.info import primary_child
-
-    place: Node | None = primary_child(node)
+    place: Node | None = node.primary_child()
     leaf = place
     while place is not None:
         # A format or filter in between does not change where the file is.
         leaf = place
         if kind := _NO_PLACE.get(leaf.driver.name):
             raise QmpError(f"Cannot generate a base directory for {kind} nodes")
-        place = primary_child(leaf)
+        place = leaf.primary_child()
     base = leaf.driver.filename() if leaf is not None else None
     if base is None or base.startswith("json:"):
         raise QmpError(f"Cannot use relative paths with VM-level image '{base or node.name}'")

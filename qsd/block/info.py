@@ -43,19 +43,11 @@ def filtered_or_backing(node: Node) -> Node | None:
     return None
 
 
-def primary_child(node: Node) -> Node | None:
-    """Return the child that makes the image, None for protocol nodes and the like."""
-    for edge in node.children.values():
-        if edge.role & (perms.ROLE_PRIMARY | perms.ROLE_FILTERED):
-            return edge.node
-    return None
-
-
 def driver_info(node: Node) -> dict[str, Any]:
     """Return what the driver says, completed by what shines through from its child."""
     info = node.driver.image_info()
     if node.driver.family == "filter" or node.driver.name == "raw":
-        child = primary_child(node)
+        child = node.primary_child()
         if child is not None:
             below = driver_info(child)
             info = {**{key: below[key] for key in _PASSED_ON if key in below}, **info}

@@ -36,6 +36,7 @@ from qsd.block.mapping import (
     NO_FALLBACK,
     Status,
 )
+from qsd.block.perms import ROLE_FILTERED, ROLE_PRIMARY
 from qsd.errors import QmpError, os_error
 from qsd.util.ranges import align_down, align_up
 from qsd.util.zeroes import ZERO_CHUNK, ZEROES, fill_zero, is_zero
@@ -292,6 +293,13 @@ class Node:
                 bitmap.resized(self._length)
             for edge in list(self.parents):
                 edge.user.child_resized(edge)
+
+    def primary_child(self) -> Node | None:
+        """Return the child that makes the image, None for protocol nodes and the like."""
+        for edge in self.children.values():
+            if edge.role & (ROLE_PRIMARY | ROLE_FILTERED):
+                return edge.node
+        return None
 
     def rebind(self) -> None:
         """A child's fast paths changed: a driver that hands requests on may have bound them."""

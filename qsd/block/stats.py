@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from qsd.block.info import primary_child
 from qsd.qapi.schema.block_stats import BlockDeviceStats, BlockStats
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ _NOTHING_COUNTED: Final[dict[str, Any]] = {
 def node_stats(node: Node) -> BlockStats:
     """Return the statistics of a node and of the children that hold its data."""
     data_file = node.children.get("data-file")
-    child = data_file.node if data_file is not None else primary_child(node)
+    child = data_file.node if data_file is not None else node.primary_child()
     specific: Any = node.driver.driver_stats()
     return BlockStats(
         node_name=node.name,

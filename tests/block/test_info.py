@@ -17,7 +17,6 @@ from qsd.block.info import (
     named_nodes_info,
     nested_image_info,
     node_info,
-    primary_child,
 )
 from qsd.qapi.convert import to_json
 from tests.support.memory import MemoryDriver
@@ -204,7 +203,7 @@ def test_nodes_are_listed_newest_first() -> None:
             await rig.add(node_name="o", **OVER, backing="a")
             names = [info.node_name for info in named_nodes_info(rig.graph, flat=True)]
             assert names == ["o", "of", "a"]
-            child = primary_child(rig.graph.nodes["o"])
+            child = rig.graph.nodes["o"].primary_child()
             assert child is not None
             assert child.name == "of"
 

@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from qsd.exports import nbd_server, nbd_transmission
+from qsd.exports import nbd_late, nbd_server, nbd_transmission
 from qsd.net import descriptors
 from qsd.qapi import json_machine
 from qsd.qmp import server
@@ -44,7 +44,7 @@ def test_limits_are_as_documented() -> None:
         f"of one option | {messages.MAX_OPTION_DATA // kib} KiB |",
         f"name or description | {messages.MAX_STRING} bytes |",
         f"of one request | {messages.MAX_REQUEST // mib} MiB |",
-        f"{nbd_transmission.MAX_IN_FLIGHT}, and {nbd_transmission.MAX_IN_FLIGHT_BYTES // mib} MiB",
+        f"{nbd_late.MAX_IN_FLIGHT}, and {nbd_late.MAX_IN_FLIGHT_BYTES // mib} MiB",
         f"does not read | {nbd_transmission.MAX_PENDING // mib} MiB,",
         f"leave to the daemon | {descriptors.RESERVE};",
         f"nest {json_machine.MAX_NESTING} levels deep",
