@@ -356,6 +356,15 @@ class Driver:
     def drained_begin(self) -> None:
         """Let go of every request that this driver holds back: a drained section waits for it."""
 
+    def cancel_in_flight(self) -> None:
+        """Fail what waits for something that may never come: nobody needs this node's writes.
+
+        Called when a job that writes here was cancelled by force.
+        """
+        for edge in self.node.children.values():
+            if edge.role & perms.ROLE_FILTERED:
+                edge.node.driver.cancel_in_flight()
+
     def debug_event(self, event: str) -> None:
         """Learn that the parent got to a point that has a name (QMP reference, "BlkdebugEvent")."""
 

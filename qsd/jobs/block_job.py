@@ -119,6 +119,12 @@ class BlockJob(Job):
         self.backends.append(backend)
         return backend
 
+    def cancel_in_flight(self) -> None:
+        """Give up what waits for the target: what is written there is of no use any more."""
+        for backend in self.backends:
+            if backend.edge is not None and backend.edge.name == "target":
+                backend.node.driver.cancel_in_flight()
+
     async def release_nodes(self) -> None:
         """Detach the job from all its nodes."""
         while self.backends:

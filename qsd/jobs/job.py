@@ -160,6 +160,9 @@ class Job:
         """
         return True
 
+    def cancel_in_flight(self) -> None:
+        """Give up requests that may wait for long; the job was cancelled by force."""
+
     async def complete(self) -> None:
         """Bring a ready job to its end.
 
@@ -441,6 +444,8 @@ class Job:
         forced = self.accept_cancel(force)
         self.cancelled = True
         self._force_cancelled = self._force_cancelled or forced
+        if forced:
+            self.cancel_in_flight()
         if self.user_paused:
             self.user_resumed()
             self.user_paused = False

@@ -11,12 +11,13 @@ import pytest
 
 from qsd.block import perms
 from qsd.block.drain import Drained
+from qsd.block.driver import Driver
 from qsd.errors import QmpError, os_error
 from qsd.jobs.block_job import BlockJob, check_not_busy, get_block_job, user_of
 from qsd.qapi.convert import to_json
 from qsd.qapi.schema.block_job import BlockJobCompleted, BlockJobError
 from tests.jobs.support import ScriptedJob, World, get_ready, in_world, sleep_long, succeed, turns
-from tests.support.memory import Rig
+from tests.support.memory import MemoryDriver, Rig
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -182,6 +183,26 @@ def test_only_block_jobs_are_found() -> None:
     in_world(story)
 
 
+def test_nothing_waits_for_the_target_of_a_cancelled_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(world: World) -> None:
+        async with Rig() as rig:
+            source, target = await rig.memory("s"), await rig.memory("t")
+            given_up: list[Driver] = []
+            monkeypatch.setattr(
+                MemoryDriver, "cancel_in_flight", lambda self: given_up.append(self)
+            )
+            job = Backup(world, sleep_long, rig.graph)
+            job.use_node(source.node, "main node", 0, perms.ALL)
+            job.use_node(target.node, "target", perms.WRITE, perms.ALL)
+            job.start()
+            await turns(2)
+            await job.cancel(force=True)
+            await job.wait_end()
+            assert given_up == [target]
+
+    in_world(story)
+
+
 def test_nodes_are_busy_and_pause_the_job_while_drained() -> None:
     async def story(world: World) -> None:
         async with Rig() as rig:
@@ -198,8 +219,7 @@ def test_nodes_are_busy_and_pause_the_job_while_drained() -> None:
             with pytest.raises(QmpError) as caught:
                 check_not_busy(world.registry, driver.node)
             assert (
-                caught.value.desc
-                == "Node 'n' is busy: block device is in use by block job: backup"
+                caught.value.desc == "Node 'n' is busy: block device is in use by block job: backup"
             )
             world.take()
             async with Drained([driver.node]):

@@ -117,6 +117,10 @@ class NbdDriver(Driver):
         """Disconnect."""
         await self._link.close()
 
+    def cancel_in_flight(self) -> None:
+        """Wait for no server."""
+        self._link.give_up()
+
     async def prepare_reopen(self, options: BlockdevOptionsNbd, read_only: bool) -> None:
         """Accept what changes nothing but the right to write."""
         from qsd.block.reopen import reject_changes

@@ -254,11 +254,14 @@ class Link:
             return
         if self._delay:
             self._is_waiting = True
-            self._timer = self._loop.call_later(self._delay, self._give_up_waiting)
+            self._timer = self._loop.call_later(self._delay, self.give_up)
         self._connector = self._tasks.spawn(self._reconnect(), "NBD reconnect")
 
-    def _give_up_waiting(self) -> None:
-        self._timer = None
+    def give_up(self) -> None:
+        """Let requests wait no longer for a new connection: go from WAITING to FAILING."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._is_waiting = False
         self._wake()
 
@@ -334,10 +337,7 @@ class Link:
     async def close(self) -> None:
         """Say goodbye and close."""
         self.closing = True
-        self._is_waiting = False
-        self._wake()
-        if self._timer is not None:
-            self._timer.cancel()
+        self.give_up()
         if self._connector is not None and not self._connector.done():
             self._connector.cancel()
             await asyncio.wait([self._connector])

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -15,6 +16,7 @@ from qsd.block.backend import Backend
 from qsd.block.mapping import FUA, MAY_UNMAP, ST_DATA, ST_ZERO
 from qsd.block.node import Node
 from qsd.errors import QmpError
+from qsd.formats.raw import RawDriver
 from qsd.protocols.nbd.connection import Connection
 from qsd.protocols.nbd.driver import NbdDriver
 from qsd.protocols.nbd.request import Request
@@ -60,8 +62,6 @@ def test_data_arrives() -> None:
 
 def test_read_without_a_coroutine() -> None:
     async def body(rig: NbdRig, node: Node) -> None:
-        import asyncio
-
         await node.write(0, memoryview(b"hello"))
         over: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         buffer = bytearray(5)
@@ -84,8 +84,6 @@ def test_block_status() -> None:
 
 def test_writing_without_a_coroutine() -> None:
     async def body(rig: NbdRig, node: Node) -> None:
-        import asyncio
-
         over: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         assert node.write_later(3, memoryview(b"hello"), over.set_result)
         assert await over
@@ -226,6 +224,28 @@ def test_requests_wait_for_a_new_server() -> None:
             await reading
             assert buffer == b"before"
             await backend.detach()
+            await rig.graph.release(node)
+
+    run(main())
+
+
+def test_a_cancelled_job_waits_for_no_server() -> None:
+    async def main() -> None:
+        async with NbdRig(nbd=NbdDriver, raw=RawDriver) as rig:
+            await rig.memory("s")
+            await rig.export("s", name="s", writable=True)
+            node = await add_client(rig, reconnect_delay=3000)
+            raw = await rig.add(driver="raw", node_name="r", file="c")
+            await rig.server.stop()
+            writing = rig.tasks.spawn(node.write(0, memoryview(b"x")), "write", awaited=True)
+            assert isinstance(node.driver, NbdDriver)
+            while not node.driver._link._waiters:
+                await asyncio.sleep(0)
+            raw.driver.cancel_in_flight()
+            with pytest.raises(OSError) as caught:
+                await writing
+            assert caught.value.errno == errno.EIO
+            await rig.graph.release(raw)
             await rig.graph.release(node)
 
     run(main())
