@@ -188,9 +188,11 @@ def test_nothing_waits_for_the_target_of_a_cancelled_job(monkeypatch: pytest.Mon
         async with Rig() as rig:
             source, target = await rig.memory("s"), await rig.memory("t")
             given_up: list[Driver] = []
-            monkeypatch.setattr(
-                MemoryDriver, "cancel_in_flight", lambda self: given_up.append(self)
-            )
+
+            def note(driver: Driver) -> None:
+                given_up.append(driver)
+
+            monkeypatch.setattr(MemoryDriver, "cancel_in_flight", note)
             job = Backup(world, sleep_long, rig.graph)
             job.use_node(source.node, "main node", 0, perms.ALL)
             job.use_node(target.node, "target", perms.WRITE, perms.ALL)
