@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,47 @@ def options(path: str, **more: object) -> BlockdevOptionsNbd:
     return from_json(
         BlockdevOptionsNbd, {"server": {"type": "unix", "path": path}, "export": "s", **more}
     )
+
+
+class Linked:
+    """A server and a way to its export.
+
+    Attributes:
+        link: The way, open.
+        tasks: Owner of the link's tasks.
+    """
+
+    link: Link
+    tasks: TaskOwner
+
+    async def lose(self) -> None:
+        """Lose the connection; requests are not kept waiting."""
+        assert self.link.connection is not None
+        self.link.connection.fail()
+        with pytest.raises(OSError) as caught:
+            await self.link.usable()
+        assert caught.value.errno == errno.EIO
+
+
+def case(
+    test: Callable[[Linked], Awaitable[None]],
+    server: Callable[[NbdRig], Awaitable[BlockdevOptionsNbd]] | None = None,
+) -> None:
+    async def main() -> None:
+        async with NbdRig() as rig:
+            await rig.memory("s")
+            await rig.export("s", name="s")
+            linked = Linked()
+            linked.tasks = TaskOwner("t")
+            given = await server(rig) if server is not None else options(rig.path)
+            linked.link = Link(given, linked.tasks, None, by_monitor=False)
+            await linked.link.open()
+            await test(linked)
+            await linked.link.close()
+            await linked.tasks.close()
+            assert linked.link.connection is None
+
+    run(main())
 
 
 def test_open_timeout_waits_for_the_server() -> None:
@@ -60,60 +102,37 @@ def test_open_timeout_ends_with_a_silent_server(tmp_path: Path) -> None:
     run(main())
 
 
+def descriptor(path: str) -> BlockdevOptionsNbd:
+    """Return options that name a connected socket."""
+    sock = socket.socket(socket.AF_UNIX)
+    sock.connect(path)
+    server = {"type": "fd", "str": str(sock.detach())}
+    return from_json(BlockdevOptionsNbd, {"server": server, "export": "s", "reconnect-delay": 30})
+
+
 def test_a_descriptor_is_used_once() -> None:
     """After that its number may be that of something else."""
 
-    async def main() -> None:
-        async with NbdRig() as rig:
-            await rig.memory("s")
-            await rig.export("s", name="s")
-            sock = socket.socket(socket.AF_UNIX)
-            sock.connect(rig.path)
-            number = sock.detach()
-            given = from_json(
-                BlockdevOptionsNbd,
-                {
-                    "server": {"type": "fd", "str": str(number)},
-                    "export": "s",
-                    "reconnect-delay": 30,
-                },
-            )
-            tasks = TaskOwner("t")
-            refused = Link(given, tasks, None)
-            with pytest.raises(QmpError, match="only QEMU supports file descriptor passing"):
-                await refused.open()
-            link = Link(given, tasks, None, by_monitor=False)
-            await link.open()
-            assert link.connection is not None
-            link.connection.fail()
-            assert link._connector is None
-            with pytest.raises(OSError) as caught:
-                await link.usable()
-            assert caught.value.errno == errno.EIO
-            await link.close()
-            await tasks.close()
+    async def given(rig: NbdRig) -> BlockdevOptionsNbd:
+        return descriptor(rig.path)
 
-    run(main())
+    async def body(linked: Linked) -> None:
+        refused = Link(linked.link._options, linked.tasks, None)
+        with pytest.raises(QmpError, match="only QEMU supports file descriptor passing"):
+            await refused.open()
+        await linked.lose()
+        assert linked.link._connector is None
+
+    case(body, given)
 
 
 def test_a_request_brings_the_next_attempt_forward() -> None:
-    async def main() -> None:
-        async with NbdRig() as rig:
-            await rig.memory("s")
-            await rig.export("s", name="s")
-            tasks = TaskOwner("t")
-            link = Link(options(rig.path), tasks, None)
-            await link.open()
-            resting = tasks.spawn(link._rest(1000), "rest")
-            assert link.connection is not None
-            link.connection.fail()
-            with pytest.raises(OSError):
-                await link.usable()
-            await resting
-            await link.close()
-            await tasks.close()
+    async def body(linked: Linked) -> None:
+        resting = linked.tasks.spawn(linked.link._rest(1000), "rest")
+        await linked.lose()
+        await resting
 
-    run(main())
+    case(body)
 
 
 GREETING = nbd.GREETING.pack(nbd.NBDMAGIC, nbd.IHAVEOPT, 3)
@@ -173,25 +192,13 @@ def test_no_server() -> None:
 
 
 def test_another_export_is_not_the_same() -> None:
-    async def main() -> None:
-        async with NbdRig() as rig:
-            await rig.memory("s")
-            await rig.export("s", name="s")
-            tasks = TaskOwner("t")
-            link = Link(options(rig.path), tasks, None)
-            await link.open()
-            same = link.agreement
-            assert link._is_same(same)
-            assert not link._is_same(same._replace(size=same.size + 512))
-            assert not link._is_same(same._replace(flags=1))
-            assert not link._is_same(same._replace(context_id=None))
-            assert link.connection is not None
-            link.connection.fail()
-            with pytest.raises(OSError) as caught:
-                await link.usable()
-            assert caught.value.errno == errno.EIO
-            await link.close()
-            await tasks.close()
-            assert link.connection is None
+    async def body(linked: Linked) -> None:
+        link = linked.link
+        same = link.agreement
+        assert link._is_same(same)
+        assert not link._is_same(same._replace(size=same.size + 512))
+        assert not link._is_same(same._replace(flags=1))
+        assert not link._is_same(same._replace(context_id=None))
+        await linked.lose()
 
-    run(main())
+    case(body)
