@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from iotests.harness.crash import Load
 from iotests.harness.daemon import Daemon
+from iotests.harness.guest import machine
+from iotests.harness.qmp import Monitor
 from iotests.harness.tools import check_image, need, run
 from iotests.harness.vhost import VhostClient
 
@@ -113,3 +117,54 @@ def test_a_guest_outlives_its_daemons(tmp_path: Path, kill_rounds: int) -> None:
         load.client.close()
         for daemon in daemons:
             daemon.kill()
+
+
+@pytest.mark.timeout(180)
+def test_a_machine_migrates_away_and_back(tmp_path: Path, daemon_kind: str) -> None:
+    """QEMU refuses to migrate without a log of what the disk's daemon writes."""
+    need("qemu-system-x86_64", "qemu-img")
+    run(tmp_path, "qemu-img", "create", "-q", "-f", "raw", "image", SIZE)
+    with serve(daemon_kind, tmp_path, "raw") as daemon:
+        with running_machine(tmp_path) as monitor:
+            monitor.call("migrate", uri="exec:cat > state")
+            migrated(monitor)
+        with running_machine(tmp_path, "-incoming", "exec:cat state") as monitor:
+            migrated(monitor)
+            answer = monitor.call("query-status")
+            assert answer["return"]["running"]
+            monitor.call("migrate", uri="exec:cat > state")
+            migrated(monitor)
+        assert daemon.quit() == 0
+
+
+@contextmanager
+def running_machine(folder: Path, *arguments: str) -> Iterator[Monitor]:
+    """Run a machine, on our disk, that does nothing but look for something to boot."""
+    path = folder / "machine.sock"
+    path.unlink(missing_ok=True)
+    with machine(
+        folder,
+        *("-chardev", "socket,id=c,path=vhost.sock"),
+        *("-device", "vhost-user-blk-pci,chardev=c,num-queues=2"),
+        *("-qmp", "unix:machine.sock,server=on,wait=off"),
+        *arguments,
+        seconds=120,
+    ) as process:
+        while not path.exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        monitor = Monitor(path)
+        try:
+            yield monitor
+        finally:
+            monitor.close()
+
+
+def migrated(monitor: Monitor) -> None:
+    """Wait until a migration, in or out, is over."""
+    while True:
+        status = monitor.call("query-migrate")["return"].get("status")
+        if status == "completed":
+            return
+        assert status in (None, "setup", "active", "device"), status
+        time.sleep(0.05)
