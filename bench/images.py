@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import mmap
 import subprocess
 from pathlib import Path
 
@@ -20,18 +21,15 @@ def create(folder: Path, name: str, *options: str, size: str = SIZE) -> Path:
     return folder / name
 
 
-def use_memory(folder: Path) -> None:
+def use_memory() -> None:
     """Let the machine have used as much memory as a new image takes.
 
     The first use of a page of a virtual machine costs a page fault of the host, and whoever is
     measured first would pay for it.
     """
-    path = folder / "memory"
-    with path.open("wb") as stream:
-        piece = bytes(1 << 20)
-        for _ in range(1 << 10):
-            stream.write(piece)
-    path.unlink()
+    with mmap.mmap(-1, 1 << 30) as memory:
+        for offset in range(0, len(memory), mmap.PAGESIZE):
+            memory[offset] = 1
 
 
 def ensure(folder: Path, name: str) -> Path:

@@ -95,7 +95,7 @@ def fio_fresh(pattern: str, block: str, depth: int, total: str, kind: str = "pla
     def run(side: list[str], folder: Path, seconds: float) -> Figure:
         name = "fresh.qcow2"
         (folder / name).unlink(missing_ok=True)
-        images.use_memory(folder)
+        images.use_memory()
         if kind == "backing":
             base = images.ensure(folder, "full.qcow2")
             clients.warm(base)
