@@ -229,9 +229,7 @@ class StorageDaemon:
         if place is None:
             return None
         module, _, function = place.partition(":")
-        handler = partial(
-            getattr(import_module(f"qsd.commands.{module}"), function), self.context
-        )
+        handler = partial(getattr(import_module(f"qsd.commands.{module}"), function), self.context)
         if self._tracer is not None and self._tracer.enabled:
             return partial(self._run_traced, self._tracer, command, handler)
         return handler

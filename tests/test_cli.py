@@ -363,9 +363,7 @@ def test_daemonize(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_the_parent_reports_a_failed_start(
-    tmp_path: Path, words: list[str], message: str
-) -> None:
+def test_the_parent_reports_a_failed_start(tmp_path: Path, words: list[str], message: str) -> None:
     done = Daemon.command(tmp_path, "--daemonize", "--pidfile", "p", *words)
     assert (done.returncode, done.stdout, done.stderr.decode()) == (1, b"", f"{PREFIX}{message}\n")
     assert list(tmp_path.iterdir()) == []

@@ -248,9 +248,7 @@ class TestEnd:
             async with StorageDaemon() as daemon:
                 node = {"driver": "file", "node-name": "f", "filename": str(tmp_path / "disk")}
                 await daemon.qmp("blockdev-add", node)
-                await daemon.qmp(
-                    "blockdev-add", {"driver": "raw", "node-name": "r", "file": "f"}
-                )
+                await daemon.qmp("blockdev-add", {"driver": "raw", "node-name": "r", "file": "f"})
                 await daemon.start_nbd_server(server(tmp_path / "nbd.sock"))
                 await daemon.add_export(export("e", "r"))
                 path = tmp_path / "q.sock"
@@ -341,4 +339,3 @@ class TestDefects:
         (report,) = reports
         assert report.startswith("internal error in command 'query-version':\n")
         assert "nobody expected this" in report
-

@@ -265,9 +265,7 @@ def _set_up_filter(node: Node, args: BackupCommon) -> None:
     perf = args.x_perf
     chunk = perf.max_chunk if perf is not None else None
     if chunk and chunk < size:
-        raise QmpError(
-            f"Required max-chunk ({chunk}) is less than backup cluster size ({size})"
-        )
+        raise QmpError(f"Required max-chunk ({chunk}) is less than backup cluster size ({size})")
     if args.compress:
         driver.copier.compress = True
         driver.copier.use_descriptors = False

@@ -117,9 +117,7 @@ async def block_set_write_threshold(ctx: Context, args: BlockSetWriteThresholdAr
 
     def exceeded(excess: int) -> None:
         ctx.events.emit(
-            BlockWriteThreshold(
-                node_name=name, amount_exceeded=excess, write_threshold=threshold
-            )
+            BlockWriteThreshold(node_name=name, amount_exceeded=excess, write_threshold=threshold)
         )
 
     node.on_threshold = exceeded
@@ -204,9 +202,7 @@ async def x_blockdev_amend(ctx: Context, args: XBlockdevAmendArguments) -> None:
         raise QmpError("Driver does not support x-blockdev-amend")
     if node.read_only:
         raise QmpError("Block node is read-only")
-    AmendJob(
-        ctx.jobs, node, args.job_id, args.options.branch, force=bool(args.force)
-    ).start()
+    AmendJob(ctx.jobs, node, args.job_id, args.options.branch, force=bool(args.force)).start()
 
 
 def _check_driver_known(ctx: Context, driver: str) -> None:

@@ -78,9 +78,7 @@ async def query_block_jobs(ctx: Context, args: Empty) -> list[BlockJobInfo]:
     """List all block jobs (QMP reference, "query-block-jobs")."""
     del args
     return [
-        job.block_info()
-        for job in ctx.jobs
-        if isinstance(job, BlockJob) and job.id is not None
+        job.block_info() for job in ctx.jobs if isinstance(job, BlockJob) and job.id is not None
     ]
 
 

@@ -42,9 +42,7 @@ class BlkverifyDriver(FilterDriver):
 
     async def open(self, options: BlockdevOptionsBlkverify, opener: ChildOpener) -> None:
         """Attach both."""
-        self.edge = await opener.child(
-            "raw", options.raw, perms.ROLE_FILTERED | perms.ROLE_PRIMARY
-        )
+        self.edge = await opener.child("raw", options.raw, perms.ROLE_FILTERED | perms.ROLE_PRIMARY)
         self._test = await opener.child("test", options.test, perms.ROLE_DATA)
 
     def length(self) -> int:
@@ -115,9 +113,7 @@ class BlkverifyDriver(FilterDriver):
         )  # fmt: skip
         at = same_buffers(view, other)
         if at >= 0:
-            self._disagree(
-                "read", offset, length, f"contents mismatch at offset {offset + at}"
-            )
+            self._disagree("read", offset, length, f"contents mismatch at offset {offset + at}")
 
     def write_nowait(self, offset: int, view: memoryview) -> bool:
         """Refuse: both children have to be written to."""

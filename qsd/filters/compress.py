@@ -67,9 +67,7 @@ class CompressDriver(FilterDriver):
         """Let the child store compressed what it takes over."""
         await self.edge.node.copy_up(offset, length, flags | COMPRESSED)
 
-    async def _completed(
-        self, offset: int, view: memoryview, start: int, end: int
-    ) -> memoryview:
+    async def _completed(self, offset: int, view: memoryview, start: int, end: int) -> memoryview:
         """Return new data with the old data around it."""
         whole = memoryview(bytearray(end - start))
         child = self.edge.node

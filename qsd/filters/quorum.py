@@ -159,9 +159,7 @@ class QuorumDriver(Driver):
     def _report_failure(self, offset: int, length: int) -> None:
         start, end = offset // _SECTOR, -(-(offset + length) // _SECTOR)
         self.node.graph.events.emit(
-            QuorumFailure(
-                reference=self.node.name, sector_num=start, sectors_count=end - start
-            )
+            QuorumFailure(reference=self.node.name, sector_num=start, sectors_count=end - start)
         )
 
     # Asking all

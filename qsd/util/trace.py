@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 SYNTAX: Final = OptsSyntax("trace", "enable", {"enable": STRING, "events": STRING, "file": STRING})
 
 
-
 def command_points(command: str) -> tuple[str, str]:
     """Return the names of the points before and after a QMP command.
 

@@ -72,9 +72,7 @@ def test_refusals() -> None:
         await daemon.qmp(add, node="n", name="a")
         await fails(daemon, "Bitmap already exists: a", add, node="n", name="a")
         await fails(daemon, "Bitmap name cannot be empty", add, node="n", name="")
-        await fails(
-            daemon, "Cannot find device='x' nor node-name='x'", add, node="x", name="a"
-        )
+        await fails(daemon, "Cannot find device='x' nor node-name='x'", add, node="x", name="a")
         await fails(
             daemon, "Granularity must be power of 2 and at least 512",
             add, node="n", name="b", granularity=256,

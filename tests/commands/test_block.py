@@ -203,9 +203,10 @@ def test_write_threshold() -> None:
         await daemon.qmp("block-set-write-threshold", node_name="f", write_threshold=0)
         await node.write(2048, memoryview(bytes(1024)))
         assert len(daemon.rig.events.events) == 1
-        assert await refused(
-            daemon, "block-set-write-threshold", node_name="x", write_threshold=1
-        ) == "Device 'x' not found"
+        assert (
+            await refused(daemon, "block-set-write-threshold", node_name="x", write_threshold=1)
+            == "Device 'x' not found"
+        )
 
     with_daemon(story)
 

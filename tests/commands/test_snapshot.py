@@ -79,9 +79,7 @@ def test_a_guest_goes_on_meanwhile() -> None:
     async def story(daemon: ImageDaemon) -> None:
         await daemon.image("a")
         guest = Backend(daemon.rig.graph, "g", "guest")
-        guest.attach(
-            daemon.rig.graph.nodes["a"], perms.WRITE | perms.CONSISTENT_READ, perms.ALL
-        )
+        guest.attach(daemon.rig.graph.nodes["a"], perms.WRITE | perms.CONSISTENT_READ, perms.ALL)
         for number in range(5):
             await guest.write(number * 4096, memoryview(bytes([number + 1]) * 8192))
             await daemon.qmp("blockdev-snapshot-internal-sync", device="a", name=f"s{number}")
@@ -100,17 +98,20 @@ def test_another_backing_file() -> None:
         command = "change-backing-file"
         await daemon.qmp(command, device="a", image_node_name="a", backing_file="new.qcow2")
         assert daemon.rig.graph.nodes["a"].driver.backing_file() == ("new.qcow2", "qcow2")
-        assert await daemon.error(
-            command, device="a", image_node_name="b", backing_file="x"
-        ) == "not allowing backing file change on an image without a backing file"
+        assert (
+            await daemon.error(command, device="a", image_node_name="b", backing_file="x")
+            == "not allowing backing file change on an image without a backing file"
+        )
         await daemon.image("c", backing="a")
-        assert await daemon.error(
-            command, device="b", image_node_name="c", backing_file="x"
-        ) == "Need a root block node"
+        assert (
+            await daemon.error(command, device="b", image_node_name="c", backing_file="x")
+            == "Need a root block node"
+        )
         await daemon.image("d")
-        assert await daemon.error(
-            command, device="d", image_node_name="c", backing_file="x"
-        ) == "'d' and image file are not in the same chain"
+        assert (
+            await daemon.error(command, device="d", image_node_name="c", backing_file="x")
+            == "'d' and image file are not in the same chain"
+        )
         # A read-only image in the middle of a chain is made writable for that.
         await daemon.qmp("blockdev-del", node_name="c")
         await daemon.qmp("blockdev-del", node_name="a")

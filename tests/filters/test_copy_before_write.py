@@ -25,9 +25,7 @@ async def add(rig: Any, **options: Any) -> Any:
     source, target = await rig.memory("n"), await rig.memory("t")
     source.data[:] = bytes([1]) * LENGTH
     source.fast = target.fast = False
-    return await rig.add(
-        driver="copy-before-write", node_name="f", file="n", target="t", **options
-    )
+    return await rig.add(driver="copy-before-write", node_name="f", file="n", target="t", **options)
 
 
 async def old(node: Any, offset: int, length: int) -> bytes:

@@ -13,9 +13,7 @@ from qsd.filters.log_layout import ENTRY_SIZE, SUPER_SIZE, LogEntry, LogSuper
 def test_superblock() -> None:
     """As the C daemon writes it."""
     packed = LogSuper(10, 512).pack()
-    assert packed.hex() == (
-        "7268737766736a00" "0100000000000000" "0a00000000000000" "00020000"
-    )
+    assert packed.hex() == ("7268737766736a0001000000000000000a0000000000000000020000")
     assert len(packed) == SUPER_SIZE
     assert LogSuper.parse(packed) == (10, 512)
 

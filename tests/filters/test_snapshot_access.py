@@ -19,12 +19,8 @@ def test_the_past() -> None:
             source = await rig.memory("n")
             await rig.memory("t")
             source.data[:] = bytes([1]) * LENGTH
-            below = await rig.add(
-                driver="copy-before-write", node_name="f", file="n", target="t"
-            )
-            node = await rig.add(
-                driver="snapshot-access", node_name="s", file="f", discard="unmap"
-            )
+            below = await rig.add(driver="copy-before-write", node_name="f", file="n", target="t")
+            node = await rig.add(driver="snapshot-access", node_name="s", file="f", discard="unmap")
             await below.write(0, data(2, 100))
             assert await read(node, 0, 200) == bytes([1]) * 200
             assert await read(below, 0, 200) == bytes([2]) * 100 + bytes([1]) * 100

@@ -70,9 +70,7 @@ class World:
         return bitmap
 
     def events(self) -> list[str]:
-        return [
-            getattr(event, "status", event.NAME) for event in self.daemon.rig.events.events
-        ]
+        return [getattr(event, "status", event.NAME) for event in self.daemon.rig.events.events]
 
     def check_graph(self) -> None:
         """Nothing of the job is left."""

@@ -53,8 +53,7 @@ def test_success_with_everything_by_hand() -> None:
         with pytest.raises(QmpError) as caught:
             job.user_dismiss()
         assert (
-            caught.value.desc
-            == "Job 'j' in state 'pending' cannot accept command verb 'dismiss'"
+            caught.value.desc == "Job 'j' in state 'pending' cannot accept command verb 'dismiss'"
         )
         await job.user_finalize()
         assert world.take() == ["j concluded"]

@@ -354,9 +354,7 @@ def test_nothing_is_ever_lost(
             elif step == "resume" and job.user_paused:
                 await world.qmp("job-resume", id="j")
             elif step == "fail":
-                culprit.fail = lambda operation, offset: (
-                    errno.EIO if operation == "write" else 0
-                )
+                culprit.fail = lambda operation, offset: errno.EIO if operation == "write" else 0
             elif step == "heal":
                 culprit.fail = lambda operation, offset: 0
             elif step == "drain":

@@ -54,9 +54,7 @@ def test_negotiation() -> None:
     with pytest.raises(QmpError) as caught:
         session.negotiated([])
     assert caught.value.error_class == "CommandNotFound"
-    assert (
-        caught.value.desc == "Capabilities negotiation is already complete, command ignored"
-    )
+    assert caught.value.desc == "Capabilities negotiation is already complete, command ignored"
     assert session.capabilities == {"oob"}
 
 

@@ -147,9 +147,7 @@ async def delete(image: Image, snapshot: Snapshot) -> None:
         for run in runs:
             image.free(*run, FREE_SNAPSHOT)
         bits = image.geometry.cluster_bits
-        image.free(
-            snapshot.l1_table_offset >> bits, -(-max(len(l1) * 8, 1) >> bits), FREE_SNAPSHOT
-        )
+        image.free(snapshot.l1_table_offset >> bits, -(-max(len(l1) * 8, 1) >> bits), FREE_SNAPSHOT)
         await _settle(image)
         await refresh_flags(image)
     finally:
