@@ -23,10 +23,11 @@ A node without bitmaps pays nothing, one with bitmaps a little for each write.
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from qsd.errors import QmpError
 from qsd.util.bitmap import LEAF_BITS, Bitmap
+from qsd.util.namedtuple import NamedTuple
 from qsd.util.ranges import align_up
 
 if TYPE_CHECKING:

@@ -20,7 +20,9 @@ from __future__ import annotations
 
 import asyncio
 from time import monotonic
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
+
+from qsd.util.namedtuple import NamedTuple
 
 #: Seconds; who has not received what was sent to him by then is not waited for any longer.
 _PATIENCE: Final = 10.0

@@ -29,7 +29,7 @@ A bitmap stands still meanwhile, with a successor that records what the guest wr
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from qsd.block import perms
 from qsd.block.chain import is_allocated, skip_filters
@@ -40,6 +40,7 @@ from qsd.block.node import Node
 from qsd.errors import QmpError
 from qsd.jobs.block_job import BlockJob
 from qsd.jobs.copying import IGNORE_REST, MAX_CHUNKS, SpeedLimit, Workers, checkpoint
+from qsd.util.namedtuple import NamedTuple
 from qsd.util.ranges import align_down
 
 if TYPE_CHECKING:

@@ -22,11 +22,12 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from qsd.aio import eager
 from qsd.block.copy import CopyError
 from qsd.jobs.block_job import BlockJob
+from qsd.util.namedtuple import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sized

@@ -11,7 +11,9 @@ Documentation/filesystems/fuse.  All numbers are in host byte order.  Every requ
 from __future__ import annotations
 
 import struct
-from typing import Final, NamedTuple
+from typing import Final
+
+from qsd.util.namedtuple import NamedTuple
 
 # Opcodes.
 LOOKUP, FORGET, GETATTR, SETATTR = 1, 2, 3, 4

@@ -13,9 +13,10 @@ Flags: bits 0-1 are the version (1), bit 2 marks a reply, bit 3 asks for an ackn
 from __future__ import annotations
 
 import struct
-from typing import Final, NamedTuple
+from typing import Final
 
 from qsd.errors import PeerError
+from qsd.util.namedtuple import NamedTuple
 
 # Requests of the front end.
 GET_FEATURES, SET_FEATURES, SET_OWNER, RESET_OWNER, SET_MEM_TABLE = 1, 2, 3, 4, 5

@@ -8,9 +8,10 @@ Source: virtio 1.2, 5.2 "Block Device".  All numbers are little-endian; sectors 
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from qsd.errors import PeerError
+from qsd.util.namedtuple import NamedTuple
 
 if TYPE_CHECKING:
     from qsd.wire.virtio.ring import Chain

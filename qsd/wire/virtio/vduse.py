@@ -9,9 +9,10 @@ have the machine's byte order.
 from __future__ import annotations
 
 import struct
-from typing import Final, NamedTuple
+from typing import Final
 
 from qsd.errors import PeerError
+from qsd.util.namedtuple import NamedTuple
 from qsd.wire.virtio.ring import F_ACCESS_PLATFORM
 
 API_VERSION: Final = 0
