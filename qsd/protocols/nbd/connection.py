@@ -355,8 +355,9 @@ class Connection:
         handled = 0
         staging, view, plain = self._staging, self._view, self._plain
         start, end = self._start, self._end
+        first = _STRUCTURED_BYTE if self.agreement.structured else -1
         while not self.closed and end - start >= _SIMPLE_SIZE:
-            if staging[start] == _STRUCTURED_BYTE:
+            if staging[start] == first:
                 if end - start < _DATA_SIZE:
                     break
                 magic, flags, kind, cookie, length, offset = _unpack_data(staging, start)

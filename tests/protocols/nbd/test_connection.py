@@ -325,6 +325,15 @@ def test_a_status_reply_without_end() -> None:
     assert peer.lost == ["Protocol error: reply chunk is too long"]
 
 
+def test_structured_replies_must_have_been_agreed_on() -> None:
+    peer = Scripted(structured=False)
+    over = peer.begin(nbd.CMD_READ, 0, memoryview(bytearray(4)))
+    ((*_, cookie, _, _),) = peer.requests()
+    peer.arrive(nbd.data_header(cookie, 0, 4, True) + b"abcd")
+    assert over == [False]
+    assert peer.lost == ["invalid magic (got 0x668e33ef)"]
+
+
 def test_the_first_request_does_not_wait() -> None:
     peer = Scripted()
     view = memoryview(bytearray(b"abcd"))
