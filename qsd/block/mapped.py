@@ -211,13 +211,21 @@ class MappedDriver(Driver):
 
     def read_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
         """Fast path: one extent of plain data whose mapping is cached, but not its content."""
-        length = len(view)
-        host = self.locate_data_nowait(offset, length)
-        if host < 0:
-            return False
+        host = self.locate_data_nowait(offset, len(view))
+        begin = self.data_edge().node.read_later
+        return host >= 0 and self._begin_later(begin, offset, host, view, done)
+
+    def _begin_later(
+        self,
+        begin: Callable[[int, memoryview, Callable[[bool], None]], bool],
+        offset: int,
+        host: int,
+        view: memoryview,
+        done: Callable[[bool], None],
+    ) -> bool:
+        """Begin to read or write at `host`; the mapping is held until the device is done."""
         ranges = self.ranges
-        # The mapping is used until the device has answered: it must not change meanwhile.
-        hold = ranges.claim_nowait(offset, offset + length, False)
+        hold = ranges.claim_nowait(offset, offset + len(view), False)
         if hold is None:
             return False
 
@@ -225,7 +233,7 @@ class MappedDriver(Driver):
             ranges.release(hold)
             done(full)
 
-        if self.data_edge().node.read_later(host, view, finished):
+        if begin(host, view, finished):
             return True
         ranges.release(hold)
         return False
@@ -311,23 +319,9 @@ class MappedDriver(Driver):
 
     def write_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
         """Fast path: overwrite one allocated extent in place, on a device."""
-        length = len(view)
-        host = self.locate_writable_nowait(offset, length)
-        if host < 0:
-            return False
-        ranges = self.ranges
-        hold = ranges.claim_nowait(offset, offset + length, False)
-        if hold is None:
-            return False
-
-        def finished(full: bool) -> None:
-            ranges.release(hold)
-            done(full)
-
-        if self.data_edge().node.write_later(host, view, finished):
-            return True
-        ranges.release(hold)
-        return False
+        host = self.locate_writable_nowait(offset, len(view))
+        begin = self.data_edge().node.write_later
+        return host >= 0 and self._begin_later(begin, offset, host, view, done)
 
     async def write(self, offset: int, view: memoryview, flags: int) -> None:
         """Write any range."""
