@@ -79,7 +79,9 @@ def chain_job(kind: str, base_format: str) -> Run:
 
 
 def _full_overlay(folder: Path, name: str, base: str, base_format: str) -> None:
-    subprocess.run(["cp", "--sparse=never", images.ensure(folder, "full.qcow2"), folder / name], check=True)
+    subprocess.run(
+        ["cp", "--sparse=never", images.ensure(folder, "full.qcow2"), folder / name], check=True
+    )
     subprocess.run(
         ["qemu-img", "rebase", "-u", "-f", "qcow2", "-F", base_format, "-b", base, name],
         cwd=folder,
