@@ -16,8 +16,8 @@ Vocabulary and invariants:
 * Data of an allocation is written before the allocation is committed: a concurrent reader sees the
   old content or the new, never a cluster half written.
 * A plain-function read or write needs no claim, since nothing else runs before it returns.
-In-place
-  writes only look whether *any* exclusive claim exists, which is a safe over-approximation.
+  In-place writes only look whether *any* exclusive claim exists, which is a safe
+  over-approximation.
 * On failure or cancellation an allocation is abandoned: its space is free again and the old mapping
   stands.
 

@@ -5,8 +5,9 @@
 Whatever cannot be begun in this way, or does not end well, goes the plain way of
 :mod:`qsd.exports.nbd_requests`, which meets the same error and tells the client.
 
-A coroutine and its task cost more than the rest of such a request (4 KiB with O_DIRECT at queue
-depth 32: 17 us of Python code for each, where the plain way takes 50).
+A coroutine and its task cost more than the rest of such a request.  Begun straight from the hot
+loop, 4 KiB with O_DIRECT at queue depth 32 take 31 us of processor time; 45 when each request was
+unpacked and checked a second time on its way here.
 """
 
 from __future__ import annotations
