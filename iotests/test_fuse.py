@@ -11,6 +11,7 @@ import random
 import shlex
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -249,7 +250,8 @@ def test_a_plain_user_mounts_through_the_helper(tmp_path: Path, daemon_kind: str
     command = [real_daemon()]
     if daemon_kind == "ours":
         command = [_python_for_everybody(tmp_path), "-m", "qsd"]
-    folder = Path(run(tmp_path, "mktemp", "-d", "/tmp/qsd-user-XXXXXX").strip())
+    # The test's own folder is not for others to enter.
+    folder = Path(tempfile.mkdtemp(prefix="qsd-user-"))
     try:
         (folder / "image").write_bytes(b"u" * 4096)
         (folder / "disk").touch()
