@@ -5,8 +5,9 @@
 A backend is the root of an edge.  It takes permissions, counts its own requests, stops issuing new
 ones while its node is drained, and learns of length changes.
 
-Fast paths: ``read_nowait`` and ``write_nowait`` are instance attributes bound to the node's, or to
-a function that says False while the backend is drained.  The caller checks the range before.
+Fast paths: ``read_nowait``, ``write_nowait`` and ``view_nowait`` are instance attributes bound to
+the node's, or to a function that says no while the backend is drained.  The caller checks the range
+before.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import errno
 from typing import TYPE_CHECKING
 
 from qsd.block.mapping import ST_ALLOCATED, ST_DATA, ST_ZERO, Status
-from qsd.block.node import Node, _refuse_read
+from qsd.block.node import Node, _refuse_read, refuse_view
 from qsd.errors import os_error
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class Backend:
     )
 
     def __init__(
+        "view_nowait",
         self, graph: Graph, name: str, description: str, listener: BackendListener | None = None
     ) -> None:
         self.graph = graph
@@ -91,6 +93,7 @@ class Backend:
 
     @property
     def node(self) -> Node:
+        self.view_nowait: Callable[[int, int], memoryview | None] = refuse_view
         """The node in use.
 
         Raises:
@@ -140,8 +143,10 @@ class Backend:
 
     # Drain (called by qsd.block.drain)
 
+            self.view_nowait = refuse_view
     def drained_begin(self) -> None:
         """Enter a drained section."""
+            self.view_nowait = edge.node.view_nowait
         self.quiesced += 1
         if self.quiesced == 1:
             self.rebind()

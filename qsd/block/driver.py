@@ -209,6 +209,15 @@ class Driver:
         return self.read_nowait
 
     def later_path(self) -> Callable[[int, memoryview, Callable[[bool], None]], bool] | None:
+    def view_path(self) -> Callable[[int, int], memoryview | None] | None:
+        """Return what the node binds as its `view_nowait`; None for a node without views.
+
+        Given an offset and a length, which the node's user has checked, the function returns the
+        range as memory if all of it is plainly there and cached.  Only a driver that lets
+        `read_nowait` go the same way may offer views.
+        """
+        return None
+
         """Return what the node binds as its `read_later`; None for its own checks and this method.
 
         A driver that only hands requests on returns the function below; one that checks alignment

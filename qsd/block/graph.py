@@ -16,6 +16,7 @@ from __future__ import annotations
 from os import urandom
 from typing import TYPE_CHECKING, Any, Protocol
 
+from qsd.aio.pagemap import PageMaps
 from qsd.aio.polling import BusyPoll
 from qsd.block import perms
 from qsd.block.node import Node
@@ -80,6 +81,7 @@ class Graph:
         by_monitor: Whether a QMP client asks for what is opened now.  The command line may name
             descriptors of this process, a client may not.
         poll: Keeps the loop awake between requests; told by exports.
+        maps: What is mapped of image files.
         tasks: Owner of the tasks that I/O spawns.
         events: Where drivers send QMP events.
         objects: The object tree, for drivers that refer to objects (secrets, throttle groups).
@@ -99,6 +101,7 @@ class Graph:
         self.pool = pool
         self.by_monitor = True
         self.poll = BusyPoll()
+        self.maps = PageMaps()
         self.tasks = tasks
         self.events = events
         self.objects = objects

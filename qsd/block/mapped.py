@@ -183,6 +183,15 @@ class MappedDriver(Driver):
         return self.data_edge().node.read_nowait(host, view)
 
     def read_pieces_nowait(self, offset: int, view: memoryview) -> bool:
+    def view_nowait(self, offset: int, length: int) -> memoryview | None:
+        """Fast path: see one extent of plain data whose mapping is cached."""
+        host = self.locate_data_nowait(offset, length)
+        return None if host < 0 else self.data_edge().node.view_nowait(host, length)
+
+    def view_path(self) -> Callable[[int, int], memoryview | None]:
+        """Return the function above."""
+        return self.view_nowait
+
         """Fast path: extents whose mappings are cached and whose content is in memory.
 
         The plain way is :meth:`read_mapped`.  A 4 KiB read through an empty overlay takes 14 us of

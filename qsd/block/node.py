@@ -15,8 +15,9 @@ A request's way through one node::
 
 ``read_nowait`` and ``write_nowait`` are instance attributes.  On a node without instrumentation
 they are the driver's own methods, so a cached request costs one Python call per layer; on any
-other node they always say False.  :meth:`Node.refresh_fast_paths` decides; whoever adds or removes
-instrumentation calls it.
+other node they always say False.  So is ``view_nowait``, which returns a range as memory that only
+system calls may touch (see :mod:`qsd.aio.pagemap`), or None.  :meth:`Node.refresh_fast_paths`
+decides; whoever adds or removes instrumentation calls it.
 
 Invariants: `in_flight` counts requests that are suspended or running in this node; a request that
 never suspends is not counted, because nothing else can run meanwhile.  Graph changes happen only
@@ -58,6 +59,11 @@ def _refuse_read(offset: int, view: memoryview) -> bool:
 
 
 class WriteObserver(Protocol):
+def refuse_view(offset: int, length: int) -> memoryview | None:
+    """Have no view of anything."""
+    return None
+
+
     """What learns of every completed change (dirty bitmaps)."""
 
     def mark(self, offset: int, length: int) -> None:
@@ -121,6 +127,7 @@ class Node:
         "rmw",
         "unflushed",
         "working_sets",
+        "view_nowait",
         "wr_highest_offset",
         "write_nowait",
         "write_threshold",
@@ -159,6 +166,7 @@ class Node:
         self.read_nowait: Callable[[int, memoryview], bool] = _refuse_read
         self.write_nowait: Callable[[int, memoryview], bool] = _refuse_read
         # Begins a read that ends without a coroutine, for data that is not in memory.
+        self.view_nowait: Callable[[int, int], memoryview | None] = refuse_view
         self.read_later: Callable[[int, memoryview, Callable[[bool], None]], bool]
         self.read_later = self._read_later
 
@@ -174,8 +182,10 @@ class Node:
         if self.closed or (driver.limits.request_alignment > 1 and not driver.checks_alignment):
             self.read_nowait = self.write_nowait = _refuse_read
         else:
+            self.view_nowait = refuse_view
             self.read_nowait = driver.read_path()
             plain = not (
+            self.view_nowait = driver.view_path() or refuse_view
                 self.read_only
                 or self.write_threshold
                 or self.detect_zeroes != "off"

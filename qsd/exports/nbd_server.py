@@ -26,7 +26,7 @@ from qsd.exports.buffers import BufferPool
 from qsd.exports.nbd import NbdClient, NbdDirectory, NbdExport
 from qsd.exports.nbd_transmission import Transmission
 from qsd.exports.outlet import Outlet
-from qsd.exports.pagecache import CacheProbe
+from qsd.aio.pagecache import CacheProbe
 from qsd.net.descriptors import has_room_for_client
 from qsd.wire.nbd import handshake, machine
 from qsd.wire.nbd.server import Session

@@ -12,7 +12,7 @@ import pytest
 
 from qsd.aio import loop
 from qsd.exports import nbd_transmission
-from qsd.exports.pagecache import CacheProbe
+from qsd.aio.pagecache import CacheProbe
 from qsd.formats.raw import RawDriver
 from qsd.protocols.file.driver import FileDriver
 from tests.exports.rig import DF, READ, NbdRig

@@ -37,6 +37,7 @@ from qsd.aio.fdio import (
     MAX_INLINE_WRITE,
     FileIO,
 )
+from qsd.aio.pagemap import FilePages
 from qsd.aio.slowness import SLOW_CALL
 from qsd.block import perms
 from qsd.block.driver import Driver
@@ -90,6 +91,7 @@ class FileDriver(Driver):
         "_failed_discards",
         "_lock",
         "_next",
+        pages: What can be seen of the file without reading it; None where it has no type for that.
         "_perm",
         "_staged",
         "_syncing",
@@ -117,6 +119,7 @@ class FileDriver(Driver):
         self._broken = False
         self._syncing: asyncio.Future[None] | None = None
         #: Data that searches found; holes are not remembered, since any write may fill them.
+        "pages",
         self._data = Extents()
         # Kernel features are tried once.
         self._can_zero = True
@@ -125,6 +128,7 @@ class FileDriver(Driver):
         self._discards = 0
         self._failed_discards = 0
         self._discard_bytes = 0
+        self.pages: FilePages | None = None
 
     # Life cycle
 
@@ -158,6 +162,8 @@ class FileDriver(Driver):
         if not stat.S_ISREG(mode):
             raise QmpError(
                 f"'{self.name}' driver requires '{self.options.filename}' to be a regular file"
+        if stat.S_ISREG(self.file.mode):
+            self.pages = FilePages(graph.maps, fd)
             )
 
     def _check_first(self, mode: int) -> None:
@@ -226,6 +232,8 @@ class FileDriver(Driver):
         return self._staged
 
     async def commit_reopen(self, token: OpenFile | None) -> None:
+        if self.pages is not None:
+            self.pages.drop()
         """Nothing is left to do: set_perms has exchanged the descriptors."""
         self.options = self.node.options.branch
         self._drop(token)
@@ -294,6 +302,8 @@ class FileDriver(Driver):
 
     def length(self) -> int:
         """Return the size of the file."""
+            if self.pages is not None:
+                self.pages.drop()
         return self.size
 
     async def truncate(self, length: int, exact: bool, prealloc: str, flags: int) -> None:
@@ -325,6 +335,8 @@ class FileDriver(Driver):
         return self.io.read_later(offset, view, done)
 
     async def read(self, offset: int, view: memoryview) -> None:
+            if self.pages is not None:
+                self.pages.forget()
         """Read."""
         await self.io.read(offset, view)
 
@@ -336,6 +348,12 @@ class FileDriver(Driver):
         io = self.io
         end = offset + len(view)
         if len(view) > MAX_INLINE_WRITE or io.bounce is not None:
+    def view_path(self) -> Callable[[int, int], memoryview | None] | None:
+        """Return the function of the pages, unless the page cache is bypassed."""
+        if self.pages is None or self.io.bounce is not None:
+            return None
+        return self.pages.view_nowait
+
             return False
         if end > self.size and not self.grows:
             return False

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qsd.exports.pagecache import CacheProbe
+from qsd.aio.pagecache import CacheProbe
 
 
 def test_tells_what_is_cached(tmp_path: Path) -> None:
