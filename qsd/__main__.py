@@ -12,7 +12,21 @@ if "PYTHONDONTWRITEBYTECODE" in os.environ:
     # compiles itself at every start takes three times as long to start.
     sys.dont_write_bytecode = False
 
-from qsd.cli import main
+
+def main() -> int:
+    """Run the program and return its exit status."""
+    import gc
+
+    from qsd.aio.lean import LeanImports, is_safe
+
+    gc.disable()  # nothing that is imported is garbage
+    if is_safe():
+        with LeanImports("typing"):
+            from qsd.cli import main as run
+    else:
+        from qsd.cli import main as run
+    return run()
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -346,6 +346,31 @@ def _settle_memory() -> None:
     gc.enable()
 
 
+#: Modules that a start to the greeting uses.
+_NEEDED: Final = (
+    "qsd.aio.loop",
+    "uvloop",
+    "qsd.daemon",
+    "qsd.util.opts",
+    "qsd.chardev.options",
+    "qsd.chardev.descriptor",
+    "qsd.chardev.socket",
+    "qsd.qapi.keyval",
+)
+
+
+def _import_daemon() -> None:
+    """Import what every start needs in one go, and without what it does not need."""
+    from importlib import import_module
+
+    from qsd.aio.lean import LeanImports, is_safe
+
+    if is_safe():
+        with LeanImports():
+            for name in _NEEDED:
+                import_module(name)
+
+
 #: Seconds; how long one thread may keep the others from running Python code (measured).
 _SWITCH_INTERVAL = 0.0002
 
@@ -396,9 +421,7 @@ def main(words: Sequence[str] | None = None) -> int:
     # Until our own handlers are there, Ctrl-C ends the program without a traceback.
     interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        from qsd.aio.lean import import_event_loop
-
-        import_event_loop()
+        _import_daemon()
         from qsd.aio.loop import run
 
         return run(serve(words, options, duty, reporter))

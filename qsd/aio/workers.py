@@ -14,10 +14,11 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
+    from queue import SimpleQueue
+
     from qsd.aio.uring import Ring
 
 P = ParamSpec("P")
@@ -51,9 +52,10 @@ class _Job:
 class WorkerPool:
     """A bounded pool of threads that belongs to one event loop."""
 
+    _jobs: SimpleQueue[_Job | None]  # made with the first job
+
     def __init__(self, max_threads: int = MAX_THREADS) -> None:
         self._max_threads = max_threads
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._busy = 0
         self._finished: deque[_Job] = deque()
@@ -89,7 +91,10 @@ class WorkerPool:
             raise RuntimeError("worker pool is closed")
         loop = self._loop
         if loop is None:
+            from queue import SimpleQueue
+
             loop = self._loop = asyncio.get_running_loop()
+            self._jobs = SimpleQueue()
         job = _Job(loop.create_future(), func, args)
         self._jobs.put(job)
         self._busy += 1

@@ -29,8 +29,9 @@ Tree = dict[str, object]
 """Nested dicts and lists whose leaves are strings."""
 
 MAX_PART: Final = 127
-_NAME: Final = re.compile(r"(?:__[A-Za-z0-9.-]*_)?[A-Za-z][A-Za-z0-9_-]*", re.ASCII)
-_NUMBER: Final = re.compile(r"[0-9]+")
+# Patterns as text: the keys of most options are plain words.
+_NAME: Final = r"(?:__[A-Za-z0-9.-]*_)?[A-Za-z][A-Za-z0-9_-]*"
+_NUMBER: Final = r"[0-9]+"
 
 
 def parse_keyval(text: str, implied_key: str | None = None) -> Tree:
@@ -102,12 +103,10 @@ def _descend(tree: Tree, key: str) -> tuple[Tree, list[str]]:
     place = tree
     position = 0
     while True:
-        match = _NAME.match(key, position)
-        if match is None and parts:
-            match = _NUMBER.match(key, position)
-        if match is None or key[match.end() : match.end() + 1] not in ("", "."):
+        part = _first_part(key[position:], may_be_number=bool(parts))
+        end = position + len(part)
+        if not part or key[end : end + 1] not in ("", "."):
             raise QmpError(f"Invalid parameter '{key}'")
-        part = match[0]
         if len(part) > MAX_PART:
             what = "Parameter" if part == key else "Parameter fragment"
             raise QmpError(f"{what} '{part}' is too long")
@@ -117,9 +116,20 @@ def _descend(tree: Tree, key: str) -> tuple[Tree, list[str]]:
                 raise _inconsistent(parts)
             place = inner
         parts.append(part)
-        position = match.end() + 1
-        if match.end() == len(key):
+        position = end + 1
+        if end == len(key):
             return place, parts
+
+
+def _first_part(key: str, *, may_be_number: bool) -> str:
+    """Return as much of a key's start as is a name or a number, "" if it is neither."""
+    word = key.partition(".")[0]
+    if word.isascii() and word.isalpha():
+        return word  # the usual case, without importing re
+    match = re.match(_NAME, key)
+    if match is None and may_be_number:
+        match = re.match(_NUMBER, key)
+    return match[0] if match else ""
 
 
 def _read_value(text: str, start: int) -> tuple[str, int]:

@@ -8,16 +8,36 @@ import functools
 import importlib
 import inspect
 import os
+import signal
+import socket
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qsd.aio import lean
 
-HEAVY = ("ssl", "inspect", "linecache", "logging", "subprocess", "traceback")
+HEAVY = (
+    "asyncio.base_events",
+    "asyncio.queues",
+    "asyncio.sslproto",
+    "asyncio.streams",
+    "asyncio.unix_events",
+    "concurrent.futures.thread",
+    "inspect",
+    "linecache",
+    "logging",
+    "re",
+    "selectors",
+    "ssl",
+    "subprocess",
+    "traceback",
+    "typing",
+)
 
 
 def run(program: str, *options: str) -> str:
@@ -65,6 +85,87 @@ def test_who_imports_them_gets_the_real_ones() -> None:
         "b'hello\\n'",
         "asyncio ['ValueError: x\\n']",
     ]
+
+
+def test_asyncio_finds_what_it_lacks_when_it_is_asked() -> None:
+    out = run(
+        """
+        from qsd.aio.lean import import_event_loop
+        import_event_loop()
+        import asyncio, concurrent.futures
+        print(hasattr(asyncio, "nothing_of_this_name"))
+        print(asyncio.Queue.__module__, asyncio.subprocess.PIPE, asyncio.TaskGroup.__name__)
+        print(type(asyncio.get_event_loop_policy()).__name__)
+        print(concurrent.futures.ThreadPoolExecutor.__mro__[1].__name__)
+        print(asyncio.BaseEventLoop is asyncio.base_events.BaseEventLoop)
+        """,
+        "-Wignore",
+    )
+    assert out.splitlines() == [
+        "False",
+        "asyncio.queues -1 TaskGroup",
+        "_UnixDefaultEventLoopPolicy",
+        "Executor",
+        "True",
+    ]
+
+
+def test_words_of_typing_serve_annotations_aliases_and_bases() -> None:
+    out = run(
+        """
+        import sys
+        from qsd.aio.lean import LeanImports
+        with LeanImports("typing"):
+            from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar, cast, overload
+            T = TypeVar("T", bound=int)
+            class P(Protocol[T]):
+                x: Final[Any] = 1
+                @overload
+                def y(self): ...
+            Word = Literal["a", "b"]
+            print(TYPE_CHECKING, P.x, cast("list[Any]", 2), Word.__args__)
+        print("typing" in sys.modules)
+        from typing import get_args
+        print(get_args(Word))
+        """
+    )
+    assert out.splitlines() == ["False 1 2 ('a', 'b')", "False", "('a', 'b')"]
+
+
+def test_the_real_typing_answers_for_words_that_are_not_known() -> None:
+    out = run(
+        """
+        from qsd.aio.lean import LeanImports
+        with LeanImports("typing"):
+            from typing import get_type_hints
+            import typing
+        print(get_type_hints is typing.get_type_hints, hasattr(typing, "__file__"))
+        """
+    )
+    assert out == "True True\n"
+
+
+def test_a_start_up_to_the_greeting_needs_none_of_them(tmp_path: Path) -> None:
+    path = tmp_path / "qmp.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(1)
+        listener.settimeout(60)
+        program = f"""
+            import sys
+            from qsd.__main__ import main
+            sys.argv = ["qsd", "--chardev", "socket,id=m,path={path}", "--monitor", "m"]
+            print(main(), [name for name in {HEAVY} if name in sys.modules])
+            """
+        with ThreadPoolExecutor() as threads:
+            future = threads.submit(run, program)
+            client, _ = listener.accept()
+            with client:
+                assert b'"QMP"' in client.recv(4096)
+                # SO_PEERCRED: struct ucred begins with the process id.
+                peer = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+                os.kill(int.from_bytes(peer[:4], sys.byteorder), signal.SIGTERM)
+                assert future.result() == "0 []\n"
 
 
 def test_the_loop_uses_the_real_ones_when_it_needs_them() -> None:
@@ -119,7 +220,7 @@ def test_it_keeps_out_of_the_way(before: str, options: tuple[str, ...]) -> None:
     assert out == "module\n"
 
 
-@pytest.mark.parametrize("name", HEAVY)
+@pytest.mark.parametrize("name", lean._known())
 def test_constants_are_those_of_the_standard_library(name: str) -> None:
     module = importlib.import_module(name)
     known: dict[str, Any] = lean._known()[name]
