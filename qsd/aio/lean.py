@@ -112,7 +112,7 @@ class _Word:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Take what describes a type variable, or make an instance of a class derived from this."""
 
-    __class_getitem__ = classmethod(GenericAlias)
+    __class_getitem__: Any = classmethod(GenericAlias)
 
 
 class _StandIn(ModuleType):
