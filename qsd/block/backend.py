@@ -69,11 +69,11 @@ class Backend:
         "name",
         "quiesced",
         "read_nowait",
+        "view_nowait",
         "write_nowait",
     )
 
     def __init__(
-        "view_nowait",
         self, graph: Graph, name: str, description: str, listener: BackendListener | None = None
     ) -> None:
         self.graph = graph
@@ -88,12 +88,12 @@ class Backend:
         self._resume: list[asyncio.Future[None]] = []
         self.read_nowait: Callable[[int, memoryview], bool] = _refuse_read
         self.write_nowait: Callable[[int, memoryview], bool] = _refuse_read
+        self.view_nowait: Callable[[int, int], memoryview | None] = refuse_view
 
     # Attachment
 
     @property
     def node(self) -> Node:
-        self.view_nowait: Callable[[int, int], memoryview | None] = refuse_view
         """The node in use.
 
         Raises:
@@ -137,16 +137,16 @@ class Backend:
         edge = self.edge
         if edge is None or self.quiesced:
             self.read_nowait = self.write_nowait = _refuse_read
+            self.view_nowait = refuse_view
         else:
             self.read_nowait = edge.node.read_nowait
+            self.view_nowait = edge.node.view_nowait
             self.write_nowait = _refuse_read if self.force_writethrough else edge.node.write_nowait
 
     # Drain (called by qsd.block.drain)
 
-            self.view_nowait = refuse_view
     def drained_begin(self) -> None:
         """Enter a drained section."""
-            self.view_nowait = edge.node.view_nowait
         self.quiesced += 1
         if self.quiesced == 1:
             self.rebind()

@@ -208,7 +208,6 @@ class Driver:
         """
         return self.read_nowait
 
-    def later_path(self) -> Callable[[int, memoryview, Callable[[bool], None]], bool] | None:
     def view_path(self) -> Callable[[int, int], memoryview | None] | None:
         """Return what the node binds as its `view_nowait`; None for a node without views.
 
@@ -218,6 +217,7 @@ class Driver:
         """
         return None
 
+    def later_path(self) -> Callable[[int, memoryview, Callable[[bool], None]], bool] | None:
         """Return what the node binds as its `read_later`; None for its own checks and this method.
 
         A driver that only hands requests on returns the function below; one that checks alignment

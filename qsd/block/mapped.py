@@ -182,7 +182,6 @@ class MappedDriver(Driver):
             return self.read_pieces_nowait(offset, view)
         return self.data_edge().node.read_nowait(host, view)
 
-    def read_pieces_nowait(self, offset: int, view: memoryview) -> bool:
     def view_nowait(self, offset: int, length: int) -> memoryview | None:
         """Fast path: see one extent of plain data whose mapping is cached."""
         host = self.locate_data_nowait(offset, length)
@@ -192,6 +191,7 @@ class MappedDriver(Driver):
         """Return the function above."""
         return self.view_nowait
 
+    def read_pieces_nowait(self, offset: int, view: memoryview) -> bool:
         """Fast path: extents whose mappings are cached and whose content is in memory.
 
         The plain way is :meth:`read_mapped`.  A 4 KiB read through an empty overlay takes 14 us of

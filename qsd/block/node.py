@@ -58,12 +58,12 @@ def _refuse_read(offset: int, view: memoryview) -> bool:
     return False
 
 
-class WriteObserver(Protocol):
 def refuse_view(offset: int, length: int) -> memoryview | None:
     """Have no view of anything."""
     return None
 
 
+class WriteObserver(Protocol):
     """What learns of every completed change (dirty bitmaps)."""
 
     def mark(self, offset: int, length: int) -> None:
@@ -126,8 +126,8 @@ class Node:
         "read_only",
         "rmw",
         "unflushed",
-        "working_sets",
         "view_nowait",
+        "working_sets",
         "wr_highest_offset",
         "write_nowait",
         "write_threshold",
@@ -165,8 +165,8 @@ class Node:
         self._is_bound = False  # only when the driver is open it knows its paths
         self.read_nowait: Callable[[int, memoryview], bool] = _refuse_read
         self.write_nowait: Callable[[int, memoryview], bool] = _refuse_read
-        # Begins a read that ends without a coroutine, for data that is not in memory.
         self.view_nowait: Callable[[int, int], memoryview | None] = refuse_view
+        # Begins a read that ends without a coroutine, for data that is not in memory.
         self.read_later: Callable[[int, memoryview, Callable[[bool], None]], bool]
         self.read_later = self._read_later
 
@@ -181,11 +181,11 @@ class Node:
         self._is_bound = True
         if self.closed or (driver.limits.request_alignment > 1 and not driver.checks_alignment):
             self.read_nowait = self.write_nowait = _refuse_read
-        else:
             self.view_nowait = refuse_view
+        else:
             self.read_nowait = driver.read_path()
-            plain = not (
             self.view_nowait = driver.view_path() or refuse_view
+            plain = not (
                 self.read_only
                 or self.write_threshold
                 or self.detect_zeroes != "off"

@@ -143,7 +143,6 @@ class RawDriver(Driver):
             return self.read_nowait
         return self._edge.node.read_nowait
 
-    def later_path(self) -> Callable[[int, memoryview, Callable[[bool], None]], bool] | None:
     def view_nowait(self, offset: int, length: int) -> memoryview | None:
         """Ask the child; what lies outside of the window is none of our users' business."""
         if not 0 <= offset <= self.node._length - length:
@@ -156,6 +155,7 @@ class RawDriver(Driver):
             return self.view_nowait
         return self._edge.node.view_nowait
 
+    def later_path(self) -> Callable[[int, memoryview, Callable[[bool], None]], bool] | None:
         """Return the child's function, unless there is a window."""
         return None if self._window != (0, None) else self._edge.node.read_later
 

@@ -71,6 +71,7 @@ class FileDriver(Driver):
         options: The options in force.
         file: What was found when the file was opened.
         io: Does the I/O; its `fd` never changes.
+        pages: What can be seen of the file without reading it; None where it has no type for that.
         size: Size of the file in bytes as far as we know; others may change it behind our back.
     """
 
@@ -91,7 +92,6 @@ class FileDriver(Driver):
         "_failed_discards",
         "_lock",
         "_next",
-        pages: What can be seen of the file without reading it; None where it has no type for that.
         "_perm",
         "_staged",
         "_syncing",
@@ -99,6 +99,7 @@ class FileDriver(Driver):
         "file",
         "io",
         "options",
+        "pages",
         "size",
     )
 
@@ -107,6 +108,7 @@ class FileDriver(Driver):
         self.options: BlockdevOptionsFile
         self.file: OpenFile
         self.io: FileIO
+        self.pages: FilePages | None = None
         self._copier: FileCopier
         self.size = 0
         self._lock: ImageLock | None = None
@@ -119,7 +121,6 @@ class FileDriver(Driver):
         self._broken = False
         self._syncing: asyncio.Future[None] | None = None
         #: Data that searches found; holes are not remembered, since any write may fill them.
-        "pages",
         self._data = Extents()
         # Kernel features are tried once.
         self._can_zero = True
@@ -128,7 +129,6 @@ class FileDriver(Driver):
         self._discards = 0
         self._failed_discards = 0
         self._discard_bytes = 0
-        self.pages: FilePages | None = None
 
     # Life cycle
 
@@ -142,6 +142,8 @@ class FileDriver(Driver):
         fd = self.file.take()
         graph = self.node.graph
         self.io = FileIO(fd, graph.pool)
+        if stat.S_ISREG(self.file.mode):
+            self.pages = FilePages(graph.maps, fd)
         self._copier = FileCopier(self.io, graph.tasks, writes_behind=not self.node.cache_no_flush)
         self.size = self.file.size
         self._use_file()
@@ -162,8 +164,6 @@ class FileDriver(Driver):
         if not stat.S_ISREG(mode):
             raise QmpError(
                 f"'{self.name}' driver requires '{self.options.filename}' to be a regular file"
-        if stat.S_ISREG(self.file.mode):
-            self.pages = FilePages(graph.maps, fd)
             )
 
     def _check_first(self, mode: int) -> None:
@@ -212,6 +212,8 @@ class FileDriver(Driver):
     async def close(self) -> None:
         """Close the file; its locks go with it."""
         await self._copier.close()
+        if self.pages is not None:
+            self.pages.drop()
         os.close(self.io.fd)
         self.io.fd = -1
 
@@ -232,8 +234,6 @@ class FileDriver(Driver):
         return self._staged
 
     async def commit_reopen(self, token: OpenFile | None) -> None:
-        if self.pages is not None:
-            self.pages.drop()
         """Nothing is left to do: set_perms has exchanged the descriptors."""
         self.options = self.node.options.branch
         self._drop(token)
@@ -282,6 +282,8 @@ class FileDriver(Driver):
             os.dup2(new.fd, self.io.fd, inheritable=False)
             new.close()
             self.file = new
+            if self.pages is not None:
+                self.pages.drop()
             self._use_file()
             self.node.refresh_fast_paths()
         if self._lock is not None and not self.node.force_share:
@@ -302,8 +304,6 @@ class FileDriver(Driver):
 
     def length(self) -> int:
         """Return the size of the file."""
-            if self.pages is not None:
-                self.pages.drop()
         return self.size
 
     async def truncate(self, length: int, exact: bool, prealloc: str, flags: int) -> None:
@@ -315,6 +315,8 @@ class FileDriver(Driver):
         finally:
             self._written += 1
             self._data.clear()
+            if self.pages is not None:
+                self.pages.forget()
 
     # I/O
 
@@ -326,6 +328,12 @@ class FileDriver(Driver):
         """Return the function of the descriptor."""
         return self.io.read_nowait
 
+    def view_path(self) -> Callable[[int, int], memoryview | None] | None:
+        """Return the function of the pages, unless the page cache is bypassed."""
+        if self.pages is None or self.io.bounce is not None:
+            return None
+        return self.pages.view_nowait
+
     def later_path(self) -> Callable[[int, memoryview, Callable[[bool], None]], bool] | None:
         """Return the function of the descriptor."""
         return None if self.limits.max_transfer else self.io.read_later
@@ -335,8 +343,6 @@ class FileDriver(Driver):
         return self.io.read_later(offset, view, done)
 
     async def read(self, offset: int, view: memoryview) -> None:
-            if self.pages is not None:
-                self.pages.forget()
         """Read."""
         await self.io.read(offset, view)
 
@@ -348,12 +354,6 @@ class FileDriver(Driver):
         io = self.io
         end = offset + len(view)
         if len(view) > MAX_INLINE_WRITE or io.bounce is not None:
-    def view_path(self) -> Callable[[int, int], memoryview | None] | None:
-        """Return the function of the pages, unless the page cache is bypassed."""
-        if self.pages is None or self.io.bounce is not None:
-            return None
-        return self.pages.view_nowait
-
             return False
         if end > self.size and not self.grows:
             return False
