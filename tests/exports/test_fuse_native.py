@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import mmap
 import os
 import random
 import socket
 import struct
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, Self
 
 import pytest
@@ -325,6 +327,62 @@ def test_reads_that_are_ended_by_the_node() -> None:
         assert (await kernel.receive())[1:] == (first, bytes(range(256)) * 2)
         assert ("read", 0, 512) in kernel.driver.log
         kernel.driver.later = None
+
+    with_kernel(use)
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_reads_are_the_same_with_and_without_views(seen: bool) -> None:
+    async def use(kernel: FakeKernel) -> None:
+        views: list[tuple[int, int]] = []
+
+        def view(offset: int, length: int) -> memoryview | None:
+            views.append((offset, length))
+            return memoryview(bytes(kernel.driver.data))[offset : offset + length] if seen else None
+
+        backend = kernel.file.backend
+        backend.view_nowait = view
+        content = random.Random(7).randbytes(SIZE)
+        assert await kernel.ask(fuse.WRITE, io(0, SIZE, content)) == (0, fuse.write_reply(SIZE))
+        for offset, length in ((0, 1), (511, 2), (4096, 4096), (0, SIZE), (SIZE - 5, 5), (9, 0)):
+            assert await kernel.ask(fuse.READ, io(offset, length)) == (
+                0,
+                content[offset : offset + length],
+            )
+        # Nobody has a view of what is not there.
+        assert (await kernel.ask(fuse.READ, io(SIZE - 5, 6)))[1] == content[-5:]
+        assert (await kernel.ask(fuse.READ, io(0, 4), node=3))[0] == errno.ENOSYS
+        assert (SIZE - 5, 6) not in views
+        async with Drained([kernel.graph.nodes["m"]]):
+            views.clear()
+            kernel.send(fuse.READ, io(0, 512))
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert not views
+        assert (await kernel.receive())[2] == content[:512]
+        kernel.driver.data[:1024] = bytes(range(256)) * 4
+
+    with_kernel(use)
+
+
+def test_a_view_that_has_lost_its_pages(tmp_path: Path) -> None:
+    """Somebody has cut the file off: that request ends, and the next one is served."""
+
+    async def use(kernel: FakeKernel) -> None:
+        path = tmp_path / "image"
+        path.write_bytes(bytes(8192))
+        with path.open("r+b") as file, mmap.mmap(file.fileno(), 8192) as mapping:
+            file.truncate(0)
+            backend = kernel.file.backend
+            view = memoryview(mapping)
+            backend.view_nowait = lambda offset, length: view[offset : offset + length]
+            kernel.send(fuse.READ, io(0, 512))
+            for _ in range(10):
+                await asyncio.sleep(0)
+            del backend.view_nowait
+            backend.rebind()
+            await kernel.is_well()
+            view.release()
 
     with_kernel(use)
 
