@@ -105,6 +105,10 @@ class Driver:
     #: `read_nowait` and `write_nowait` refuse requests that are not aligned, so that they may be
     #: called although `limits.request_alignment` asks for more than single bytes.
     checks_alignment: ClassVar[bool] = False
+    #: QMP names of options that a reopening may change but not leave out once they were given.
+    changeable_options: ClassVar[frozenset[str]] = frozenset()
+    #: QMP names of options that it may also leave out.
+    resettable_options: ClassVar[frozenset[str]] = frozenset()
     #: Writes with the COMPRESSED flag are understood.
     supports_compressed: ClassVar[bool] = False
     #: Images can hold snapshots of themselves.
@@ -133,10 +137,16 @@ class Driver:
     async def close(self) -> None:
         """Write back what is pending and release everything.  Children are closed by the engine."""
 
+    def can_reopen(self) -> bool:
+        """Tell whether the driver knows how to take new options."""
+        return type(self).prepare_reopen is not Driver.prepare_reopen
+
     async def prepare_reopen(self, options: Any, read_only: bool) -> Any:
         """Check new options and prepare the change; return a token for commit or abort.
 
-        Nothing visible may change before `commit_reopen`.
+        The children are still the old ones, and options that are neither in `changeable_options`
+        nor in `resettable_options` may still differ: the engine refuses that later.  Nothing
+        visible may change before `commit_reopen`.
 
         Raises:
             QmpError: The change is impossible.

@@ -7,10 +7,11 @@ it follows the C daemon's::
 
     open_node(options)
       find the driver, make the node, inherit options from the parent
-      1. open the "file" child, if the driver has one            (its errors come first)
-      2. check and register the node name
-      3. driver.open(): header, further children
-      4. open the backing file, from the options or from the image's own record
+      1. open the node for the "file" child, if the driver has one  (its errors come first)
+      2. check the generic options, check and register the node name
+      3. attach the "file" child                                    (permissions)
+      4. driver.open(): header, further children
+      5. open the backing file, from the options or from the image's own record
 
 Whatever an image opens on its own account (backing file, data file, json: names) passes through
 :class:`ChildOpener`; drivers have no other way to reach nodes or files.  If any step fails,
@@ -142,18 +143,33 @@ async def open_child(
     graph: Graph, parent: Node, name: str, ref: BlockdevOptions | str, role: int
 ) -> Edge:
     """Open a node as a child of `parent`, or attach an existing one by its name."""
-    if isinstance(ref, str):
-        node = graph.nodes.get(ref)
-        if node is None:
-            raise QmpError(f"Cannot find device='{ref}' nor node-name='{ref}'")
-    else:
-        node = await open_node(graph, ref, inherited_by(parent, role))
+    node = await _child_node(graph, parent, ref, role)
+    return await _attach(graph, parent, node, name, role)
+
+
+async def _child_node(graph: Graph, parent: Node, ref: BlockdevOptions | str, role: int) -> Node:
+    """Find or open the node that is to become a child of `parent`."""
+    if not isinstance(ref, str):
+        return await open_node(graph, ref, inherited_by(parent, role))
+    node = graph.nodes.get(ref)
+    if node is None:
+        raise QmpError(f"Cannot find device='{ref}' nor node-name='{ref}'")
+    return node
+
+
+async def _attach(graph: Graph, parent: Node, node: Node, name: str, role: int) -> Edge:
+    """Attach a child; a node that was opened for it alone is closed again if that fails."""
     try:
         return graph.attach_child(parent, node, name, role)
     except BaseException:
-        if not node.parents and not node.monitor_owned:
-            await graph.close_node(node)
+        await _close_unused(graph, node)
         raise
+
+
+async def _close_unused(graph: Graph, node: Node) -> None:
+    """Close a node that was opened for a user who does not take it."""
+    if not node.parents and not node.monitor_owned:
+        await graph.close_node(node)
 
 
 def _pick(own: bool | None, inherited: bool) -> bool:
@@ -183,13 +199,13 @@ def check_generic_options(node: Node, options: BlockdevOptions) -> None:
     Raises:
         QmpError: They contradict each other.
     """
+    if node.force_share and not node.read_only:
+        raise QmpError("force-share=on can only be used with read-only images")
     if node.detect_zeroes == "unmap" and not node.discard_unmap:
         raise QmpError(
             "setting detect-zeroes to unmap is not allowed without setting discard operation "
             "to unmap"
         )
-    if node.force_share and not node.read_only:
-        raise QmpError("force-share=on can only be used with read-only images")
 
 
 def check_node_name(name: str) -> None:
@@ -223,15 +239,21 @@ async def open_node(graph: Graph, options: BlockdevOptions, inherited: Inherited
     opener = ChildOpener(graph, node)
     opened = False
     try:
-        branch = options.branch
-        file_ref = getattr(branch, "file", None)
-        if cls.family != "protocol" and file_ref is not None:
-            opener.opened["file"] = await open_child(
-                graph, node, "file", file_ref, cls.file_role | perms.ROLE_PRIMARY
-            )
-        _register(graph, node, name)
-        check_generic_options(node, options)
-        await node.driver.open(branch, opener)
+        file_ref = getattr(options.branch, "file", None)
+        if cls.family == "protocol" or file_ref is None:
+            check_generic_options(node, options)
+            _register(graph, node, name)
+        else:
+            role = cls.file_role | perms.ROLE_PRIMARY
+            file_node = await _child_node(graph, node, file_ref, role)
+            try:
+                check_generic_options(node, options)
+                _register(graph, node, name)
+            except BaseException:
+                await _close_unused(graph, file_node)
+                raise
+            opener.opened["file"] = await _attach(graph, node, file_node, "file", role)
+        await node.driver.open(options.branch, opener)
         opened = True
         node.refresh_fast_paths()
         await _open_backing(graph, node, opener)
@@ -292,12 +314,7 @@ async def _open_backing(graph: Graph, node: Node, opener: ChildOpener) -> None:
             child = await open_node(graph, ref, inherited_by(node, perms.ROLE_COW))
     except QmpError as exc:
         raise prefixed(exc, "Could not open backing file: ") from exc
-    try:
-        graph.attach_child(node, child, "backing", perms.ROLE_COW)
-    except BaseException:
-        if not child.parents and not child.monitor_owned:
-            await graph.close_node(child)
-        raise
+    await _attach(graph, node, child, "backing", perms.ROLE_COW)
     if request.ref is None:
         child.implicit = True
 

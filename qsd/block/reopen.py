@@ -5,8 +5,9 @@
 ::
 
     drain everything involved
-    stage    remember the old state, set new generic options, move child edges
-    prepare  each driver checks its new options
+    stage    remember the old state, set new generic options, let the driver prepare, move edges
+             (driver: its own options; missing ones; backing and file child; the others, which
+             have to be as before: this order shows in error messages)
     check    permissions of the changed graph, once for all
     commit   drivers switch over; children nobody uses any more are closed
     (any failure before commit: restore everything in reverse order)
@@ -32,13 +33,13 @@ from qsd.block.open import (
     inherited_by,
 )
 from qsd.errors import QmpError, ReadOnlyConflict
+from qsd.qapi.member_order import ordered_names
 from qsd.qapi.model import NULL
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from qsd.block.graph import Edge, Graph
-    from qsd.qapi.model import Struct
     from qsd.qapi.schema.block_options import BlockdevOptions
 
 #: Node attributes that apply_generic_options sets.
@@ -54,29 +55,50 @@ _GENERIC = (
 )
 
 
-def reject_changes(old: Struct, new: Struct, allowed: Iterable[str] = ()) -> None:
-    """Refuse new driver options that differ from the old ones, for use by drivers.
+#: Options of a node that are looked at before the driver's; the order below is not theirs.
+_ABSORBED = frozenset(
+    ("node-name", "read-only", "auto-read-only", "discard", "cache", "detect-zeroes")
+)
+#: Options that name children, which :meth:`Reopen._stage_children` compares.
+_STAGED_CHILDREN = frozenset(("file", "backing"))
 
-    Args:
-        old: The branch of the options in force.
-        new: The branch wanted.
-        allowed: Attribute names that may differ, children among them.
 
-    Raises:
-        QmpError: An option that cannot be changed differs, or was given once and is missing now.
-    """
-    from qsd.qapi.model import members
+def _flat_options(options: BlockdevOptions) -> dict[str, Any]:
+    """Return the options that have to stay as they are, by dotted names."""
+    from qsd.qapi.convert import to_json
 
-    free = set(allowed)
-    for item in members(type(new)):
-        attribute = item.attr
-        if attribute not in free and getattr(new, attribute) is None:
-            if getattr(old, attribute) is not None:
-                raise QmpError(f"Option '{item.name}' cannot be reset to its default value")
-    for item in members(type(new)):
-        attribute = item.attr
-        if attribute not in free and getattr(old, attribute) != getattr(new, attribute):
-            raise QmpError(f"Cannot change the option '{item.name}'")
+    flat: dict[str, Any] = {}
+
+    def flatten(name: str, value: Any) -> None:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            path = f"{name}.{key}" if name else str(key)
+            if isinstance(item, (dict, list)):
+                flatten(path, item)
+            else:
+                flat[path] = item
+
+    given = to_json(options)
+    flatten("", {k: v for k, v in given.items() if k not in _ABSORBED | _STAGED_CHILDREN})
+    return flat
+
+
+def _check_resets(node: Node, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Refuse to leave out what was given once and has no way back to its default."""
+    free = node.driver.resettable_options
+    for name in ordered_names(list(old)):
+        if name not in new and name.partition(".")[0] not in free:
+            raise QmpError(f"Option '{name}' cannot be reset to its default value")
+
+
+def _check_unchanged(node: Node, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Refuse to change what the driver cannot change."""
+    free = node.driver.resettable_options | node.driver.changeable_options
+    for name in ordered_names(list(new)):
+        if name.partition(".")[0] in free:
+            continue
+        if old.get(name) != new[name] or name == "force-share":  # which may not even be repeated
+            raise QmpError(f"Cannot change the option '{name}'")
 
 
 class Reopen:
@@ -119,7 +141,7 @@ class Reopen:
                     f"Read-only block node '{exc.node_name}' cannot support read-write users"
                 ) from exc
             raise
-        for node, token in self._prepared:
+        for node, token in reversed(self._prepared):  # children before their parents
             await node.driver.commit_reopen(token)
         for node in self._nodes:
             node.refresh_fast_paths()
@@ -130,10 +152,6 @@ class Reopen:
         return {node.name for node in self._nodes}
 
     async def _stage(self, node: Node, options: BlockdevOptions, inherited: Inherited) -> None:
-        if options.driver != node.options.driver:
-            raise QmpError("Cannot change the option 'driver'")
-        if options is not node.options:
-            _check_force_share(node, options)
         saved = {name: getattr(node, name) for name in _GENERIC}
 
         def restore() -> None:
@@ -145,19 +163,23 @@ class Reopen:
         check_generic_options(node, options)
         if node.read_only and not saved["read_only"]:
             await node.flush_for_reopen()
+        if options.driver == node.options.driver or not node.driver.can_reopen():
+            token = await node.driver.prepare_reopen(options.branch, node.read_only)
+            self._prepared.append((node, token))
+        # else the node keeps its driver, so this fails; what is said first is for the user to see.
+        old, new = _flat_options(node.options), _flat_options(options)
+        _check_resets(node, old, new)
         await self._stage_children(node, options)
-        token = await node.driver.prepare_reopen(options.branch, node.read_only)
-        self._prepared.append((node, token))
+        if options.branch is not node.options.branch:
+            _check_unchanged(node, old, new)
         node.options = options
         self._nodes.append(node)
 
     async def _stage_children(self, node: Node, options: BlockdevOptions) -> None:
         branch = options.branch
         followers = {edge: edge.node for edge in node.children.values() if _follows(edge)}
-        for name in ("file", "backing"):
-            if not hasattr(branch, name):
-                continue
-            ref = getattr(branch, name)
+        for name in ("backing", "file"):
+            ref = getattr(branch, name, None)
             edge = node.children.get(name)
             if isinstance(ref, str):
                 self._replace_child(node, name, edge, self._find_child(ref))
@@ -239,20 +261,10 @@ def _follows(edge: Edge) -> bool:
     return all(other is edge or not isinstance(other.user, Node) for other in child.parents)
 
 
-def _check_force_share(node: Node, options: BlockdevOptions) -> None:
-    """Refuse to touch an option that can only be set when a node is opened."""
-    if options.force_share is not None:
-        raise QmpError("Cannot change the option 'force-share'")
-    if node.options.force_share is not None:
-        raise QmpError("Option 'force-share' cannot be reset to its default value")
-
-
 def _check_same_child(child: Node, ref: BlockdevOptions) -> None:
     """Refuse inline options that define another child than the one there is."""
     if ref.node_name is not None and ref.node_name != child.name:
         raise QmpError("Cannot change the option 'node-name'")
-    if ref.driver != child.options.driver and hasattr(child.options.branch, "filename"):
-        raise QmpError("Option 'filename' cannot be reset to its default value")
 
 
 async def reopen(graph: Graph, wanted: Sequence[BlockdevOptions]) -> None:

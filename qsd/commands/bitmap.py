@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
 
 async def _add(ctx: Context, args: BlockDirtyBitmapAdd) -> DirtyBitmap:
-    node = ctx.graph.lookup(args.node, args.node)
     if not args.name:
         raise QmpError("Bitmap name cannot be empty")
+    node = ctx.graph.lookup(args.node, args.node)
     granularity = args.granularity
     if granularity is None:
         granularity = default_granularity(node)

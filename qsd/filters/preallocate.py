@@ -65,6 +65,7 @@ class PreallocateDriver(FilterDriver):
     """Makes the file below longer than it need be."""
 
     name: ClassVar[str] = "preallocate"
+    changeable_options: ClassVar[frozenset[str]] = frozenset(("prealloc-align", "prealloc-size"))
 
     __slots__ = ("_data_end", "_growing", "_options", "_steps")
 
@@ -94,13 +95,7 @@ class PreallocateDriver(FilterDriver):
     async def prepare_reopen(
         self, options: BlockdevOptionsPreallocate, read_only: bool
     ) -> BlockdevOptionsPreallocate:
-        """Check the new steps; what was given once has to be given again."""
-        for name, old, new in (
-            ("prealloc-align", self._options.prealloc_align, options.prealloc_align),
-            ("prealloc-size", self._options.prealloc_size, options.prealloc_size),
-        ):
-            if old is not None and new is None:
-                raise QmpError(f"Option '{name}' cannot be reset to its default value")
+        """Check the new steps."""
         check_steps(options)
         return options
 

@@ -84,22 +84,21 @@ class LuksDriver(Driver):
 
     async def prepare_reopen(self, options: BlockdevOptionsLUKS, read_only: bool) -> None:
         """Accept the same options again."""
-        from qsd.block.reopen import reject_changes
-
-        if self.node.options is not None:
-            reject_changes(self.node.options.branch, options, ("file",))
 
     def child_perms(self, edge: Edge, perm: int, shared: int) -> tuple[int, int]:
         """Take what the users take, and always read; others may do as the users allow."""
         taken = perm | perms.CONSISTENT_READ
         return taken, shared
 
+    def check_amend(self) -> None:
+        """Refuse where the header cannot be written."""
+        if self._edge.node.read_only or self.node.read_only:
+            raise QmpError("Block node is read-only")
+
     async def amend(self, options: Any, force: bool) -> None:
         """Add or erase keys; nobody else may change the header meanwhile."""
-        node = self.node
-        graph = node.graph
-        if self._edge.node.read_only or node.read_only:
-            raise QmpError("Block node is read-only")
+        self.check_amend()
+        graph = self.node.graph
         backend = Backend(graph, "", "an unnamed block device")
         hold = await self._amending.claim(0, 1, True)
         try:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qsd.block.graph import Edge
+    from qsd.block.late import LatePath
     from qsd.block.loans import Lent
     from qsd.block.node import Node
     from qsd.block.open import ChildOpener
@@ -76,6 +77,7 @@ class RawDriver(Driver):
     """
 
     name: ClassVar[str] = "raw"
+    resettable_options: ClassVar[frozenset[str]] = frozenset(("offset", "size"))
     file_role: ClassVar[int] = perms.ROLE_FILTERED
 
     __slots__ = ("_edge", "_window", "offset")
@@ -98,11 +100,14 @@ class RawDriver(Driver):
         self.offset = window.offset
 
     async def prepare_reopen(self, options: BlockdevOptionsRaw, read_only: bool) -> Window:
-        """Check the new window; the child may be another one already."""
+        """Check the new window against the child, which is the old one still."""
         return check_window(options, self._edge.node.length())
 
     async def commit_reopen(self, token: Window) -> None:
-        """Move the window."""
+        """Move the window; where another child is shorter than the old one, it ends with that."""
+        room = max(0, self._edge.node.length() - token.offset)
+        if token.size is not None and token.size > room:
+            token = token._replace(size=room)
         self._use(token)
 
     def child_perms(self, edge: Edge, perm: int, shared: int) -> tuple[int, int]:
@@ -158,6 +163,10 @@ class RawDriver(Driver):
     def later_path(self) -> Callable[[int, memoryview, Callable[[bool], None]], bool] | None:
         """Return the child's function, unless there is a window."""
         return None if self._window != (0, None) else self._edge.node.read_later
+
+    def late_path(self, is_write: bool) -> LatePath | None:
+        """Return the child's path, unless there is a window."""
+        return None if self._window != (0, None) else self._edge.node.late_path(is_write)
 
     def read_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
         """Ask the child."""

@@ -9,7 +9,7 @@ import pytest
 from qsd.aio.loop import run
 from qsd.block import perms
 from qsd.block.backend import Backend
-from qsd.block.reopen import reject_changes, reopen
+from qsd.block.reopen import reopen
 from qsd.errors import QmpError
 from qsd.qapi.convert import from_json
 from qsd.qapi.schema.block_options import BlockdevOptions
@@ -124,14 +124,44 @@ def test_bad_requests(tree: dict[str, Any], message: str) -> None:
     run(main())
 
 
-def test_reject_changes_names_the_first_option_that_differs() -> None:
-    old = options(driver="file", filename="a", locking="on").branch
-    new = options(driver="file", filename="a", locking="off").branch
-    assert old is not None
-    assert new is not None
-    with pytest.raises(QmpError, match="Cannot change the option 'locking'"):
-        reject_changes(old, new)
-    reject_changes(old, new, ["locking"])
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        # The C daemon's order: own options, missing ones, backing, file, the others in its
+        # own order of members.
+        ({"driver": "null-aio"}, "Option 'size' cannot be reset to its default value"),
+        ({"driver": "null-aio", "size": 1 << 20}, "Cannot change the option 'driver'"),
+        ({"driver": "raw", "file": "n", "size": 1 << 20}, "Making 'n' a file child of 'n' would"),
+        ({"driver": "raw", "file": "x"}, "Option 'size' cannot be reset to its default value"),
+        (
+            {"driver": "raw", "file": "x", "size": 1 << 20},
+            "Cannot find device='' nor node-name='x'",
+        ),
+        ({"driver": "null-co", "size": 512}, "Cannot change the option 'size'"),
+        (
+            {"driver": "null-co", "size": 512, "force_share": True, "read_only": True},
+            "Cannot change the option 'size'",
+        ),
+        (
+            {"driver": "null-aio", "detect_zeroes": "unmap"},
+            "setting detect-zeroes to unmap is not allowed without",
+        ),
+    ],
+)
+def test_the_first_of_several_reasons(tree: dict[str, Any], message: str) -> None:
+    class Strict(MemoryDriver):
+        resettable_options = frozenset()
+
+    async def main() -> None:
+        async with Rig(null_co=Strict) as rig:
+            memory = await rig.memory("n")
+            memory.node.options = options(driver="null-co", node_name="n", size=1 << 20)
+            with pytest.raises(QmpError) as caught:
+                await reopen(rig.graph, [options(node_name="n", **tree)])
+            assert caught.value.desc.startswith(message)
+            assert memory.node.options.driver == "null-co"
+
+    run(main())
 
 
 def test_children_defined_inside_follow() -> None:

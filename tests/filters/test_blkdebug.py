@@ -209,15 +209,8 @@ def test_permissions_and_reopening() -> None:
                 **{"take-child-perms": ["write"], "unshare-child-perms": ["resize"]},
             )
             assert edges(node) == {"image": (perms.WRITE, perms.ALL & ~perms.RESIZE)}
-            options = node.options.branch
-            with_align = type(options)(
-                image="n",
-                align=512,
-                take_child_perms=["write"],
-                unshare_child_perms=["resize"],
-            )
-            await node.driver.prepare_reopen(options, False)
+            await rig.reopen(node)
             with pytest.raises(QmpError, match="Cannot change the option 'align'"):
-                await node.driver.prepare_reopen(with_align, False)
+                await rig.reopen(node, align=512)
 
     run(main())

@@ -78,12 +78,11 @@ def test_options() -> None:
     async def main() -> None:
         async with filter_rig() as rig:
             node, _, user = await add(rig)
-            kind = type(node.options.branch)
-            steps = kind(file="n", prealloc_size=0, prealloc_align=512)
-            await node.driver.commit_reopen(await node.driver.prepare_reopen(steps, False))
-            for missing in (kind(file="n", prealloc_size=0), kind(file="n", prealloc_align=512)):
-                with pytest.raises(QmpError, match="cannot be reset to its default value"):
-                    await node.driver.prepare_reopen(missing, False)
+            await rig.reopen(node, **{"prealloc-size": 0, "prealloc-align": 512})
+            for missing in ("prealloc-size", "prealloc-align"):
+                message = f"Option '{missing}' cannot be reset to its default value"
+                with pytest.raises(QmpError, match=message):
+                    await rig.reopen(node, **{missing: None})
             await user.detach()
             common = {"driver": "preallocate", "node-name": "g", "file": "n"}
             await refuse(

@@ -38,6 +38,7 @@ class MemoryDriver(Driver):
     """
 
     name = "null-co"
+    resettable_options = frozenset(("size",))
     family = "protocol"
 
     def __init__(self, node: Node) -> None:
@@ -233,6 +234,15 @@ class Rig:
         node = await open_node(self.graph, options)
         node.monitor_owned = True
         return node
+
+    async def reopen(self, node: Node, **change: Any) -> None:
+        """Reopen a node with its own options but for the ones given; None leaves one out."""
+        from qsd.block.reopen import reopen
+        from qsd.qapi.convert import from_json, to_json
+
+        tree = {**to_json(node.options), **change}
+        given = {name: value for name, value in tree.items() if value is not None}
+        await reopen(self.graph, [from_json(BlockdevOptions, given)])
 
     async def memory(self, name: str, size: int = 1 << 20, **more: Any) -> MemoryDriver:
         """Add a memory node."""

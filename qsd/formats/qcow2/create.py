@@ -13,7 +13,7 @@ import errno
 from typing import TYPE_CHECKING, Any
 
 from qsd.block import perms
-from qsd.block.create import open_target
+from qsd.block.create import find_target, open_target
 from qsd.errors import QmpError, describe, os_error, prefixed
 from qsd.formats.qcow2 import encryption, layout
 from qsd.formats.qcow2 import header as header_io
@@ -36,8 +36,16 @@ async def create(graph: Graph, options: BlockdevCreateOptionsQcow2) -> None:
     Raises:
         QmpError: With the C daemon's text.
     """
-    async with open_target(graph, options.file) as target:
+    header = Header()
+
+    def check() -> None:
+        """Look at the options; what is wrong with them comes before conflicts with other users."""
+        nonlocal header
         header = make_header(options)
+        if isinstance(options.data_file, str):
+            find_target(graph, options.data_file)
+
+    async with open_target(graph, options.file, check=check) as target:
         plan = encryption.Plan(graph, options.encrypt) if options.encrypt is not None else None
         if options.data_file is not None:
             async with open_target(graph, options.data_file) as data:

@@ -56,6 +56,13 @@ class Qcow2Driver(MappedDriver):
     """One open qcow2 image."""
 
     name: ClassVar[str] = "qcow2"
+    resettable_options: ClassVar[frozenset[str]] = frozenset(
+        (
+            "lazy-refcounts", "pass-discard-request", "pass-discard-snapshot",
+            "pass-discard-other", "overlap-check", "cache-size", "l2-cache-size",
+            "l2-cache-entry-size", "refcount-cache-size", "cache-clean-interval", "encrypt",
+        )
+    )  # fmt: skip
     supports_backing: ClassVar[bool] = True
     supports_compressed: ClassVar[bool] = True
     supports_snapshots: ClassVar[bool] = True
@@ -253,20 +260,7 @@ class Qcow2Driver(MappedDriver):
 
     async def prepare_reopen(self, options: Any, read_only: bool) -> Any:
         """Check the new options; caches are written back so that they can be replaced."""
-        from qsd.block.reopen import reject_changes
-
         image = self.image
-        if self.node.options is not None:
-            reject_changes(
-                self.node.options.branch,
-                options,
-                (
-                    "file", "backing", "lazy_refcounts", "pass_discard_request",
-                    "pass_discard_snapshot", "pass_discard_other", "overlap_check", "cache_size",
-                    "l2_cache_size", "l2_cache_entry_size", "refcount_cache_size",
-                    "cache_clean_interval", "encrypt",
-                ),
-            )  # fmt: skip
         checked = Options(options, image.header, image.geometry, self.node.discard_unmap)
         if not read_only and image.header.incompatible_features & layout.INCOMPAT_CORRUPT:
             raise QmpError("qcow2: Image is corrupt; cannot be opened read/write")

@@ -76,6 +76,8 @@ class FileDriver(Driver):
     """
 
     name: ClassVar[str] = "file"
+    changeable_options: ClassVar[frozenset[str]] = frozenset(("drop-cache",))
+    resettable_options: ClassVar[frozenset[str]] = frozenset(("x-check-cache-dropped",))
     family: ClassVar[str] = "protocol"
     grows: ClassVar[bool] = True
 
@@ -223,11 +225,6 @@ class FileDriver(Driver):
         self, options: BlockdevOptionsFile, read_only: bool
     ) -> OpenFile | None:
         """Open the file in the new mode if that is another one."""
-        from qsd.block.reopen import reject_changes
-
-        if options.drop_cache is None and self.options.drop_cache is not None:
-            raise QmpError("Option 'drop-cache' cannot be reset to its default value")
-        reject_changes(self.options, options, ("drop_cache", "x_check_cache_dropped"))
         flags = self._wanted_flags(self._perm)
         if flags != self.file.flags:
             self._staged = await self._open_in_thread(flags, self._check_mode)

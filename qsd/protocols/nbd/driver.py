@@ -123,9 +123,6 @@ class NbdDriver(Driver):
 
     async def prepare_reopen(self, options: BlockdevOptionsNbd, read_only: bool) -> None:
         """Accept what changes nothing but the right to write."""
-        from qsd.block.reopen import reject_changes
-
-        reject_changes(self._options, options)
         if not read_only and self._flags & nbd.FLAG_READ_ONLY:
             raise QmpError("Can't reopen read-only NBD mount as read/write")
 
