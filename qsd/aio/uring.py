@@ -8,45 +8,66 @@ costs one system call for all requests of a loop turn, and one wakeup for all th
 
 ::
 
-    request ─▶ SQE in the ring ─┐                        all requests of one turn of the loop
-    request ─▶ SQE in the ring ─┼─▶ io_uring_enter       (a callback at the end of the turn)
-    request ─▶ SQE in the ring ─┘        │
-                                         ▼ kernel
-    futures ◀─ CQEs ◀─ add_reader(eventfd) ◀─ eventfd    all completions of one wakeup
+    start        ─▶ SQE in the ring ─┐                        all requests of one turn of the loop
+    start_all    ─▶ SQEs in the ring ┼─▶ io_uring_enter       (a callback at the end of the turn)
+                                     │      │
+                                     ▼      ▼ kernel
+    Sink.finished ◀─ CQEs ◀─ add_reader(ring) ◀─ ring is readable      all completions of one wakeup
 
-Layout and constants: io_uring_setup(2), io_uring_enter(2), io_uring_register(2), linux/io_uring.h.
+Layout and constants: io_uring_setup(2), io_uring_enter(2), linux/io_uring.h.
+
+Completions are posted by our own thread, on its way out of some system call.  By default the kernel
+interrupts the thread for that, whatever it is doing; asked not to (IORING_SETUP_COOP_TASKRUN, Linux
+5.19), it only does so to a thread that sleeps.  To go further and defer all of it until we ask
+(IORING_SETUP_DEFER_TASKRUN) would take an eventfd, as the ring's descriptor does not tell of work
+that was deferred: two more system calls for each wakeup.
 
 Memory order: the submission tail is published before the enter call, which is a barrier;
-completions are read after a read(2) of the eventfd, which is one too.  Completions that arrive
-meanwhile raise the eventfd again, so none is missed.
+completions are read after the wait for the descriptor.  What should be seen late all the same
+leaves the descriptor readable, so none is missed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import mmap
 import os
 import struct
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
+from qsd.aio.operations import READ, WRITE, CalledOperation, Operation, OperationPool
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
+
+    from qsd.aio.operations import Sink
 
 #: Submission entries; more requests wait in a queue of ours.
 ENTRIES: Final = 256
 
-_SETUP, _ENTER, _REGISTER = 425, 426, 427  # the same on all architectures since Linux 5.1
-_REGISTER_EVENTFD = 4
+_SETUP, _ENTER = 425, 426  # the same on all architectures since Linux 5.1
+_COOP_TASKRUN, _SINGLE_ISSUER = 1 << 8, 1 << 12
+#: Flags to try, best first; every kernel knows the last ones.
+_SETUPS: Final = (_COOP_TASKRUN | _SINGLE_ISSUER, _COOP_TASKRUN, 0)
 _OFF_CQ_RING, _OFF_SQES = 0x8000000, 0x10000000
 _FEAT_SINGLE_MMAP = 1
 
 #: struct io_uring_params: ten words, then ten for the submission and ten for the completion ring.
 _PARAMS = struct.Struct("=40s10I10I")
-#: struct io_uring_sqe up to user_data; the remaining 24 bytes stay zero.
-_SQE = struct.Struct("=BBHiQQIIQ")
+_PARAMS_FLAGS: Final = struct.Struct("=8xI108x")
+#: struct io_uring_sqe up to user_data, opcode and descriptor in one; the other 24 bytes stay zero.
+_SQE = struct.Struct("=QQQIIQ")
 _SQE_SIZE = 64
-_CQE = struct.Struct("=QiI")
+_CQE_SIZE = 16
+_MASK: Final = 0xFFFFFFFF
+_SIGN: Final = 1 << 31
+
+
+def _signed(word: int) -> int:
+    """Return the result in the lower half of a word."""
+    return ((word & _MASK) ^ _SIGN) - _SIGN
 
 
 class _Waiter:
@@ -84,48 +105,54 @@ class Ring:
 
     Attributes:
         READ, WRITE: Operations for :meth:`start`.
+        pool: Operations with memory, for whoever starts some here.
 
     Raises:
         OSError: The kernel has no io_uring, or policy forbids it.
     """
 
-    READ: Final = 22
-    WRITE: Final = 23
+    READ: Final = READ
+    WRITE: Final = WRITE
 
     def __init__(self, loop: asyncio.AbstractEventLoop, entries: int = ENTRIES) -> None:
         import ctypes
 
         self._loop = loop
+        self.pool = OperationPool()
         libc = ctypes.CDLL(None, use_errno=True)
         self._syscall = libc.syscall
         self._syscall.restype = ctypes.c_long
         self._get_errno = ctypes.get_errno
-        params = ctypes.create_string_buffer(_PARAMS.size)
-        self._fd = self._call(_SETUP, entries, params)
-        self._eventfd = -1
+        self._fd, params = self._set_up(entries)
         try:
-            head, *offsets = _PARAMS.unpack(params.raw)
+            head, *offsets = _PARAMS.unpack(params)
             self._map(head, offsets[:10], offsets[10:])
-            self._eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-            number = ctypes.c_int(self._eventfd)
-            self._call(_REGISTER, self._fd, _REGISTER_EVENTFD, ctypes.byref(number), 1)
         except BaseException:
             os.close(self._fd)
-            if self._eventfd >= 0:
-                os.close(self._eventfd)
             raise
-        # In the kernel: whom to tell, and the owner of the memory, which must live until then.
-        self._requests: dict[int, tuple[Callable[[int], None], object]] = {}
-        # What found no room: the arguments of :meth:`start`.
-        self._waiting: deque[tuple[int, int, int, int, int, object, Callable[[int], None]]] = (
-            deque()
-        )
-        self._number = 0
+        # In the kernel, by number: whom to tell, and the owner of the memory, which must live.
+        self._active: list[Operation | None] = [None] * self._room
+        self._free = list(range(self._room))
+        # What found no room, with opcode and descriptor.
+        self._waiting: deque[tuple[int, int, Operation]] = deque()
         self._unsubmitted = 0
         self._enter_scheduled = False
         self._closed = False
         self._idle: asyncio.Future[None] | None = None
-        loop.add_reader(self._eventfd, self._on_event)
+        loop.add_reader(self._fd, self._reap)
+
+    def _set_up(self, entries: int) -> tuple[int, bytes]:
+        """Make a ring with the best flags that the kernel knows; return it and its parameters."""
+        import ctypes
+
+        for flags in _SETUPS:
+            params = ctypes.create_string_buffer(_PARAMS_FLAGS.pack(flags), _PARAMS.size)
+            try:
+                return self._call(_SETUP, entries, params), params.raw
+            except OSError as exc:
+                if exc.errno != errno.EINVAL or not flags:
+                    raise
+        raise AssertionError("the last flags are none")
 
     def _call(self, *args: Any) -> int:
         result: int = self._syscall(*args)
@@ -138,7 +165,7 @@ class Ring:
         """Map both rings; the offsets are struct io_sqring_offsets and io_cqring_offsets."""
         sq_entries, cq_entries, _, _, _, features = struct.unpack_from("=6I", head)
         sq_size = sq[6] + sq_entries * 4
-        cq_size = cq[5] + cq_entries * _CQE.size
+        cq_size = cq[5] + cq_entries * _CQE_SIZE
         if features & _FEAT_SINGLE_MMAP:
             sq_size = cq_size = max(sq_size, cq_size)
         self._sq_map = mmap.mmap(self._fd, sq_size)
@@ -152,7 +179,10 @@ class Ring:
         self._cq = memoryview(self._cq_map).cast("I")
         self._sq_tail, self._sq_mask = sq[1] // 4, self._sq[sq[2] // 4]
         self._cq_head, self._cq_tail = cq[0] // 4, cq[1] // 4
-        self._cq_mask, self._cqes = self._cq[cq[2] // 4], cq[5]
+        self._cq_mask = self._cq[cq[2] // 4]
+        # Each entry is two words: whose it is; the result, below flags that are zero.
+        end = cq[5] + cq_entries * _CQE_SIZE
+        self._cqes = memoryview(self._cq_map)[cq[5] : end].cast("Q")
         self._room = min(sq_entries, cq_entries)
         for index in range(sq_entries):  # the indirection array: entry n is SQE n, for good
             self._sq[sq[6] // 4 + index] = index
@@ -172,7 +202,7 @@ class Ring:
         Raises:
             OSError: The read failed.
         """
-        return await self._run(self.READ, fd, address, length, offset, keep)
+        return await self._run(READ, fd, address, length, offset, keep)
 
     async def write(self, fd: int, address: int, length: int, offset: int, keep: object) -> int:
         """Write from memory; return the number of bytes, which may be short.
@@ -180,7 +210,7 @@ class Ring:
         Raises:
             OSError: The write failed.
         """
-        return await self._run(self.WRITE, fd, address, length, offset, keep)
+        return await self._run(WRITE, fd, address, length, offset, keep)
 
     def start(
         self,
@@ -204,31 +234,41 @@ class Ring:
             done: Called from the loop with the number of bytes, which may be short, or a negative
                 errno.
         """
-        requests = self._requests
+        self.start_all(opcode, fd, (CalledOperation(address, length, offset, keep, done),))
+
+    def start_all(self, opcode: int, fd: int, operations: Iterable[Operation]) -> None:
+        """Begin operations; the kernel learns of them at the end of the turn.
+
+        Args:
+            opcode: READ or WRITE.
+            fd: Descriptor, for all.
+            operations: Each one's sink is told from the loop, never before this returns.
+        """
         if self._closed:
             raise RuntimeError("ring is closed")
-        if len(requests) >= self._room:
-            self._waiting.append((opcode, fd, address, length, offset, keep, done))
-            return
-        self._number = number = self._number + 1
-        requests[number] = done, keep
-        ring = self._sq
-        tail = ring[self._sq_tail]
-        _SQE.pack_into(
-            self._sqes,
-            (tail & self._sq_mask) * _SQE_SIZE,
-            opcode,
-            0,
-            0,
-            fd,
-            offset,
-            address,
-            length,
-            0,
-            number,
-        )
-        ring[self._sq_tail] = (tail + 1) & 0xFFFFFFFF
-        self._unsubmitted += 1
+        active, free, sqes, mask = self._active, self._free, self._sqes, self._sq_mask
+        first = tail = self._sq[self._sq_tail]
+        head = opcode | fd << 32 if fd >= 0 else opcode | _MASK << 32
+        pack = _SQE.pack_into
+        for operation in operations:
+            if not free:
+                self._waiting.append((opcode, fd, operation))
+                continue
+            number = free.pop()
+            active[number] = operation
+            pack(
+                sqes,
+                (tail & mask) * _SQE_SIZE,
+                head,
+                operation.offset,
+                operation.address,
+                operation.length,
+                0,
+                number,
+            )
+            tail += 1
+        self._sq[self._sq_tail] = tail & _MASK
+        self._unsubmitted += tail - first
         if not self._enter_scheduled:
             self._enter_scheduled = True
             self._loop.call_soon(self._enter)
@@ -244,6 +284,7 @@ class Ring:
         return result
 
     def _enter(self) -> None:
+        """Hand over what is in the ring, and take what is done already."""
         self._enter_scheduled = False
         if self._closed:
             return
@@ -258,47 +299,58 @@ class Ring:
 
     # Completions
 
-    def _on_event(self) -> None:
-        try:
-            os.eventfd_read(self._eventfd)
-        except BlockingIOError:
-            pass
-        self._reap()
-
     def _reap(self) -> None:
-        ring = self._cq
+        ring, mask = self._cq, self._cq_mask
         head, tail = ring[self._cq_head], ring[self._cq_tail]
         if head == tail:
             return
-        finished: list[tuple[Callable[[int], None], int]] = []
-        while head != tail:
-            number, result, _ = _CQE.unpack_from(
-                self._cq_map, self._cqes + (head & self._cq_mask) * _CQE.size
-            )
-            head = (head + 1) & 0xFFFFFFFF
-            finished.append((self._requests.pop(number)[0], result))
+        first, last = head & mask, tail & mask
+        if first < last:
+            words = self._cqes[2 * first : 2 * last].tolist()
+        else:
+            words = self._cqes[2 * first :].tolist() + self._cqes[: 2 * last].tolist()
         # The entries are the kernel's again before anybody reacts with new requests.
-        ring[self._cq_head] = head
-        for done, result in finished:
-            done(result)
-        if not self._requests and self._idle is not None and not self._idle.done():
+        ring[self._cq_head] = tail
+        active, free = self._active, self._free
+        ended: dict[Sink, list[Operation]] = {}
+        for number, result in zip(words[::2], words[1::2], strict=True):
+            operation = active[number]
+            assert operation is not None
+            active[number] = None
+            free.append(number)
+            operation.result = result if result < _SIGN else _signed(result)
+            sink = operation.sink
+            if sink in ended:
+                ended[sink].append(operation)
+            else:
+                ended[sink] = [operation]
+        for sink, operations in ended.items():
+            try:
+                sink.finished(operations)
+            except Exception as exc:
+                # A defect, which must not keep the others waiting.
+                self._loop.call_exception_handler(
+                    {"message": "end of operations not taken", "exception": exc}
+                )
+        while self._waiting and free:
+            opcode, fd, operation = self._waiting.popleft()
+            self.start_all(opcode, fd, (operation,))
+        if len(free) == self._room and self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
-        while self._waiting and len(self._requests) < self._room:
-            self.start(*self._waiting.popleft())
 
     async def close(self) -> None:
         """Wait for what is in flight and give everything back.  Idempotent."""
         if self._closed:
             return
-        while self._requests:
+        while len(self._free) < self._room:
             self._idle = self._loop.create_future()
             await self._idle
         self._closed = True
-        self._loop.remove_reader(self._eventfd)
+        self._loop.remove_reader(self._fd)
         self._sq.release()
         self._cq.release()
+        self._cqes.release()
         self._sqes.close()
         self._sq_map.close()
         self._cq_map.close()
-        os.close(self._eventfd)
         os.close(self._fd)

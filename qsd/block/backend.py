@@ -23,7 +23,9 @@ from qsd.errors import os_error
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from qsd.aio.operations import PooledOperation
     from qsd.block.graph import Edge, Graph
+    from qsd.block.late import Route
     from qsd.block.runs import Runs
 
 
@@ -55,6 +57,7 @@ class Backend:
         quiesced: Number of drained sections it is in.
         in_flight: Requests started and not finished, beyond those that never suspended.
         force_writethrough: Every write is made durable before it completes.
+        generation: Another number whenever the fast paths may have changed; see :meth:`route`.
     """
 
     __slots__ = (
@@ -63,6 +66,7 @@ class Backend:
         "description",
         "edge",
         "force_writethrough",
+        "generation",
         "graph",
         "in_flight",
         "listener",
@@ -84,6 +88,7 @@ class Backend:
         self.quiesced = 0
         self.in_flight = 0
         self.force_writethrough = False
+        self.generation = 0
         self._idle: list[asyncio.Future[None]] = []
         self._resume: list[asyncio.Future[None]] = []
         self.read_nowait: Callable[[int, memoryview], bool] = _refuse_read
@@ -135,6 +140,7 @@ class Backend:
     def rebind(self) -> None:
         """Choose the fast paths anew; called whenever edge, node or quiescence changed."""
         edge = self.edge
+        self.generation += 1
         if edge is None or self.quiesced:
             self.read_nowait = self.write_nowait = _refuse_read
             self.view_nowait = refuse_view
@@ -190,9 +196,11 @@ class Backend:
         """
         self.in_flight += 1
 
-    def end(self) -> None:
-        """Undo :meth:`begin_nowait`."""
-        self._leave()
+    def end(self, count: int = 1) -> None:
+        """Undo :meth:`begin_nowait`, so many times."""
+        self.in_flight -= count
+        if not self.in_flight:
+            self._wake_idle()
 
     async def _enter(self) -> Node:
         await self.wait_resumed()
@@ -216,6 +224,28 @@ class Backend:
     def length(self) -> int:
         """Return the length of the node in bytes."""
         return self.node.length()
+
+    def route(self, is_write: bool, done: Callable[[list[PooledOperation]], None]) -> Route | None:
+        """Return the fast path for many reads or writes that wait for a device.
+
+        It refuses everything once :attr:`generation` has changed.
+
+        Args:
+            is_write: Writes, not reads.
+            done: Called from the loop with operations that have ended together.
+
+        Returns:
+            None if there is none now: drained, no io_uring, or a graph that cannot do it.
+        """
+        edge = self.edge
+        if edge is None or self.quiesced or (is_write and self.force_writethrough):
+            return None
+        path = edge.node.late_path(is_write)
+        if path is None or (ring := path.io.pool.ring()) is None:
+            return None
+        from qsd.block.late import Route
+
+        return Route(self, path, ring, is_write, done)
 
     def read_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
         """Begin a read that ends without a coroutine; see :meth:`Node.read_later`."""

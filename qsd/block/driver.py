@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qsd.block.graph import Edge
+    from qsd.block.late import LatePath
     from qsd.block.loans import Lent
     from qsd.block.node import Node
     from qsd.block.open import ChildOpener
@@ -232,6 +233,14 @@ class Driver:
 
         A driver that only hands requests on returns the function below; one that checks alignment
         itself, and has no limits, its own.
+        """
+        return None
+
+    def late_path(self, is_write: bool) -> LatePath | None:
+        """Return how many reads or writes at once get to a descriptor; None if they cannot.
+
+        For the same requests as `read_later` and `write_later`; see :mod:`qsd.block.late`.  Called
+        again whenever the node's fast paths may have changed.
         """
         return None
 

@@ -65,6 +65,7 @@ if TYPE_CHECKING:
 
     from qsd.aio.tasks import TaskOwner
     from qsd.block.graph import Edge
+    from qsd.block.late import LatePath
     from qsd.block.node import Node
 
 
@@ -223,6 +224,16 @@ class MappedDriver(Driver):
         host = self.locate_data_nowait(offset, len(view))
         begin = self.data_edge().node.read_later
         return host >= 0 and self._begin_later(begin, offset, host, view, done)
+
+    def late_path(self, is_write: bool) -> LatePath | None:
+        """Return the data child's path, behind a look at the mapping."""
+        path = self.data_edge().node.late_path(is_write)
+        if path is None:
+            return None
+        from qsd.block.late import MappedLayer
+
+        locate = self.locate_writable_nowait if is_write else self.locate_data_nowait
+        return path.below(MappedLayer(self.ranges, locate))
 
     def _begin_later(
         self,

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from qsd.block.dirty import WorkingSet
     from qsd.block.driver import Driver
     from qsd.block.graph import Edge, Graph
+    from qsd.block.late import LatePath
 
 #: Bytes; node lengths are multiples of it, as images are counted in sectors.
 SECTOR = 512
@@ -271,6 +272,29 @@ class Node:
         if rmw is not None and hold is not None:
             rmw.release(hold)
         return False
+
+    def late_path(self, is_write: bool) -> LatePath | None:
+        """Return how many operations at once get from here to a descriptor, None if they cannot.
+
+        The same requests that :meth:`read_later` and :meth:`write_later` begin one by one.
+        """
+        driver = self.driver
+        limits = driver.limits
+        if (
+            self.closed
+            or limits.max_transfer
+            or (
+                is_write and (self.read_only or self.write_threshold or self.detect_zeroes != "off")
+            )
+        ):
+            return None
+        path = driver.late_path(is_write)
+        if path is None or not is_write:
+            return path
+        from qsd.block.late import WriteLayer
+
+        align = max(limits.request_alignment, limits.write_alignment)
+        return path.below(WriteLayer(self, align, self._rmw_lock()))
 
     def _rmw_lock(self) -> RangeLock:
         """Return the lock that keeps unaligned writes apart from all others."""

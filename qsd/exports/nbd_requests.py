@@ -20,6 +20,7 @@ from qsd.wire.nbd import metacontext
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from mmap import mmap
 
     from qsd.block.backend import Backend
     from qsd.exports.buffers import Buffer, BufferPool
@@ -272,11 +273,28 @@ class Requests:
 
     def put_data(self, cookie: int, offset: int, length: int, buffer: Buffer, final: bool) -> None:
         """Put the header before a payload that stands in its buffer, and send both."""
+        self.pack_header(buffer.data, _HEADER, cookie, offset, length, final)
+        self._outlet.put(buffer.view[_HEADER - self.header_size : _HEADER + length], buffer)
+
+    @property
+    def header_size(self) -> int:
+        """Bytes of what goes in front of a payload."""
+        return (nbd.DATA_CHUNK if self._session.structured else nbd.SIMPLE_REPLY).size
+
+    def pack_header(
+        self,
+        memory: bytearray | mmap,
+        start: int,
+        cookie: int,
+        offset: int,
+        length: int,
+        final: bool = True,
+    ) -> None:
+        """Put the header before a payload that begins at `start` of some memory."""
         if self._session.structured:
-            start = _HEADER - nbd.DATA_CHUNK.size
             nbd.DATA_CHUNK.pack_into(
-                buffer.data,
-                start,
+                memory,
+                start - nbd.DATA_CHUNK.size,
                 nbd.STRUCTURED_REPLY_MAGIC,
                 final,
                 nbd.REPLY_OFFSET_DATA,
@@ -285,9 +303,9 @@ class Requests:
                 offset,
             )
         else:
-            start = _HEADER - nbd.SIMPLE_REPLY.size
-            nbd.SIMPLE_REPLY.pack_into(buffer.data, start, nbd.SIMPLE_REPLY_MAGIC, 0, cookie)
-        self._outlet.put(buffer.view[start : _HEADER + length], buffer)
+            nbd.SIMPLE_REPLY.pack_into(
+                memory, start - nbd.SIMPLE_REPLY.size, nbd.SIMPLE_REPLY_MAGIC, 0, cookie
+            )
 
     async def _read_chunks(self, cookie: int, offset: int, length: int) -> None:
         """Answer a read with data chunks and hole chunks, as the image has them."""

@@ -38,7 +38,7 @@ from qsd.errors import describe
 from qsd.exports.buffers import BATCH, CLASSES
 from qsd.exports.nbd_late import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, LateRequests
 from qsd.exports.nbd_requests import DATA, REGION_BITS, UNKNOWN, BrokenReplyError, Requests
-from qsd.exports.outlet import Outlet
+from qsd.exports.outlet import Held, Outlet
 from qsd.wire.nbd import messages as nbd
 from qsd.wire.nbd import server
 
@@ -46,12 +46,12 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Coroutine, Sequence
 
+    from qsd.aio.pagecache import CacheProbe
     from qsd.aio.tasks import TaskOwner
     from qsd.block.backend import Backend
     from qsd.exports.buffers import Buffer, BufferPool
     from qsd.exports.nbd_bitmaps import ExportedBitmap
     from qsd.exports.nbd_requests import KnownData
-    from qsd.exports.pagecache import CacheProbe
     from qsd.net.tls import StreamSocket
 
 #: Bytes of replies that wait for the client before no more requests are looked at.
@@ -319,6 +319,7 @@ class Transmission:
     def _process(self) -> None:
         """Handle all complete requests in the receive buffer and send one batch of replies."""
         self._processing = True
+        self._late.look()
         try:
             self._serve_batch()
         except Exception as exc:
@@ -326,6 +327,7 @@ class Transmission:
             self._loop.call_exception_handler({"message": "NBD batch failed", "exception": exc})
             self._lost("internal error")
         finally:
+            self._late.begin()
             self._processing = False
         if self.phase == server.SERVING:
             self._keep_rest()
@@ -394,6 +396,7 @@ class Transmission:
         late, known = self._late, self._requests.known_data.regions
         size, read_only, structured, _ = self._session
         head = _DATA_SIZE if structured else _SIMPLE_SIZE
+        is_direct = late.is_direct
         # A read with one of these flags takes the slow way.
         slow_flags = ~nbd.CMD_FLAG_DF if structured else -1
         unpack = nbd.REQUEST.unpack_from
@@ -416,7 +419,7 @@ class Transmission:
                         stop = start + length
                         if length > limit or stop > _CAPACITY or flags & slow_flags:
                             return True
-                        if not backend.read_nowait(offset, room[start:stop]):
+                        if is_direct or not backend.read_nowait(offset, room[start:stop]):
                             if not late.read(flags, cookie, offset, length):
                                 return True
                         elif not structured:
@@ -442,7 +445,7 @@ class Transmission:
                         stop = start + length
                         if command != 1 or flags or read_only or stop > end:
                             return True
-                        if backend.write_nowait(offset, payload[start:stop]):
+                        if not is_direct and backend.write_nowait(offset, payload[start:stop]):
                             _pack_simple(replies, filled, nbd.SIMPLE_REPLY_MAGIC, 0, cookie)
                             filled += _SIMPLE_SIZE
                             is_due = monotonic() > due
@@ -606,7 +609,7 @@ class Transmission:
         offset: int,
         length: int,
         payload: memoryview | None,
-        held: Buffer | None,
+        held: Held | None,
     ) -> None:
         """Carry out a request, which was accounted for, as a coroutine."""
         weight = length if command in (nbd.CMD_READ, nbd.CMD_WRITE) else 0
@@ -622,7 +625,7 @@ class Transmission:
         )
 
     async def _guard(
-        self, request: Coroutine[Any, Any, None], cookie: int, weight: int, held: Buffer | None
+        self, request: Coroutine[Any, Any, None], cookie: int, weight: int, held: Held | None
     ) -> None:
         """Run a request and account for its end, whatever that is."""
         try:
@@ -639,10 +642,12 @@ class Transmission:
                 held.drop()
             self.ended(weight)
 
-    def ended(self, weight: int) -> None:
-        """Account for the end of a request."""
-        self.in_flight -= 1
+    def ended(self, weight: int, count: int = 1) -> None:
+        """Account for the end of requests."""
+        self.in_flight -= count
         self.in_flight_bytes -= weight
+        if not self.in_flight:
+            self._poll.served(self._fd)
         if not (self._processing or self._reading):
             self._resume()
 

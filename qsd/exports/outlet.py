@@ -15,7 +15,7 @@ import socket
 import struct
 from collections import deque
 from itertools import islice
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from qsd.errors import describe
 
@@ -39,6 +39,13 @@ def _unreceived(fd: int) -> int:
     """Return how much of what was sent on a unix socket waits in the kernel; 0 if nothing does."""
     (count,) = struct.unpack("=i", fcntl.ioctl(fd, _SIOCOUTQ, bytes(4)))
     return int(count)
+
+
+class Held(Protocol):
+    """Memory that is being sent."""
+
+    def drop(self) -> None:
+        """It is not used any more."""
 
 
 class FileRange:
@@ -106,7 +113,7 @@ class Outlet:
         self._fd = sock.fileno()
         self._drained = drained
         self._lost = lost
-        self._queue: deque[tuple[memoryview, Buffer | None] | FileRange] = deque()
+        self._queue: deque[tuple[memoryview, Held | None] | FileRange] = deque()
         self._scheduled = False
         self._blocked = False
         self._capacity = 0
@@ -152,6 +159,23 @@ class Outlet:
         if not (self._scheduled or self._blocked):
             self._scheduled = True
             self._loop.call_soon(self._turn)
+
+    def put_all(self, pieces: list[tuple[memoryview, Held | None]], length: int) -> None:
+        """Queue pieces, together `length` bytes, and send them at once as far as that is possible.
+
+        Args:
+            pieces: Bytes, and what they are part of, which is dropped once they are sent.
+            length: Of all views.
+        """
+        if self.closed:
+            for _, held in pieces:
+                if held is not None:
+                    held.drop()
+            return
+        self._queue += pieces
+        self.pending += length
+        if not self._scheduled:
+            self.flush()
 
     def put_batch(self, buffer: Buffer, length: int) -> bool:
         """Send the first `length` bytes of a buffer now, behind what waits already.

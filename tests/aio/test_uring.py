@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from qsd.aio.bounce import AlignedBuffer
 from qsd.aio.loop import run
+from qsd.aio.operations import READ, Operation
 from qsd.aio.tasks import TaskOwner
 from qsd.aio.uring import Ring
 from qsd.aio.workers import WorkerPool
@@ -119,5 +121,152 @@ def test_a_pool_without_a_ring_says_so_once(monkeypatch: pytest.MonkeyPatch) -> 
         assert pool.ring() is None
         assert calls == [1]
         await pool.close()
+
+    run(main())
+
+
+class Ends:
+    """A sink that remembers."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[Operation]] = []
+        self.fails = False
+
+    def finished(self, operations: list[Operation]) -> None:
+        self.batches.append(operations)
+        if self.fails:
+            raise ValueError
+
+    @property
+    def ended(self) -> list[Operation]:
+        return [each for batch in self.batches for each in batch]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("entries", [4, 64])
+def test_many_at_once(file: int, entries: int) -> None:
+    """Those that end together are told together; what finds no room takes its turn."""
+
+    async def main() -> None:
+        ring = make(entries)
+        one, two = Ends(), Ends()
+        for turn in range(1, 4):  # around the ring's end
+            operations = [ring.pool.take(16) for _ in range(50)]
+            for index, operation in enumerate(operations):
+                operation.sink = two if index % 3 else one
+                operation.offset = index
+            ring.start_all(READ, file, operations)
+            assert len(one.ended + two.ended) == 50 * (turn - 1)
+            while len(one.ended + two.ended) < 50 * turn:
+                await asyncio.sleep(0)
+            assert set(one.ended[-17:]) == set(operations[::3])
+            assert len(one.batches) < 17 * turn
+            for index, operation in enumerate(operations):
+                assert operation.is_full
+                assert operation.payload()[0] == index
+                operation.drop()
+        await ring.close()
+
+    run(main())
+
+
+def test_results_of_each(file: int) -> None:
+    async def main() -> None:
+        ring = make()
+        ends = Ends()
+        operations = [ring.pool.take(4096) for _ in range(3)]
+        for operation in operations:
+            operation.sink = ends
+        operations[1].offset = (256 << 10) - 100
+        operations[2].offset = -1 & (1 << 63) - 1
+        ring.start_all(READ, file, operations)
+        await until(lambda: len(ends.ended) == 3)
+        assert [each.result for each in operations] == [4096, 100, -errno.EINVAL]
+        await ring.close()
+
+    run(main())
+
+
+def test_a_defect_of_one_sink_hurts_no_other(file: int) -> None:
+    async def main() -> None:
+        reports: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, report: reports.append(report))
+        ring = make()
+        bad, good = Ends(), Ends()
+        bad.fails = True
+        for sink in (bad, good):
+            operation = ring.pool.take(16)
+            operation.sink = sink
+            ring.start_all(READ, file, [operation])
+        await until(lambda: len(good.ended) == 1)
+        assert isinstance(reports[0]["exception"], ValueError)
+        await ring.close()
+
+    run(main())
+
+
+def test_closing_waits_for_what_is_in_the_kernel() -> None:
+    async def main() -> None:
+        ring = make()
+        owner = TaskOwner("test")
+        reader, writer = os.pipe()
+        ends = Ends()
+        operation = ring.pool.take(4)
+        operation.sink, operation.offset = ends, -1 & (1 << 64) - 1
+        ring.start_all(READ, reader, [operation])
+        await asyncio.sleep(0)
+        closing = owner.spawn(ring.close(), "close")
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not closing.done()
+        os.write(writer, b"late")
+        await closing
+        assert ends.ended == [operation]
+        assert bytes(operation.payload()) == b"late"
+        with pytest.raises(RuntimeError):
+            ring.start_all(READ, reader, [operation])
+        os.close(reader)
+        os.close(writer)
+
+    run(main())
+
+
+def test_older_kernels_know_fewer_flags(file: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+    plain = Ring._call
+
+    def refuse(self: Ring, number: int, *args: Any) -> int:
+        if number == 425:
+            tried.append(int.from_bytes(args[1].raw[8:12], "little"))
+            if tried[-1]:
+                raise OSError(errno.EINVAL, "no")
+        return plain(self, number, *args)
+
+    async def main() -> None:
+        await make().close()  # or skip
+        monkeypatch.setattr(Ring, "_call", refuse)
+        ring = make()
+        assert tried[-1] == 0
+        assert len(tried) == len(set(tried)) == 3
+        buffer = AlignedBuffer(4096)
+        assert await ring.read(file, buffer.address, 512, 256, buffer) == 512
+        await ring.close()
+
+    run(main())
+
+
+def test_nothing_is_left_open(file: int) -> None:
+    async def main() -> None:
+        await make().close()
+        before = set(os.listdir("/proc/self/fd"))
+        ring = make()
+        buffer = AlignedBuffer(4096)
+        await ring.read(file, buffer.address, 512, 0, buffer)
+        await ring.close()
+        assert set(os.listdir("/proc/self/fd")) == before
 
     run(main())

@@ -6,13 +6,18 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import Any
+from pathlib import Path
+from typing import Any, Self, cast
 
 import pytest
 
 from qsd.aio import loop
+from qsd.aio.operations import OperationPool, PooledOperation
+from qsd.block.drain import Drained
 from qsd.exports import nbd_late
-from tests.exports.rig import READ, WRITE, NbdRig
+from qsd.formats.raw import RawDriver
+from qsd.protocols.file.driver import FileDriver
+from tests.exports.rig import FLUSH, READ, WRITE, NbdRig
 
 MIB = 1 << 20
 
@@ -115,5 +120,201 @@ def test_a_client_that_leaves_is_waited_for() -> None:
             await until(lambda: not rig.server._clients)
             assert export.backend.in_flight == 0
             assert disk.data[:3] == b"abc"
+
+    loop.run(main())
+
+
+# In company: a file around the page cache.
+
+
+class HeldRing:
+    """Stands for a ring: keeps what is begun until the test ends it."""
+
+    def __init__(self) -> None:
+        self.pool = OperationPool()
+        self.held: list[PooledOperation] = []
+
+    def start_all(self, opcode: int, fd: int, operations: list[PooledOperation]) -> None:
+        self.held += operations
+
+    def end(self, result: int | None = None) -> None:
+        held, self.held = self.held, []
+        for operation in held:
+            operation.result = operation.length if result is None else result
+        for sink in {operation.sink for operation in held}:
+            sink.finished([operation for operation in held if operation.sink is sink])
+
+
+class DirectRig(NbdRig):
+    """An export of a file that is opened with O_DIRECT.
+
+    Attributes:
+        content: What should be in it.
+    """
+
+    def __init__(self, path: Path, **more: Any) -> None:
+        super().__init__(file=FileDriver, raw=RawDriver)
+        self.content = bytearray(random.Random(3).randbytes(4 * MIB))
+        self.image = path
+        self.more = more
+
+    async def __aenter__(self) -> Self:
+        await super().__aenter__()
+        self.image.write_bytes(self.content)
+        cache = {"direct": True}
+        await self.add(
+            driver="file", node_name="f", filename=str(self.image), cache=cache, locking="off"
+        )
+        await self.add(driver="raw", node_name="m", file="f", cache=cache)
+        if self.pool.ring() is None:
+            pytest.skip("the kernel gives no io_uring here")
+        self.exported = await self.export("m", writable=True)
+        return self
+
+    def hold(self) -> HeldRing:
+        """Let nothing that is begun end by itself."""
+        ring: Any = HeldRing()
+        self._ring, self.pool._ring = self.pool._ring, ring
+        self.exported.backend.rebind()
+        return cast("HeldRing", ring)
+
+    def let_go(self) -> None:
+        self.pool._ring = self._ring
+        self.exported.backend.rebind()
+
+
+@pytest.mark.parametrize("structured", [False, True])
+@pytest.mark.parametrize("length", [512, 4096, 40960, 300 << 10, 2 * MIB])
+def test_requests_in_company(tmp_path: Path, structured: bool, length: int) -> None:
+    async def main() -> None:
+        async with DirectRig(tmp_path / "f") as rig:
+            client = await rig.go("m", structured=structured)
+            if structured:
+                await client.ask(READ, 0, 1)
+            count = min(40, 3 * MIB // length)
+            reads = {client.request(READ, at * length, length): at for at in range(count)}
+            for _ in range(count):
+                cookie, chunks = await client.reply(length)
+                start = reads.pop(cookie) * length
+                data = bytes(rig.content[start : start + length])
+                assert chunks == ([("data", start, data)] if structured else [data])
+            writes = set()
+            for at in range(count):
+                data = bytes([at + 1]) * length
+                writes.add(client.request(WRITE, at * length, length, data=data))
+                rig.content[at * length : (at + 1) * length] = data
+            for _ in range(count):
+                cookie, chunks = await client.reply()
+                assert chunks == ["ok"]
+                writes.remove(cookie)
+            assert await client.ask(FLUSH) == ["ok"]
+            assert rig.exported.backend.in_flight == 0
+            assert rig.image.read_bytes() == rig.content
+
+    loop.run(main())
+
+
+@pytest.mark.parametrize("result", [0, 512, -5])
+def test_what_ends_badly_is_done_plainly(tmp_path: Path, result: int) -> None:
+    async def main() -> None:
+        async with DirectRig(tmp_path / "f") as rig:
+            client = await rig.go("m")
+            ring = rig.hold()
+            write = client.request(WRITE, 0, 4096, data=b"w" * 4096)
+            await until(lambda: len(ring.held) == 1)
+            rig.let_go()
+            ring.end(result)
+            assert await client.reply() == (write, ["ok"])
+            assert rig.image.read_bytes()[:4096] == b"w" * 4096
+            ring = rig.hold()
+            read = client.request(READ, 8192, 4096)
+            await until(lambda: len(ring.held) == 1)
+            rig.let_go()
+            ring.end(result)
+            assert await client.reply(4096) == (read, [bytes(rig.content[8192:12288])])
+            assert rig.exported.backend.in_flight == 0
+
+    loop.run(main())
+
+
+def test_what_is_not_aligned_is_done_plainly(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with DirectRig(tmp_path / "f") as rig:
+            client = await rig.go("m")
+            assert await client.ask(WRITE, 100, 5000, data=b"w" * 5000) == ["ok"]
+            rig.content[100:5100] = b"w" * 5000
+            assert await client.ask(READ, 50, 7000) == [bytes(rig.content[50:7050])]
+
+    loop.run(main())
+
+
+def test_company_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nbd_late, "MAX_IN_FLIGHT", 3)
+
+    async def main() -> None:
+        async with DirectRig(tmp_path / "f") as rig:
+            client = await rig.go("m")
+            ring = rig.hold()
+            cookies = [client.request(READ, index * 512, 512) for index in range(5)]
+            await until(lambda: len(ring.held) == 3)
+            rig.let_go()
+            ring.end()
+            assert sorted([(await client.reply(512))[0] for _ in range(5)]) == cookies
+
+    loop.run(main())
+
+
+def test_memory_stays_while_the_kernel_uses_it(tmp_path: Path) -> None:
+    """A client that leaves, and one whose connection is cut, give nothing back before."""
+
+    async def main() -> None:
+        async with DirectRig(tmp_path / "f") as rig:
+            client = await rig.go("m")
+            ring = rig.hold()
+            client.request(READ, 0, 4096)
+            client.request(WRITE, 4096, 4096, data=b"w" * 4096)
+            await until(lambda: len(ring.held) == 2)
+            client.close()
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert rig.server._clients
+            assert ring.pool.idle_bytes() == 0
+            ring.end()
+            await until(lambda: not rig.server._clients)
+            assert ring.pool.idle_bytes() == 8192
+            rig.let_go()
+
+    loop.run(main())
+
+
+def test_drained_sections_wait_for_company(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with DirectRig(tmp_path / "f") as rig:
+            client = await rig.go("m")
+            ring = rig.hold()
+            first = client.request(READ, 0, 512)
+            await until(lambda: len(ring.held) == 1)
+            rig.let_go()
+            entered = asyncio.Event()
+            leave = asyncio.Event()
+
+            async def drain() -> None:
+                async with Drained([rig.exported.backend.node]):
+                    entered.set()
+                    await leave.wait()
+
+            draining = rig.tasks.spawn(drain(), "drain")
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert not entered.is_set()
+            ring.end()
+            assert (await client.reply(512))[0] == first
+            await entered.wait()
+            second = client.request(READ, 512, 512)
+            for _ in range(50):
+                await asyncio.sleep(0)
+            leave.set()
+            await draining
+            assert await client.reply(512) == (second, [bytes(rig.content[512:1024])])
 
     loop.run(main())

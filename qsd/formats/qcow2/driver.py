@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qsd.block.graph import Edge
+    from qsd.block.late import LatePath
     from qsd.block.mapping import Allocation, Mapping
     from qsd.block.node import Node
     from qsd.block.open import ChildOpener
@@ -458,6 +459,10 @@ class Qcow2Driver(MappedDriver):
         if self._encryption is not None:
             return self._ready and self._encryption.write_later(self, offset, view, done)
         return super().write_later(offset, view, done)
+
+    def late_path(self, is_write: bool) -> LatePath | None:
+        """Fast: as for any format, unless there is something to be decrypted."""
+        return None if self._encryption is not None else super().late_path(is_write)
 
     def map_nowait(self, offset: int, length: int) -> Mapping | None:
         """Map from memory."""

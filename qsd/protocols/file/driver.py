@@ -54,6 +54,8 @@ from qsd.util.ranges import align_up
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from qsd.aio.operations import PooledOperation
+    from qsd.block.late import LatePath
     from qsd.block.node import Node
     from qsd.block.open import ChildOpener
     from qsd.qapi.schema.block_protocols import BlockdevOptionsFile
@@ -62,6 +64,24 @@ if TYPE_CHECKING:
 _WRITING: Final = perms.WRITE | perms.WRITE_UNCHANGED | perms.RESIZE
 
 _UNSUPPORTED: Final = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.ENODEV)
+
+
+class _LateWrites:
+    """What a file has to do with writes to its device; see :class:`qsd.block.late.LateLayer`."""
+
+    __slots__ = ("_driver",)
+
+    def __init__(self, driver: FileDriver) -> None:
+        self._driver = driver
+
+    def begin(self, operations: list[PooledOperation]) -> list[PooledOperation]:
+        """Let them pass, but for those that would make the file longer."""
+        size = self._driver.size
+        return [each for each in operations if each.offset + each.length > size]
+
+    def end(self, operations: list[PooledOperation]) -> None:
+        """Take note that something was written, which is to be made durable some time."""
+        self._driver.note_written(len(operations))
 
 
 class FileDriver(Driver):
@@ -382,6 +402,18 @@ class FileDriver(Driver):
             done(full)
 
         return self.io.write_later(offset, view, finished)
+
+    def late_path(self, is_write: bool) -> LatePath | None:
+        """Reads wait for the device, and so do writes around the page cache."""
+        from qsd.block.late import LatePath
+
+        if not is_write:
+            return LatePath(self.io, ())
+        return None if self.io.bounce is None else LatePath(self.io, (_LateWrites(self),))
+
+    def note_written(self, count: int) -> None:
+        """Count changes that are not durable yet."""
+        self._written += count
 
     async def write(self, offset: int, view: memoryview, flags: int) -> None:
         """Write; the file grows if it was shorter than its last sector."""
