@@ -61,7 +61,7 @@ STRONG_OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {
 #: Drivers whose own name leaves their strong options out.
 _NAMELESS_WITH_OPTIONS: Final = frozenset({"null-aio", "null-co"})
 #: Filters that go by the name of what they filter, whatever it looks like.
-_NAMED_LIKE_CHILD: Final = frozenset({"copy-before-write"})
+_NAMED_LIKE_CHILD: Final = frozenset({"copy-before-write", "snapshot-access"})
 
 
 def filename(node: Node) -> str:

@@ -201,6 +201,15 @@ def check_generic_options(node: Node, options: BlockdevOptions) -> None:
     """
     if node.force_share and not node.read_only:
         raise QmpError("force-share=on can only be used with read-only images")
+    check_detect_zeroes(node)
+
+
+def check_detect_zeroes(node: Node) -> None:
+    """Refuse to unmap what is found to be zero where nothing may be unmapped.
+
+    Raises:
+        QmpError: So it is.
+    """
     if node.detect_zeroes == "unmap" and not node.discard_unmap:
         raise QmpError(
             "setting detect-zeroes to unmap is not allowed without setting discard operation "

@@ -29,15 +29,15 @@ from qsd.block.open import (
     ROOT,
     Inherited,
     apply_generic_options,
-    check_generic_options,
+    check_detect_zeroes,
     inherited_by,
 )
 from qsd.errors import QmpError, ReadOnlyConflict
 from qsd.qapi.member_order import ordered_names
-from qsd.qapi.model import NULL
+from qsd.qapi.model import NULL, Struct
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from qsd.block.graph import Edge, Graph
     from qsd.qapi.schema.block_options import BlockdevOptions
@@ -59,12 +59,17 @@ _GENERIC = (
 _ABSORBED = frozenset(
     ("node-name", "read-only", "auto-read-only", "discard", "cache", "detect-zeroes")
 )
-#: Options that name children, which :meth:`Reopen._stage_children` compares.
+#: Options that name children, which :meth:`Reopen._stage_children` looks at.
 _STAGED_CHILDREN = frozenset(("file", "backing"))
 
 
-def _flat_options(options: BlockdevOptions) -> dict[str, Any]:
-    """Return the options that have to stay as they are, by dotted names."""
+def _flat_options(options: BlockdevOptions, strangers: Iterable[str] = ()) -> dict[str, Any]:
+    """Return the options that have to stay as they are, by dotted names.
+
+    Args:
+        options: All options.
+        strangers: Children that are not staged although they are defined inside.
+    """
     from qsd.qapi.convert import to_json
 
     flat: dict[str, Any] = {}
@@ -79,7 +84,8 @@ def _flat_options(options: BlockdevOptions) -> dict[str, Any]:
                 flat[path] = item
 
     given = to_json(options)
-    flatten("", {k: v for k, v in given.items() if k not in _ABSORBED | _STAGED_CHILDREN})
+    left_out = _ABSORBED | _STAGED_CHILDREN.difference(strangers)
+    flatten("", {name: value for name, value in given.items() if name not in left_out})
     return flat
 
 
@@ -160,14 +166,15 @@ class Reopen:
 
         self._change.undo_with(restore)
         apply_generic_options(node, options, inherited)
-        check_generic_options(node, options)
+        check_detect_zeroes(node)
         if node.read_only and not saved["read_only"]:
             await node.flush_for_reopen()
         if options.driver == node.options.driver or not node.driver.can_reopen():
             token = await node.driver.prepare_reopen(options.branch, node.read_only)
             self._prepared.append((node, token))
         # else the node keeps its driver, so this fails; what is said first is for the user to see.
-        old, new = _flat_options(node.options), _flat_options(options)
+        strangers = _strangers(node, options)
+        old, new = _flat_options(node.options), _flat_options(options, strangers)
         _check_resets(node, old, new)
         await self._stage_children(node, options)
         if options.branch is not node.options.branch:
@@ -190,9 +197,7 @@ class Reopen:
                 if name == "backing" and edge is not None and not edge.node.implicit:
                     # Absent means "as the image says", and that is not what is attached now.
                     raise QmpError("backing is missing for '" + node.name + "'")
-            elif edge is None or edge not in followers:
-                raise QmpError(f"Cannot change the option '{name}.driver'")
-            else:
+            elif edge is not None and edge in followers:
                 child = followers.pop(edge)
                 _check_same_child(child, ref)
                 await self._stage(child, ref, inherited_by(node, edge.role))
@@ -259,6 +264,17 @@ def _follows(edge: Edge) -> bool:
     if child.monitor_owned:
         return False
     return all(other is edge or not isinstance(other.user, Node) for other in child.parents)
+
+
+def _strangers(node: Node, options: BlockdevOptions) -> list[str]:
+    """Return the children that new options define although the node has others, given by name."""
+    found = []
+    for name in _STAGED_CHILDREN:
+        ref = getattr(options.branch, name, None)
+        edge = node.children.get(name)
+        if isinstance(ref, Struct) and (edge is None or not _follows(edge)):
+            found.append(name)
+    return found
 
 
 def _check_same_child(child: Node, ref: BlockdevOptions) -> None:

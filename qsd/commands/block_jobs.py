@@ -189,6 +189,7 @@ async def block_stream(ctx: Context, args: BlockStreamArguments) -> None:
     """Copy data from backing files into the image above them (QMP reference, "block-stream")."""
     from qsd.jobs.stream import start_stream
 
+    _check_stream_bounds(args)
     node = find_device(ctx, args.device)
     bottom, ends_above = _stream_bounds(ctx, args, node)
     for member in chain(node):
@@ -202,16 +203,20 @@ async def block_stream(ctx: Context, args: BlockStreamArguments) -> None:
     await start_stream(ctx.jobs, ctx.graph, args.job_id or "", node, bottom, _chunked_options(args))
 
 
-def _stream_bounds(
-    ctx: Context, args: BlockStreamArguments, node: Node
-) -> tuple[Node, Node | None]:
-    """Return the last layer to stream, and the base if the user named that instead."""
+def _check_stream_bounds(args: BlockStreamArguments) -> None:
+    """Refuse more than one way to say where to stop."""
     if args.base is not None and args.base_node is not None:
         raise QmpError("'base' and 'base-node' cannot be specified at the same time")
     if args.base is not None and args.bottom is not None:
         raise QmpError("'base' and 'bottom' cannot be specified at the same time")
     if args.bottom is not None and args.base_node is not None:
         raise QmpError("'bottom' and 'base-node' cannot be specified at the same time")
+
+
+def _stream_bounds(
+    ctx: Context, args: BlockStreamArguments, node: Node
+) -> tuple[Node, Node | None]:
+    """Return the last layer to stream, and the base if the user named that instead."""
     base: Node | None = None
     if args.base is not None:
         base = find_in_chain(node, args.base)
@@ -297,13 +302,13 @@ def default_granularity(target: Node) -> int:
 
 
 def _check_target(ctx: Context, target: Node) -> None:
+    check_not_busy(ctx.jobs, target)
     for edge in target.parents:
         if edge.role & ROLE_COW:
             raise QmpError(
                 f"Node '{target.name}' is busy: node is used as backing hd of "
                 f"'{getattr(edge.user, 'name', '')}'"
             )
-    check_not_busy(ctx.jobs, target)
 
 
 def _check_replaces(ctx: Context, name: str, source: Node, target: Node) -> None:
