@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import struct
 from _thread import allocate_lock
+from struct import pack_into
 from typing import TYPE_CHECKING, Final
 
 from qsd.errors import PeerError
@@ -235,6 +236,16 @@ class SplitRing:
         used_idx = self.used_idx
         _USED.pack_into(self._used_ring, 4 + 8 * (used_idx & self._mask), head, written)
         self.used_idx = used_idx = (used_idx + 1) & 0xFFFF
+        self._used[1] = used_idx
+
+    def push_all(self, finished: list[int]) -> None:
+        """Give several chains back: head and bytes written of each, one after the other."""
+        used_idx = self.used_idx
+        first = used_idx & self._mask
+        room = 2 * (self.size - first)
+        pack_into(f"<{len(finished[:room])}I", self._used_ring, 4 + 8 * first, *finished[:room])
+        pack_into(f"<{len(finished[room:])}I", self._used_ring, 4, *finished[room:])
+        self.used_idx = used_idx = (used_idx + len(finished) // 2) & 0xFFFF
         self._used[1] = used_idx
 
     def wants_call(self) -> bool:

@@ -96,7 +96,10 @@ class UsualRequests:
             head: Any number up to 65535.
         """
         at = _DESC * head
-        key = table[at : at + _THREE]
+        key = bytes(table[at : at + _THREE])
+        shape = self._known.get(key)
+        if shape is not None and shape.head == head:
+            return shape
         if len(key) < _DESC:
             return None
         if key[_FLAGS_OFFSET] & D_INDIRECT:
@@ -105,9 +108,8 @@ class UsualRequests:
             if length != _THREE or at < 0 or not self._indirect:
                 return None
             head = 0
-            key = self.memory[at : at + _THREE]
-        key = bytes(key)
-        shape = self._known.get(key)
+            key = bytes(self.memory[at : at + _THREE])
+            shape = self._known.get(key)
         if shape is None:
             shape = self._take_apart(key)
             if shape is None:

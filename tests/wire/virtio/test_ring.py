@@ -170,6 +170,21 @@ def test_damaged_available_ring() -> None:
         driver.pop()
 
 
+@pytest.mark.parametrize("count", range(SIZE + 1))
+@pytest.mark.parametrize("start", [*range(SIZE), 0xFFFE])
+def test_pushing_many_is_pushing_each(start: int, count: int) -> None:
+    one, all_at_once = Driver(), Driver()
+    for driver in (one, all_at_once):
+        driver.ring.used_idx = start
+    pairs = [(index * 3 % SIZE, index * 512) for index in range(count)]
+    for head, written in pairs:
+        one.ring.push(head, written)
+    all_at_once.ring.push_all([number for pair in pairs for number in pair])
+    assert all_at_once.ring.used_idx == one.ring.used_idx
+    if count:
+        assert all_at_once.mem == one.mem
+
+
 @pytest.mark.parametrize("size", [0, 3, 65536, -8])
 def test_sizes(size: int) -> None:
     with pytest.raises(PeerError, match="descriptors"):
