@@ -62,13 +62,15 @@ class Rows(ABC):
             return
         width = self._vector_length
         vectors, source, target = memoryview(vectors), memoryview(data), memoryview(out)
+        in_place = data is out
         for start in range(0, total, row):
             end = min(start + row, total)
+            piece = source[start * SECTOR : end * SECTOR]
             self._row(
                 end - start,
                 vectors[start * width : end * width],
-                source[start * SECTOR : end * SECTOR],
-                target[start * SECTOR : end * SECTOR],
+                piece,
+                piece if in_place else target[start * SECTOR : end * SECTOR],
                 encrypting=encrypting,
             )
 
