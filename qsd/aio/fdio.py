@@ -27,6 +27,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
+from qsd.aio.folios import SLOW_SMALL, SMALL, FolioSplitter
 from qsd.aio.slowness import SLOW_CALL, SLOW_PAUSE, WriteWatch
 from qsd.util.zeroes import fill_zero
 
@@ -217,6 +218,7 @@ class FileIO:
         align: With O_DIRECT, what offsets and lengths are multiples of.
         memory_align: With O_DIRECT, what addresses must be multiples of.
         watch: Decides whether writes may run inline.
+        folios: Keeps small writes cheap.
     """
 
     __slots__ = (
@@ -227,6 +229,7 @@ class FileIO:
         "align",
         "bounce",
         "fd",
+        "folios",
         "memory_align",
         "pool",
         "watch",
@@ -242,6 +245,7 @@ class FileIO:
         self._read_flags = _NOWAIT
         self._ring: Ring | None = None
         self.watch = WriteWatch()
+        self.folios = FolioSplitter()
         self._slow_seek_until = 0.0
 
     def set_direct(self, bounce: BouncePool | None, align: int = 1, memory_align: int = 1) -> None:
@@ -377,15 +381,21 @@ class FileIO:
         before = monotonic()
         if before < self.watch.until and not self.watch.may_write(before):
             return False
+        length = len(view)
+        if before < self.folios.until and length <= SMALL:
+            before = self.folios.prepare(self.fd, offset, before)
         count = _pwrite(self.fd, view, offset)
-        self.note_duration(before)
-        return count == len(view)
+        self.note_duration(before, length)
+        return count == length
 
-    def note_duration(self, before: float) -> None:
-        """Look how long the inline write took that started at `before`."""
+    def note_duration(self, before: float, length: int) -> None:
+        """Look how long the inline write of some bytes took that started at `before`."""
         after = monotonic()
-        if after - before > SLOW_CALL:
-            self.watch.was_slow(before, after)
+        if after - before > SLOW_SMALL:
+            if length <= SMALL:
+                self.folios.was_slow(before, after)
+            if after - before > SLOW_CALL:
+                self.watch.was_slow(before, after)
 
     async def write(self, offset: int, view: memoryview) -> None:
         """Write all of `view`."""
@@ -459,7 +469,7 @@ class FileIO:
             before = monotonic()
             if before >= self.watch.until or self.watch.may_write(before):
                 count = _pwritev(self.fd, views, offset)
-                self.note_duration(before)
+                self.note_duration(before, total)
                 if count == total:
                     return
         await self.pool.run(write_full, self.fd, views, offset)

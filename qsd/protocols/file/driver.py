@@ -37,8 +37,8 @@ from qsd.aio.fdio import (
     MAX_INLINE_WRITE,
     FileIO,
 )
+from qsd.aio.folios import SLOW_SMALL, SMALL
 from qsd.aio.pagemap import FilePages
-from qsd.aio.slowness import SLOW_CALL
 from qsd.block import perms
 from qsd.block.driver import Driver
 from qsd.block.loans import Lent
@@ -378,11 +378,12 @@ class FileDriver(Driver):
         watch = io.watch
         if before < watch.until and not watch.may_write(before):
             return False
+        if before < io.folios.until and len(view) <= SMALL:
+            before = io.folios.prepare(io.fd, offset, before)
         count = os.pwrite(io.fd, view, offset)
         self._written += 1
-        after = monotonic()
-        if after - before > SLOW_CALL:
-            watch.was_slow(before, after)
+        if monotonic() - before > SLOW_SMALL:
+            io.note_duration(before, len(view))
         node = self.node
         if end > node.wr_highest_offset:
             node.wr_highest_offset = end

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from qsd.aio import fdio
+from qsd.aio import fdio, folios
 from qsd.aio.loop import run
 from qsd.block import perms
 from qsd.block.backend import Backend
@@ -22,6 +22,7 @@ from qsd.block.node import Node
 from qsd.block.reopen import reopen
 from qsd.catalog import find_driver
 from qsd.errors import QmpError
+from qsd.protocols.file import driver as driver_module
 from qsd.protocols.file.driver import FileDriver
 from qsd.qapi.convert import from_json
 from qsd.qapi.schema.block_options import BlockdevOptions
@@ -266,6 +267,32 @@ def test_cached_data_needs_no_suspension(image: Path) -> None:
         # Formats grow their file by writing behind its end.
         assert node.write_nowait(LENGTH, view)
         assert node.length() == LENGTH + 4096
+
+    with_file(body, image)
+
+
+def test_slow_small_writes_are_noted_and_prepared_for(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split: list[int] = []
+    monkeypatch.setattr(folios, "_splitter", lambda: lambda fd, offset: split.append(offset))
+
+    async def body(rig: Rig, driver: FileDriver) -> None:
+        small, large = memoryview(bytes(4096)), memoryview(bytes(folios.SMALL + 4096))
+        watched = driver.io.folios
+        monkeypatch.setattr(folios, "_ENOUGH", 1e-9)
+        monkeypatch.setattr(driver_module, "SLOW_SMALL", 0)
+        monkeypatch.setattr(fdio, "SLOW_SMALL", 0)
+        assert driver.write_nowait(0, large)
+        assert not watched.until
+        assert driver.write_nowait(0, small)
+        assert watched.until
+        if not watched._probe.is_cached(driver.io.fd, 0, 1):
+            pytest.skip("the kernel does not tell what is cached")
+        assert driver.write_nowait(8192, large)
+        assert driver.write_nowait(4096, small)
+        await driver.io.write(0, small)
+        assert split == [4096]
 
     with_file(body, image)
 
