@@ -75,7 +75,7 @@ class PooledOperation(Operation):
 
     Attributes:
         memory: A page, then the payload.
-        view: All of it.
+        piece: The payload as its owner last wanted it, with some bytes in front; see :meth:`cut`.
         holds: What layers claimed for it, the lowest one's last.
         origin: The offset that its owner meant.
         tag: Its owner's, e.g. whose reply it is.
@@ -83,7 +83,7 @@ class PooledOperation(Operation):
         size: Bytes of payload that there is room for.
     """
 
-    __slots__ = ("_home", "_piece", "_range", "flags", "holds", "memory", "origin", "size", "tag")
+    __slots__ = ("_home", "flags", "holds", "memory", "origin", "piece", "size", "tag")
 
     def __init__(self, size: int, home: list[PooledOperation]) -> None:
         memory = AlignedBuffer(HEAD + size)
@@ -94,9 +94,8 @@ class PooledOperation(Operation):
         self.origin = 0
         self.tag = 0
         self.flags = 0
+        self.piece = memory.view[:0]
         self._home = home
-        self._range = (0, 0)
-        self._piece = memory.view[:0]
 
     @property
     def is_full(self) -> bool:
@@ -107,19 +106,22 @@ class PooledOperation(Operation):
         """Return what was read, or what is to be written."""
         return self.memory.view[HEAD : HEAD + self.length]
 
-    def piece(self, header: int) -> memoryview:
-        """Return the payload with so many bytes in front of it; kept, as the next is like it."""
-        wanted = (header, self.length)
-        if wanted != self._range:
-            self._range = wanted
-            self._piece = self.memory.view[HEAD - header : HEAD + self.length]
-        return self._piece
+    def cut(self, header: int) -> None:
+        """Let `piece` be the payload with so many bytes in front of it.
+
+        It stays like that, so who uses operations of one length only looks at the length of it.
+        """
+        self.piece = self.memory.view[HEAD - header : HEAD + self.length]
 
     def drop(self) -> None:
         """Give the operation back to its pool.  Nothing uses its memory any more."""
         home = self._home
         if (len(home) + 1) * self.size <= _KEPT:
             home.append(self)
+
+
+def _size(length: int) -> int:
+    return max(_SMALLEST, 1 << (length - 1).bit_length())
 
 
 class OperationPool:
@@ -130,18 +132,14 @@ class OperationPool:
     def __init__(self) -> None:
         self._idle: dict[int, list[PooledOperation]] = {}
 
-    def home(self, length: int) -> list[PooledOperation]:
-        """Return the list of unused operations for so many bytes, to take from its end."""
-        size = max(_SMALLEST, 1 << (length - 1).bit_length())
-        return self._idle.setdefault(size, [])
+    def shelf(self, length: int) -> list[PooledOperation]:
+        """Return the unused operations for so many bytes: who takes the last one saves a call."""
+        return self._idle.setdefault(_size(length), [])
 
     def take(self, length: int) -> PooledOperation:
         """Return an operation for a payload of so many bytes, at most `LONGEST`."""
-        size = max(_SMALLEST, 1 << (length - 1).bit_length())
-        idle = self._idle.get(size)
-        if idle is None:
-            idle = self._idle[size] = []
-        operation = idle.pop() if idle else PooledOperation(size, idle)
+        idle = self.shelf(length)
+        operation = idle.pop() if idle else PooledOperation(_size(length), idle)
         operation.length = length
         return operation
 

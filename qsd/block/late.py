@@ -202,6 +202,10 @@ class Route:
         self._done = done
         self.is_direct = path.io.bounce is not None
 
+    def shelf(self, length: int) -> list[PooledOperation]:
+        """Return the unused operations of a length; see :meth:`OperationPool.shelf`."""
+        return self._ring.pool.shelf(length)
+
     def take(self, length: int, offset: int) -> PooledOperation:
         """Return an operation for :meth:`begin`; its owner gives it back by `drop`."""
         operation = self._ring.pool.take(length)

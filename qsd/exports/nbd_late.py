@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 from qsd.aio.operations import HEAD, LONGEST
+from qsd.exports.nbd_requests import DATA, REGION_BITS
 from qsd.wire.nbd import messages as nbd
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 MAX_IN_FLIGHT: Final = 128
 #: Bytes of payload of those.
 MAX_IN_FLIGHT_BYTES: Final = 64 << 20
+
+_DATA_SIZE: Final = nbd.DATA_CHUNK.size
+_pack_data = nbd.DATA_CHUNK.pack_into
 
 
 class Connection(Protocol):
@@ -71,11 +75,14 @@ class LateRequests:
         "_connection",
         "_generation",
         "_head",
+        "_known",
+        "_length",
         "_outlet",
         "_reading",
         "_reads",
         "_requests",
         "_room",
+        "_shelf",
         "_writes",
         "_writing",
         "is_direct",
@@ -86,6 +93,7 @@ class LateRequests:
     ) -> None:
         self._backend = backend
         self._requests = requests
+        self._known = requests.known_data.regions
         self._outlet = outlet
         self._connection = connection
         self._head = requests.header_size
@@ -96,6 +104,9 @@ class LateRequests:
         # What is to begin at the end of the batch.
         self._reading: list[PooledOperation] = []
         self._writing: list[PooledOperation] = []
+        # The length of the last read, and where there may be an operation for another like it.
+        self._length = 0
+        self._shelf: list[PooledOperation] = []
         self.is_direct = False
 
     # A batch
@@ -108,6 +119,7 @@ class LateRequests:
             self._reads = backend.route(False, self._have_read)
             self._writes = backend.route(True, self._have_written)
             self.is_direct = self._reads is not None and self._reads.is_direct
+            self._length = 0
         is_full = connection.in_flight_bytes > MAX_IN_FLIGHT_BYTES
         self._room = 0 if is_full else MAX_IN_FLIGHT - connection.in_flight
 
@@ -124,6 +136,9 @@ class LateRequests:
         self, command: int, route: Route | None, operations: list[PooledOperation]
     ) -> None:
         assert route is not None  # it gave us these
+        connection = self._connection
+        connection.in_flight += len(operations)
+        connection.in_flight_bytes += sum([operation.length for operation in operations])
         for operation in route.begin(operations):
             self._run_plainly(command, operation)
 
@@ -152,37 +167,67 @@ class LateRequests:
             Whether it was taken, and accounted for.
         """
         requests, route = self._requests, self._reads
-        if not requests.takes_one_chunk(flags, offset, length):
+        first, last = offset >> REGION_BITS, (offset + length - 1) >> REGION_BITS
+        if (first != last or self._known[first] != DATA) and not requests.takes_one_chunk(
+            flags, offset, length
+        ):
             return False
         if route is None or length > LONGEST:
             return self._read_alone(flags, cookie, offset, length)
         if self._room <= 0:
             return False
         self._room -= 1
-        operation = route.take(length, offset)
+        if length != self._length:
+            self._length, self._shelf = length, route.shelf(length)
+        if self._shelf:
+            operation = self._shelf.pop()
+            operation.length = length
+            operation.origin = operation.offset = offset
+            operation.sink = route
+        else:
+            operation = route.take(length, offset)
         operation.tag, operation.flags = cookie, flags
-        requests.pack_header(operation.memory, HEAD, cookie, offset, length)
+        if self._head == _DATA_SIZE:
+            _pack_data(
+                operation.memory,
+                HEAD - _DATA_SIZE,
+                nbd.STRUCTURED_REPLY_MAGIC,
+                1,
+                nbd.REPLY_OFFSET_DATA,
+                cookie,
+                8 + length,
+                offset,
+            )
+        else:
+            requests.pack_header(operation.memory, HEAD, cookie, offset, length)
         self._reading.append(operation)
-        connection = self._connection
-        connection.in_flight += 1
-        connection.in_flight_bytes += length
         return True
 
     def _have_read(self, operations: list[PooledOperation]) -> None:
         """Answer reads that have ended."""
         head = self._head
-        replies: list[tuple[memoryview, Held | None]] = []
+        views: list[memoryview] = []
         weight = 0
         for operation in operations:
             length = operation.length
-            if operation.result == length:
-                replies.append((operation.piece(head), operation))
-                weight += length
-            else:
+            if operation.result != length:
+                self._have_read_badly(operations)
+                return
+            if len(operation.piece) != head + length:
+                operation.cut(head)
+            views.append(operation.piece)
+            weight += length
+        self._outlet.put_all(views, weight + head * len(views), operations)
+        self._connection.ended(weight, len(views))
+
+    def _have_read_badly(self, operations: list[PooledOperation]) -> None:
+        """Answer reads some of which failed or met the end of the file."""
+        well = [operation for operation in operations if operation.is_full]
+        if well:
+            self._have_read(well)
+        for operation in operations:
+            if not operation.is_full:
                 self._run_plainly(nbd.CMD_READ, operation)
-        if replies:
-            self._outlet.put_all(replies, weight + head * len(replies))
-            self._connection.ended(weight, len(replies))
 
     def write(self, cookie: int, offset: int, payload: memoryview, held: Buffer) -> bool:
         """Take a write without flags.
@@ -207,9 +252,6 @@ class LateRequests:
         # The kernel writes from aligned memory only.
         operation.memory[HEAD : HEAD + length] = payload
         self._writing.append(operation)
-        connection = self._connection
-        connection.in_flight += 1
-        connection.in_flight_bytes += length
         return True
 
     def _have_written(self, operations: list[PooledOperation]) -> None:

@@ -21,7 +21,7 @@ from qsd.errors import describe
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from qsd.exports.buffers import Buffer
     from qsd.net.tls import StreamSocket
@@ -31,6 +31,8 @@ _SIOCOUTQ: Final = 0x5411
 
 #: Views in one vectored send; well below the kernel's IOV_MAX of 1024.
 _MAX_VIEWS: Final = 64
+#: And in one that is put together elsewhere; as many as requests in flight.
+_MOST_VIEWS: Final = 256
 
 _sendfile = os.sendfile
 
@@ -160,22 +162,51 @@ class Outlet:
             self._scheduled = True
             self._loop.call_soon(self._turn)
 
-    def put_all(self, pieces: list[tuple[memoryview, Held | None]], length: int) -> None:
-        """Queue pieces, together `length` bytes, and send them at once as far as that is possible.
+    def put_all(self, views: list[memoryview], length: int, holders: Sequence[Held]) -> None:
+        """Send several pieces at once, or queue what the socket does not take.
 
         Args:
-            pieces: Bytes, and what they are part of, which is dropped once they are sent.
-            length: Of all views.
+            views: The bytes.
+            length: Of all of them.
+            holders: What each is part of, to be dropped once it is sent.
         """
-        if self.closed:
-            for _, held in pieces:
-                if held is not None:
-                    held.drop()
+        sent = 0
+        if not self._queue and not self.closed and len(views) <= _MOST_VIEWS:
+            try:
+                sent = self._sock.sendmsg(views)
+            except BlockingIOError:
+                pass
+            except OSError as exc:
+                self._fail(exc)
+            self.sent += sent
+        if sent == length or self.closed:
+            for holder in holders:
+                holder.drop()
             return
-        self._queue += pieces
-        self.pending += length
-        if not self._scheduled:
+        self._queue.extend(zip(views, holders, strict=True))
+        self.pending += length - sent
+        self._skip(sent)
+        if sent:
+            self._block()
+        else:
             self.flush()
+
+    def _skip(self, count: int) -> None:
+        """Take from the queue what was sent of views."""
+        queue = self._queue
+        while queue:
+            item = queue[0]
+            if isinstance(item, FileRange):
+                return
+            view, holder = item
+            if count < len(view):
+                if count:
+                    queue[0] = (view[count:], holder)
+                return
+            count -= len(view)
+            queue.popleft()
+            if holder is not None:
+                holder.drop()
 
     def put_batch(self, buffer: Buffer, length: int) -> bool:
         """Send the first `length` bytes of a buffer now, behind what waits already.
@@ -281,16 +312,7 @@ class Outlet:
         sent = self._sock.send(views[0]) if len(views) == 1 else self._sock.sendmsg(views)
         self.pending -= sent
         self.sent += sent
-        for view in views:
-            size = len(view)
-            if sent < size:
-                if sent:
-                    queue[0] = (view[sent:], queue[0][1])  # type: ignore[index]
-                return
-            sent -= size
-            buffer = queue.popleft()[1]  # type: ignore[index]
-            if buffer is not None:
-                buffer.drop()
+        self._skip(sent)
 
     def _send_range(self, item: FileRange) -> None:
         """Send the range of a file at the head of the queue."""

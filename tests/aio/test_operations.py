@@ -17,22 +17,22 @@ def test_payload_is_aligned_and_has_room_in_front(length: int) -> None:
     assert operation.size >= length == operation.length
     operation.memory[HEAD - 4 : HEAD] = b"head"
     operation.payload()[:] = bytes([7]) * length
-    assert bytes(operation.piece(4)) == b"head" + bytes([7]) * length
-    assert operation.piece(4) is operation.piece(4)
-    assert len(operation.piece(2)) == 2 + length
+    operation.cut(4)
+    assert bytes(operation.piece) == b"head" + bytes([7]) * length
 
 
 def test_operations_are_used_again() -> None:
     pool = OperationPool()
     first, second = pool.take(4096), pool.take(4096)
-    piece = first.piece(16)
+    first.cut(16)
     second.drop()
     first.drop()
     assert pool.idle_bytes() == 8192
     again = pool.take(100)
     assert again is first  # the last one used is the one in the processor's cache
-    assert len(again.piece(16)) == 116
-    assert len(piece) == 16 + 4096
+    assert again.length == 100
+    assert len(again.piece) == 16 + 4096
+    assert pool.shelf(4096) == [second]
     assert pool.take(4096) is second
     assert pool.take(4096) not in (first, second)
 
