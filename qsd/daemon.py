@@ -58,6 +58,8 @@ if TYPE_CHECKING:
 
 #: Seconds that the end of the daemon waits for a command that is being executed.
 MAX_COMMAND_WAIT: Final = 5
+#: Seconds; how long a command waits for jobs that are about to end.
+_JOB_END: Final = 1.0
 
 
 class StorageDaemon:
@@ -231,8 +233,22 @@ class StorageDaemon:
         module, _, function = place.partition(":")
         handler = partial(getattr(import_module(f"qsd.commands.{module}"), function), self.context)
         if self._tracer is not None and self._tracer.enabled:
-            return partial(self._run_traced, self._tracer, command, handler)
+            handler = partial(self._run_traced, self._tracer, command, handler)
+        if self.context.jobs.is_any_ending:
+            return partial(self._run_after_jobs, handler)
         return handler
+
+    async def _run_after_jobs(
+        self, handler: Callable[[Any], Awaitable[object]], arguments: Any
+    ) -> object:
+        """Run a command when jobs that are about to end have ended.
+
+        In the C daemon the last steps of a job cannot be interrupted, so that whoever learned of
+        the first of them may count on the others.  But a job whose end hangs does not hold up
+        everything.
+        """
+        await self.context.jobs.wait_endings(_JOB_END)
+        return await handler(arguments)
 
     @staticmethod
     async def _run_traced(

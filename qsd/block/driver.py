@@ -367,6 +367,13 @@ class Driver:
         """
         raise os_error(errno.ENOTSUP)
 
+    def check_amend(self) -> None:
+        """Refuse to be amended before a job is started for that.
+
+        Raises:
+            QmpError: With the text a user should read.
+        """
+
     async def amend(self, options: Any, force: bool) -> None:
         """Change options of the image itself.
 

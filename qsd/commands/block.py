@@ -200,9 +200,13 @@ async def x_blockdev_amend(ctx: Context, args: XBlockdevAmendArguments) -> None:
         raise QmpError("x-blockdev-amend doesn't support changing the block driver")
     if args.options.branch is None:
         raise QmpError("Driver does not support x-blockdev-amend")
-    if node.read_only:
-        raise QmpError("Block node is read-only")
-    AmendJob(ctx.jobs, node, args.job_id, args.options.branch, force=bool(args.force)).start()
+    job = AmendJob(ctx.jobs, node, args.job_id, args.options.branch, force=bool(args.force))
+    try:
+        node.driver.check_amend()
+    except QmpError:
+        job.discard()
+        raise
+    job.start()
 
 
 def _check_driver_known(ctx: Context, driver: str) -> None:
@@ -311,8 +315,10 @@ def check_not_blocked(ctx: Context, node: Node) -> None:
 
 def _blocker(ctx: Context, node: Node) -> str | None:
     """Say why a node must stay as it is, or return None."""
+    job = user_of(ctx.jobs, node)
+    if job is not None:
+        return f"block device is in use by block job: {job.TYPE}"
     for edge in node.parents:
         if edge.role & perms.ROLE_COW and isinstance(edge.user, Node):
             return f"node is used as backing hd of '{edge.user.name}'"
-    job = user_of(ctx.jobs, node)
-    return f"block device is in use by block job: {job.TYPE}" if job is not None else None
+    return None

@@ -5,10 +5,13 @@ jobs" and "Block core").
 
 The two sets do the same to a job.  They differ in what they call an unknown job, and in cancelling:
 ``job-cancel`` is always forced, while ``block-job-cancel`` without force lets a ready job end well.
+
+A job that can go on does so before the reply: the next command finds it where it has got to.
 """
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 from qsd.errors import QmpError
@@ -52,16 +55,19 @@ async def job_pause(ctx: Context, args: JobPauseArguments) -> None:
 async def job_resume(ctx: Context, args: JobResumeArguments) -> None:
     """Resume a job (QMP reference, "job-resume")."""
     ctx.jobs.get(args.id).user_resume()
+    await asyncio.sleep(0)
 
 
 async def job_cancel(ctx: Context, args: JobCancelArguments) -> None:
     """Cancel a job, by force (QMP reference, "job-cancel")."""
     await ctx.jobs.get(args.id).user_cancel(force=True)
+    await asyncio.sleep(0)
 
 
 async def job_complete(ctx: Context, args: JobCompleteArguments) -> None:
     """Complete a ready job (QMP reference, "job-complete")."""
     await ctx.jobs.get(args.id).user_complete()
+    await asyncio.sleep(0)
 
 
 async def job_dismiss(ctx: Context, args: JobDismissArguments) -> None:
@@ -85,6 +91,7 @@ async def query_block_jobs(ctx: Context, args: Empty) -> list[BlockJobInfo]:
 async def block_job_set_speed(ctx: Context, args: BlockJobSetSpeedArguments) -> None:
     """Limit the speed of a block job (QMP reference, "block-job-set-speed")."""
     get_block_job(ctx.jobs, args.device).user_set_speed(args.speed)
+    await asyncio.sleep(0)
 
 
 async def block_job_cancel(ctx: Context, args: BlockJobCancelArguments) -> None:
@@ -94,6 +101,7 @@ async def block_job_cancel(ctx: Context, args: BlockJobCancelArguments) -> None:
     if job.user_paused and not force:
         raise QmpError(f"The block job for device '{args.device}' is currently paused")
     await job.user_cancel(force)
+    await asyncio.sleep(0)
 
 
 async def block_job_pause(ctx: Context, args: BlockJobPauseArguments) -> None:
@@ -104,11 +112,13 @@ async def block_job_pause(ctx: Context, args: BlockJobPauseArguments) -> None:
 async def block_job_resume(ctx: Context, args: BlockJobResumeArguments) -> None:
     """Resume a block job (QMP reference, "block-job-resume")."""
     get_block_job(ctx.jobs, args.device).user_resume()
+    await asyncio.sleep(0)
 
 
 async def block_job_complete(ctx: Context, args: BlockJobCompleteArguments) -> None:
     """Complete a ready block job (QMP reference, "block-job-complete")."""
     await get_block_job(ctx.jobs, args.device).user_complete()
+    await asyncio.sleep(0)
 
 
 async def block_job_dismiss(ctx: Context, args: BlockJobDismissArguments) -> None:

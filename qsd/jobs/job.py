@@ -211,6 +211,11 @@ class Job:
         """Whether the job waits for the user to complete it."""
         return self.status in ("ready", "standby")
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether the outcome is decided, and its consequences are under way."""
+        return self.txn.is_ending and self.status not in ("concluded", "null")
+
     def info(self) -> JobInfo:
         """Describe the job as query-jobs does."""
         assert self.id is not None
@@ -557,6 +562,20 @@ class JobRegistry:
     def remove(self, job: Job) -> None:
         """Forget a job (called by the job itself)."""
         self._jobs.remove(job)
+
+    @property
+    def is_any_ending(self) -> bool:
+        """Whether the outcome of a job is decided and its consequences are under way."""
+        return any(job.is_ending for job in self._jobs)
+
+    async def wait_endings(self, seconds: float) -> None:
+        """Wait until no job is ending any more, but not for longer than some time."""
+        try:
+            async with asyncio.timeout(seconds):
+                while (job := next((job for job in self if job.is_ending), None)) is not None:
+                    await job.wait_end()
+        except TimeoutError:
+            pass
 
     async def close(self) -> None:
         """Dismiss what is concluded, cancel the rest by force and wait for its end.  Idempotent."""

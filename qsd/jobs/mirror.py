@@ -128,6 +128,7 @@ class MirrorJob(BlockJob):
         "_source_user",
         "_target",
         "_target_user",
+        "_target_ignored_discard",
         "_target_was_read_only",
         "_waits",
         "is_blocking",
@@ -158,6 +159,7 @@ class MirrorJob(BlockJob):
         self._rests = False
         self._waits = False
         self._failure: OSError | None = None
+        self._target_ignored_discard = False
         self._target_was_read_only = False
         self._target_user = make_backend(graph)
         super().__init__(
@@ -197,6 +199,9 @@ class MirrorJob(BlockJob):
         assert isinstance(driver, MirrorTopDriver)  # the job's own filter
         driver.sink = self
         self._shown.show(source)
+        if self._options.unmap and not target.discard_unmap:
+            # As in the C daemon the job's "unmap" outweighs what the node says.
+            self._target_ignored_discard = target.discard_unmap = True
 
     # Changes by others (called by the filter)
 
@@ -302,7 +307,7 @@ class MirrorJob(BlockJob):
     async def _zero_target(self, length: int) -> bool:
         """Make the target empty, if that takes no time; else everything must be copied."""
         target = self._target
-        if not target.discard_unmap:
+        if self._target_ignored_discard or not target.discard_unmap:
             return False
         from qsd.block.mapping import MAY_UNMAP, NO_FALLBACK
 
@@ -509,6 +514,8 @@ class MirrorJob(BlockJob):
     async def clean(self) -> None:
         """Let go of everything."""
         self._shown.hide(self._source)
+        if self._target_ignored_discard:
+            self._target.discard_unmap = False
         await self.abort()
         if self._target_was_read_only and not self._target.closed and not self._target.parents:
             await set_read_only(self.graph, self._target, True)

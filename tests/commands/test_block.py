@@ -341,6 +341,26 @@ def test_amend_refused(job: str, node: str, driver: str, message: str) -> None:
     with_daemon(story)
 
 
+def test_an_amendment_refused_by_the_driver_leaves_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    from qsd.formats.qcow2.driver import Qcow2Driver
+
+    def refuse(self: Qcow2Driver) -> None:
+        raise QmpError("Not this one")
+
+    monkeypatch.setattr(Qcow2Driver, "check_amend", refuse)
+
+    async def story(daemon: Daemon) -> None:
+        await add(daemon, "f")
+        await add(daemon, "q", driver="qcow2", file=disk("q"))
+        for job, message in (("1j", "Invalid job ID '1j'"), ("j", "Not this one")):
+            assert message == await refused(
+                daemon, "x-blockdev-amend", job_id=job, node_name="q", options={"driver": "qcow2"}
+            )
+        assert not list(daemon.context.jobs)
+
+    with_daemon(story)
+
+
 # Queries
 
 

@@ -33,15 +33,19 @@ class Mirror(BlockJob):
     """A block job that gets ready, and can be completed or cancelled softly."""
 
     TYPE: ClassVar[JobType] = "mirror"
+    is_over = False
 
     async def run(self) -> None:
         self.becomes_ready()
-        await self.sleep()
+        while not self.is_over:
+            await self.sleep()
 
     async def complete(self) -> None:
+        self.is_over = True
         self.wake()
 
     def accept_cancel(self, force: bool) -> bool:
+        self.is_over = self.is_ready
         return force or not self.is_ready
 
 

@@ -286,6 +286,19 @@ def test_sizes_must_agree() -> None:
     tell(story)
 
 
+def test_unmap_holds_for_the_time_of_the_job() -> None:
+    async def story(world: World) -> None:
+        await world.chain()
+        target = await world.image("t")
+        await world.qmp("blockdev-mirror", job_id="j", device="top", target="t", sync="none")
+        assert target.discard_unmap
+        await world.qmp("job-cancel", id="j")
+        await world.status()
+        assert not target.discard_unmap
+
+    tell(story)
+
+
 def test_an_active_commit_merges_and_switches() -> None:
     async def story(world: World) -> None:
         top, mid, base = await world.chain()

@@ -184,3 +184,25 @@ def test_the_outcome_is_decided_once() -> None:
         assert (a.error, b.error, a.cancelled) == (None, None, False)
 
     in_world(story)
+
+
+def test_endings_are_waited_for_but_not_for_ever() -> None:
+    async def story(world: World) -> None:
+        gate: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        class Lingering(ScriptedJob):
+            async def prepare(self) -> None:
+                await gate
+
+        job = Lingering(world, "j", succeed)
+        job.start()
+        seen = [(job.status, job.is_ending)]
+        for result in (None, gate):
+            await turns()
+            if result is not None:
+                result.set_result(None)
+            await world.registry.wait_endings(1.0)
+            seen.append((job.status, world.registry.is_any_ending))
+        assert seen == [("running", False), ("pending", True), ("null", False)]
+
+    in_world(story)

@@ -680,6 +680,8 @@ class Qcow2Driver(MappedDriver):
             return
         if self._encryption is None:
             raise QmpError("image is not encrypted, can't amend")
+        if self.node.read_only:
+            raise QmpError("Could not read encryption header: Operation not permitted")
         async with self.image.change_lock:
             await self._encryption.amend(self.node.graph, given, force=force)
 
