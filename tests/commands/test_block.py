@@ -342,12 +342,12 @@ def test_amend_refused(job: str, node: str, driver: str, message: str) -> None:
 
 
 def test_an_amendment_refused_by_the_driver_leaves_no_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    from qsd.formats.qcow2.driver import Qcow2Driver
+    from qsd.block.driver import Driver
 
-    def refuse(self: Qcow2Driver) -> None:
+    def refuse(self: Driver) -> None:
         raise QmpError("Not this one")
 
-    monkeypatch.setattr(Qcow2Driver, "check_amend", refuse)
+    monkeypatch.setattr(Driver, "check_amend", refuse)
 
     async def story(daemon: Daemon) -> None:
         await add(daemon, "f")
