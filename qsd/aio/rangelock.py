@@ -52,7 +52,7 @@ class RangeLock:
 
     def claim_nowait(self, start: int, end: int, exclusive: bool) -> RangeHold | None:
         """Claim a range if nothing conflicts, else return None."""
-        if self.is_blocked(start, end, exclusive):
+        if (exclusive or self.exclusive_count) and self.is_blocked(start, end, exclusive):
             return None
         hold = RangeHold(start, end, exclusive)
         self._holds[hold] = None

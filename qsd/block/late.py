@@ -25,7 +25,7 @@ Measured: a 4 KiB read with O_DIRECT, without the kernel's part, takes 3 us wher
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from qsd.aio.operations import READ, WRITE
 from qsd.util.namedtuple import NamedTuple
@@ -61,9 +61,13 @@ class Written(Protocol):
 
     Attributes:
         unflushed: Something was written since the last flush.
+        wr_highest_offset: End of the highest write so far.
+        bitmaps: Who wants to know of each write.
     """
 
     unflushed: bool
+    wr_highest_offset: int
+    bitmaps: dict[str, Any]
 
     def after_write(self, offset: int, length: int) -> None:
         """Account for a change."""
@@ -131,8 +135,10 @@ class WriteLayer:
             hold = operation.holds.pop()
             release(hold)
             if operation.result == operation.length:
-                node.after_write(hold.start, operation.length)
                 node.unflushed = True
+                # None of these makes the node longer: often there is nothing to account for.
+                if node.bitmaps or hold.end > node.wr_highest_offset:
+                    node.after_write(hold.start, operation.length)
 
 
 class MappedLayer:

@@ -177,15 +177,7 @@ class LateRequests:
         if self._room <= 0:
             return False
         self._room -= 1
-        if length != self._length:
-            self._length, self._shelf = length, route.shelf(length)
-        if self._shelf:
-            operation = self._shelf.pop()
-            operation.length = length
-            operation.origin = operation.offset = offset
-            operation.sink = route
-        else:
-            operation = route.take(length, offset)
+        operation = self._take(route, length, offset)
         operation.tag, operation.flags = cookie, flags
         if self._head == _DATA_SIZE:
             _pack_data(
@@ -202,6 +194,18 @@ class LateRequests:
             requests.pack_header(operation.memory, HEAD, cookie, offset, length)
         self._reading.append(operation)
         return True
+
+    def _take(self, route: Route, length: int, offset: int) -> PooledOperation:
+        """Return an operation; most are as long as the one before."""
+        if length != self._length:
+            self._length, self._shelf = length, route.shelf(length)
+        if not self._shelf:
+            return route.take(length, offset)
+        operation = self._shelf.pop()
+        operation.length = length
+        operation.origin = operation.offset = offset
+        operation.sink = route
+        return operation
 
     def _have_read(self, operations: list[PooledOperation]) -> None:
         """Answer reads that have ended."""
@@ -247,7 +251,7 @@ class LateRequests:
         if self._room <= 0:
             return False
         self._room -= 1
-        operation = route.take(length, offset)
+        operation = self._take(route, length, offset)
         operation.tag, operation.flags = cookie, 0
         # The kernel writes from aligned memory only.
         operation.memory[HEAD : HEAD + length] = payload
