@@ -316,6 +316,15 @@ class Backend:
         finally:
             self._leave()
 
+    async def copy_up(self, offset: int, length: int) -> None:
+        """Let the image take over what it shows of a backing file, unless it is read-only."""
+        node = await self._enter()
+        try:
+            if not node.read_only:
+                await node.copy_up(offset, length)
+        finally:
+            self._leave()
+
     async def flush(self) -> None:
         """Make completed writes durable."""
         node = await self._enter()

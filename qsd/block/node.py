@@ -554,8 +554,10 @@ class Node:
 
     async def _zero(self, offset: int, length: int, flags: int) -> None:
         """Zero the aligned middle by the driver, head and tail by writing."""
-        self.before_write(offset, length)
         limits = self.driver.limits
+        if flags & NO_FALLBACK and (offset | length) % limits.request_alignment:
+            raise os_error(errno.ENOTSUP)  # its ends would be written, so nothing is touched
+        self.before_write(offset, length)
         align = max(limits.zero_alignment, limits.request_alignment, limits.write_alignment)
         end = offset + length
         position = offset

@@ -162,6 +162,8 @@ class Requests:
         """
         try:
             if command == nbd.CMD_READ:
+                if flags & nbd.CMD_FLAG_FUA and not await self._flush_before_read(cookie):
+                    return
                 if flags & nbd.CMD_FLAG_DF or not self._session.structured:
                     await self._read_whole(cookie, offset, length)
                 else:
@@ -181,6 +183,18 @@ class Requests:
 
     def _failure(self, cookie: int, exc: OSError, text: str) -> bytes:
         return nbd.error_reply(cookie, nbd.error_code(exc.errno), text, self._session.structured)
+
+    async def _flush_before_read(self, cookie: int) -> bool:
+        """Make durable what a read with FUA will see; False if that failed and was answered.
+
+        The specification lets a server ignore the flag here; the C daemon does not.
+        """
+        try:
+            await self._backend.flush()
+        except OSError as exc:
+            self._outlet.put(self._failure(cookie, exc, _FAILURES[nbd.CMD_FLUSH]))
+            return False
+        return True
 
     async def _change(
         self, flags: int, command: int, offset: int, length: int, payload: memoryview | None
@@ -210,9 +224,14 @@ class Requests:
             await self._cache(offset, length)
 
     async def _cache(self, offset: int, length: int) -> None:
-        """Read a range for the sake of the caches below (NBD_CMD_CACHE)."""
+        """Read a range for the sake of the caches below (NBD_CMD_CACHE).
+
+        What comes from a backing file is then stored in the image itself, as by the C daemon, also
+        for a client that must not write: the content stays the same.
+        """
         if not length:
             return
+        await self._backend.copy_up(offset, length)
         buffer = self._pool.take(min(length, _CACHE_STEP))
         try:
             for start in range(0, length, _CACHE_STEP):

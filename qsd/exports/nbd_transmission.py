@@ -499,7 +499,7 @@ class Transmission:
             and magic == nbd.REQUEST_MAGIC
             and offset + length <= self._session.size
             and not copied
-            and not flags & ~nbd.CMD_FLAG_DF
+            and not flags & ~(nbd.CMD_FLAG_DF if self._session.structured else 0)
         ):
             self._send_batch()
             if self._outlet.pending:
@@ -585,7 +585,12 @@ class Transmission:
                 self._finish()
                 return 0
             return taken
-        if command == nbd.CMD_READ and length and self._late.read(flags, cookie, offset, length):
+        if (
+            command == nbd.CMD_READ
+            and length
+            and not flags & nbd.CMD_FLAG_FUA
+            and self._late.read(flags, cookie, offset, length)
+        ):
             return taken
         payload = None
         if command == nbd.CMD_WRITE:

@@ -198,36 +198,44 @@ class BlkdebugDriver(FilterDriver):
     async def write(self, offset: int, view: memoryview, flags: int) -> None:
         """Write, or fail."""
         self.debug_event("pwritev")
-        self._check("write", offset, len(view))
-        await self.edge.node.write(offset, view, flags & ~FUA)
-        await self._finish(flags)
+        try:
+            self._check("write", offset, len(view))
+            await self.edge.node.write(offset, view, flags & ~FUA)
+            await self._finish(flags)
+        finally:
+            self._dirty = True
 
     async def zero(self, offset: int, length: int, flags: int) -> None:
         """Zero, or fail."""
         self.debug_event("pwritev_zero")
-        self._check("write-zeroes", offset, length)
-        await self.edge.node.zero(offset, length, flags & ~FUA)
-        await self._finish(flags)
+        try:
+            self._check("write-zeroes", offset, length)
+            await self.edge.node.zero(offset, length, flags & ~FUA)
+            await self._finish(flags)
+        finally:
+            self._dirty = True
 
     async def _finish(self, flags: int) -> None:
         """Flush after a write that has to be durable.
 
         In the C daemon the write itself does not count yet: such a flush meets the rules only if
-        there was another write before.
+        there was another write before.  Afterwards it does, even if it failed.
         """
         if flags & FUA:
             await self.flush()
-        self._dirty = True
         self.debug_event("pwritev_done")
 
     async def discard(self, offset: int, length: int) -> None:
         """Discard, or fail."""
-        self._check("discard", offset, length)
-        await self.edge.node.discard(offset, length)
-        self._dirty = True
+        try:
+            self._check("discard", offset, length)
+            await self.edge.node.discard(offset, length)
+        finally:
+            self._dirty = True
 
     async def copy_up(self, offset: int, length: int, flags: int) -> None:
-        """Copy up, or fail; that counts as a write."""
+        """Look what is there and copy the rest up, or fail; the copy counts as a write."""
+        self._check("block-status", offset, length)
         if not self.is_own_nowait(offset, length):
             self.debug_event("cor_write")
             self._check("write", offset, length)

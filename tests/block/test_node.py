@@ -123,6 +123,23 @@ def test_zeroes_are_written_where_the_driver_has_no_better_way() -> None:
     run(main())
 
 
+def test_zeroes_that_cannot_be_fast_leave_all_as_it_was() -> None:
+    async def main() -> None:
+        async with Rig() as rig:
+            memory = await rig.memory("n")
+            memory.limits.request_alignment = 4096
+            memory.data[:] = b"x" * (1 << 20)
+            for start, length in ((4096, 8193), (4095, 8193)):
+                with pytest.raises(OSError, match=r".") as caught:
+                    await memory.node.zero(start, length, NO_FALLBACK)
+                assert caught.value.errno == errno.ENOTSUP
+            assert memory.data == b"x" * (1 << 20)
+            await memory.node.zero(4096, 8192, NO_FALLBACK)
+            assert memory.data[4096:12288] == bytes(8192)
+
+    run(main())
+
+
 def test_zero_requests_are_cut_to_the_drivers_granularity() -> None:
     async def main() -> None:
         async with Rig() as rig:

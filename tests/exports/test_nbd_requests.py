@@ -7,7 +7,7 @@ import errno
 from qsd.aio import loop
 from qsd.block.mapping import ST_ALLOCATED, ST_DATA, ST_ZERO, Status
 from qsd.exports.nbd_requests import KnownData
-from tests.exports.rig import FAST, FUA, NO_HOLE, READ, REQ_ONE, STATUS, TRIM, ZEROES, NbdRig
+from tests.exports.rig import CACHE, FAST, FUA, NO_HOLE, READ, REQ_ONE, STATUS, TRIM, ZEROES, NbdRig
 
 MIB = 1 << 20
 BASE, DEPTH = "base:allocation", "qemu:allocation-depth"
@@ -95,6 +95,46 @@ def test_flags_reach_the_image() -> None:
             disk.log.clear()
             assert await client.ask(TRIM, 0, 512, FUA) == ["ok"]
             assert [entry[0] for entry in disk.log] == ["discard", "flush"]
+
+    loop.run(main())
+
+
+def test_a_durable_read_flushes_before() -> None:
+    async def main() -> None:
+        async with NbdRig() as rig:
+            disk = await rig.memory("m")
+            await rig.export("m", writable=True)
+            simple = await rig.go("m")
+            structured = await rig.go("m", structured=True)
+            assert await simple.ask(READ, 0, 1, FUA) == [b"\0"]
+            assert disk.log[0][0] == "flush"
+            disk.later = []
+            disk.fail = lambda operation, offset: errno.ENOMEM if operation == "flush" else 0
+            assert await simple.ask(READ, 0, 1, FUA) == ["error", 12]
+            assert await structured.ask(READ, 0, 1, FUA) == [("error", 12, "flush failed")]
+            assert not disk.later
+
+    loop.run(main())
+
+
+def test_caching_takes_over_what_lies_below() -> None:
+    async def main() -> None:
+        async with NbdRig() as rig:
+            disk = await rig.memory("m")
+            await rig.export("m")
+            client = await rig.go("m")
+            seen: list[tuple[int, int]] = []
+
+            async def copy_up(offset: int, length: int, flags: int) -> None:
+                seen.append((offset, length))
+
+            disk.copy_up = copy_up  # type: ignore[method-assign]
+            assert await client.ask(CACHE, 512, 1000) == ["ok"]
+            assert await client.ask(CACHE, 512, 0) == ["ok"]
+            assert seen == [(512, 1000)]
+            disk.node.read_only = True
+            assert await client.ask(CACHE, 512, 1000) == ["ok"]
+            assert seen == [(512, 1000)]
 
     loop.run(main())
 

@@ -270,6 +270,19 @@ def test_errors_reach_the_client() -> None:
     loop.run(main())
 
 
+@pytest.mark.parametrize("length", [512, 65536])
+def test_df_is_for_structured_replies(length: int) -> None:
+    async def main() -> None:
+        async with NbdRig() as rig:
+            await rig.memory("m")
+            await rig.export("m")
+            client = await rig.go("m")
+            assert await client.ask(READ, 0, length, DF) == ["error", 22]
+            assert await client.ask(READ, 0, length) == [bytes(length)]
+
+    loop.run(main())
+
+
 def test_a_reply_in_chunks_that_breaks_off_ends_the_connection() -> None:
     async def main() -> None:
         async with NbdRig() as rig:

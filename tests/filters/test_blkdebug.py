@@ -49,7 +49,7 @@ def test_kinds_of_requests() -> None:
             assert await fails(node.zero(0, 1)) == 12
             assert await fails(node.discard(0, 512)) == 13
             assert await fails(node.block_status(0, 512)) == 15
-            await node.flush()  # nothing was written
+            assert await fails(node.flush()) == 14  # after writes, if only failed ones
 
     run(main())
 
@@ -58,6 +58,7 @@ def test_flushes_fail_when_there_is_something_to_flush() -> None:
     async def main() -> None:
         async with filter_rig() as rig:
             node = await add(rig, **{"inject-error": [{"event": "none", "iotype": "flush"}]})
+            await node.flush()
             await node.write(0, data(1, 1), FUA)
             assert await fails(node.write(0, data(1, 1), FUA)) == errno.EIO
             assert await fails(node.flush()) == errno.EIO
@@ -147,6 +148,12 @@ def test_copying_up_counts_as_a_write() -> None:
             )
             assert await fails(node.copy_up(0, 4096)) == errno.ENOSPC
             await node.copy_up(0, 4096)
+            await rig.graph.release(node)
+            looks = [{"event": "none", "iotype": "block-status"}]
+            node = await rig.add(
+                driver="blkdebug", node_name="b", image="top", **{"inject-error": looks}
+            )
+            assert await fails(node.copy_up(0, 4096)) == errno.EIO
             await rig.graph.release(node)
             await rig.graph.release(rig.graph.nodes["top"])
 

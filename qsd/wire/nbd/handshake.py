@@ -360,7 +360,8 @@ class ServerHandshake(Machine):
         self._move(DONE)
 
     def _export_name(self, data: bytes) -> None:
-        offer = self.directory.find(_decode(data))
+        # The original's strings end at a NUL.
+        offer = self.directory.find(_decode(data.partition(b"\0")[0]))
         if offer is None:
             self._fail("export not found")
             return

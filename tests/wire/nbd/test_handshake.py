@@ -220,6 +220,12 @@ def test_export_name(flags: int) -> None:
     assert peer.core.take_rest() == b"request"
 
 
+def test_a_name_ends_at_a_nul() -> None:
+    peer = Peer(3)
+    peer.core.receive(b"IHAVEOPT" + struct.pack(">II", 1, 5) + b"ro\0??")
+    assert peer.core.export == OFFERS[1]
+
+
 @pytest.mark.parametrize(
     ("flags", "sent", "error"),
     [
