@@ -130,8 +130,8 @@ def _add_below(merged: Runs, node: Node, offset: int, length: int, limit: int) -
         runs = chain_runs_nowait(node, offset, min(end - offset, available), room)
         if runs is None:
             return False
-        merged.extend(runs.lengths, runs.flags)
-        offset += runs.total()
+        merged.extend_by(runs)
+        offset += runs.total
     return True
 
 

@@ -434,8 +434,8 @@ class Requests:
             if some is None:
                 some = await self._backend.runs(offset, end - offset, room)
             if some is not None:
-                runs.extend(some.lengths, some.flags)
-                offset += some.total()
+                runs.extend_by(some)
+                offset += some.total
             else:
                 status = await self._backend.block_status(offset, end - offset)
                 runs.add(status.length, status.flags & (ST_DATA | ST_ZERO))

@@ -37,10 +37,11 @@ def test_neighbours_of_one_kind_are_one(
     runs = runs_of(first)
     assert pairs(runs) == joined(first)
     more = runs_of(second)
-    runs.extend(more.lengths, more.flags)
+    runs.extend_by(more)
     both = joined(first + second)
     assert pairs(runs) == both
     assert len(runs) == len(both)
-    assert runs.total() == sum(length for length, _ in both)
+    assert runs.total == sum(length for length, _ in both)
     runs.cut(limit)
     assert pairs(runs) == both[:limit]
+    assert runs.total == sum(length for length, _ in both[:limit])

@@ -17,7 +17,7 @@ together again by one OR of two long integers::
 
 Where one kind ends and another begins shows in the XOR with the same integer one byte on.
 
-The map of an image with 32768 extents takes 15 ms of processor time, replies included, where a loop
+The map of an image with 32768 extents takes 10 ms of processor time, replies included, where a loop
 over its entries takes 83 and asking for one extent after the other 930.
 """
 
@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Final
 from qsd.block.mapping import ST_DATA, ST_ZERO
 from qsd.block.runs import Runs
 from qsd.formats.qcow2.layout import COMPRESSED, OFFSET_MASK, ZERO_FLAG
+from qsd.util.zeroes import is_zero
 
 if TYPE_CHECKING:
     from qsd.formats.qcow2.image import Image
@@ -46,12 +47,9 @@ _HOLE: Final = 0
 _COMPRESSED: Final = 5
 _DAMAGED: Final = 255
 
-#: Clusters; what is looked at first, and how much more each time it was not in vain.
+#: Clusters; what is looked at first, and how many times more each time it was not in vain.
 _FIRST_LOOK: Final = 64
-_GROWTH: Final = 8
-#: Clusters; lists for more come from the kernel and go back to it each time, which costs more than
-#: all the rest (measured).
-_LONGEST_LOOK: Final = 2048
+_GROWTH: Final = 16
 
 
 def _kind(told: int) -> int:
@@ -108,7 +106,17 @@ def _split(flags: bytes, bits: int) -> tuple[array[int], bytes]:
     rests = changes.split(b"\1")[1:]  # what follows the first cluster of each run
     size = 1 << bits
     lengths = array("Q", [len(rest) * size + size for rest in rests])
-    return lengths, bytes(compress(flags, changes))
+    return lengths, _alternating(flags, len(lengths)) or bytes(compress(flags, changes))
+
+
+def _alternating(flags: bytes, count: int) -> bytes:
+    """Return the flags of `count` runs where there are but two kinds, otherwise nothing."""
+    first = flags[:1]
+    others = flags.translate(None, first)
+    second = others[:1]
+    if others.translate(None, second):
+        return b""
+    return ((first + second) * (count // 2 + 1))[:count]
 
 
 class RunFinder:
@@ -137,33 +145,37 @@ class RunFinder:
         done = self._look(runs, wanted, limit)
         if not done:
             return None
-        runs.lengths[0] -= within
-        runs.lengths[-1] -= max((done << bits) - within - length, 0)
+        runs.trim(within, max((done << bits) - within - length, 0))
         runs.cut(limit)
         return runs
 
     def _look(self, runs: Runs, entries: array[int], limit: int) -> int:
         """Describe the first entries of some; return how many."""
         bits = self._image.geometry.cluster_bits
+        flags = _FLAGS[self._image.node.children.get("backing") is not None]
         done = 0
         step, growth = _FIRST_LOOK, _GROWTH
         while done < len(entries) and len(runs) <= limit:
-            kinds = self._kinds(entries[done : done + step])
-            whole = len(kinds)
+            piece = entries[done : done + step]
+            if is_zero(memoryview(piece).cast("B")):  # most of a thin image
+                runs.add(len(piece) << bits, flags[_HOLE])
+                done += len(piece)
+                step *= growth
+                continue
+            kinds = self._kinds(piece)
             damaged = kinds.find(_DAMAGED)
             if damaged >= 0:
                 kinds = kinds[:damaged]  # the plain way reports it
-            if not self._is_trusted(entries[done : done + len(kinds)], kinds):
+            if not self._is_trusted(piece, kinds):
                 if step == 1:
                     break
                 step, growth = max(step // _GROWTH, 1), 1
                 continue
-            has_backing = self._image.node.children.get("backing") is not None
-            runs.extend(*_split(kinds.translate(_FLAGS[has_backing]), bits))
+            runs.extend(*_split(kinds.translate(flags), bits), len(kinds) << bits)
             done += len(kinds)
-            if len(kinds) < whole:
+            if len(kinds) < len(piece):
                 break
-            step = min(step * growth, _LONGEST_LOOK)
+            step *= growth
         return done
 
     def _kinds(self, entries: array[int]) -> bytes:
@@ -190,7 +202,11 @@ class RunFinder:
         image = self._image
         if ST_DATA not in kinds or image.encrypted:
             return True
-        plain = compress(entries, kinds.translate(_IS_PLAIN))
-        hosts = [entry & OFFSET_MASK for entry in plain]
-        end = max(hosts) + image.geometry.cluster_size
-        return image.data_edge.node.driver.known_data_end(min(hosts)) >= end
+        plain = list(compress(entries, kinds.translate(_IS_PLAIN)))
+        low, high = min(plain), max(plain)
+        if (low ^ high) & ~OFFSET_MASK:
+            # Some have flags that others lack, so the order is not that of the places.
+            hosts = [entry & OFFSET_MASK for entry in plain]
+            low, high = min(hosts), max(hosts)
+        end = (high & OFFSET_MASK) + image.geometry.cluster_size
+        return image.data_edge.node.driver.known_data_end(low & OFFSET_MASK) >= end
