@@ -21,12 +21,12 @@ import os
 import socket
 from typing import TYPE_CHECKING, Final, Protocol
 
+from qsd.aio.pagecache import CacheProbe
 from qsd.errors import QmpError, QsdError, describe
 from qsd.exports.buffers import BufferPool
 from qsd.exports.nbd import NbdClient, NbdDirectory, NbdExport
 from qsd.exports.nbd_transmission import Transmission
 from qsd.exports.outlet import Outlet
-from qsd.aio.pagecache import CacheProbe
 from qsd.net.descriptors import has_room_for_client
 from qsd.wire.nbd import handshake, machine
 from qsd.wire.nbd.server import Session

@@ -38,6 +38,7 @@ from qsd.errors import describe
 from qsd.exports.buffers import BATCH, CLASSES
 from qsd.exports.nbd_late import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, LateRequests
 from qsd.exports.nbd_requests import DATA, REGION_BITS, UNKNOWN, BrokenReplyError, Requests
+from qsd.exports.nbd_views import ViewReads
 from qsd.exports.outlet import Held, Outlet
 from qsd.wire.nbd import messages as nbd
 from qsd.wire.nbd import server
@@ -153,6 +154,7 @@ class Transmission:
         "_sock",
         "_stalled",
         "_tasks",
+        "_views",
         "in_flight",
         "in_flight_bytes",
         "phase",
@@ -199,6 +201,10 @@ class Transmission:
         self._outlet = Outlet(loop, sock, self._resume, self._lost)
         self._requests = Requests(backend, session, bitmaps, known_data, self._outlet, pool)
         self._late = LateRequests(backend, self._requests, self._outlet, self)
+        #: Only the kernel may look into views, so they are not for a layer above it.
+        self._views = None
+        if probe is not None:
+            self._views = ViewReads(backend, session, known_data, self._outlet, pool)
         self._poll = backend.graph.poll
         self.phase = server.SERVING
         self.in_flight = 0
@@ -345,9 +351,11 @@ class Transmission:
 
     def _serve_batch(self) -> None:
         """Serve runs of fast requests, and one by one what comes between them."""
-        self._out = self._pool.take_batch()
         self._cost = 0
         self._needed = _HEADER_SIZE
+        if self._views is not None and not self._outlet.pending and self._serve_views():
+            return
+        self._out = self._pool.take_batch()
         limit = self._copy_limit
         began = monotonic()
         while self._serve_fast(limit):
@@ -368,6 +376,28 @@ class Transmission:
         self._send_batch()
         self._out.drop()
         self._outlet.flush()
+
+    def _serve_views(self) -> bool:
+        """Serve what comes first and can be sent from where it is.
+
+        Returns:
+            Whether that is all for now.
+        """
+        incoming, views = self._in, self._views
+        assert incoming is not None
+        assert views is not None
+        while taken := views.serve(incoming, self._position, self._end):
+            self._position += taken
+            if self._outlet.pending:
+                self._stalled = True  # the client takes this first
+                return True
+            if self._end - self._position < _HEADER_SIZE or self._outlet.closed:
+                return True
+            self._cost += taken // _HEADER_SIZE * REQUEST_COST * 2
+            if self._cost > TURN_COST:
+                self._yield()
+                return True
+        return False
 
     def _send_batch(self) -> None:
         """Send the replies that were put together so far."""

@@ -9,6 +9,7 @@ producing when it grows; it is called back when everything is sent.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
@@ -239,6 +240,36 @@ class Outlet:
         self.flush()
         return False
 
+    def send_parts(self, parts: list[bytes | memoryview]) -> int:
+        """Send as much as the socket takes now; nothing may be waiting before.
+
+        Args:
+            parts: Headers and views of files (:mod:`qsd.aio.pagemap`), at most 1024.
+
+        Returns:
+            How many bytes the socket took.  The rest is the caller's; see :meth:`put_rest`.
+
+        Raises:
+            OSError: EFAULT, a view cannot be read any more; nothing was sent.
+        """
+        try:
+            sent = self._sock.sendmsg(parts)
+        except BlockingIOError:
+            return 0
+        except OSError as exc:
+            if exc.errno == errno.EFAULT:
+                raise
+            self._fail(exc)
+            return 0
+        self.sent += sent
+        return sent
+
+    def put_rest(self, view: memoryview, buffer: Buffer) -> None:
+        """Queue what a full socket did not take; it leaves when the socket is writable again."""
+        self._queue.append((view, buffer))
+        self.pending += len(view)
+        self._block()
+
     def send_file(self, header: bytes, fd: int, offset: int, length: int) -> None:
         """Send a header and a range of a file without copying it; nothing may be waiting before.
 
@@ -344,8 +375,12 @@ class Outlet:
                 self._drained()
 
     def _fail(self, exc: OSError) -> None:
+        self.fail(f"Unable to write to socket: {describe(exc)}")
+
+    def fail(self, reason: str) -> None:
+        """Give up: a reply cannot be sent, or not to its end."""
         self.close()
-        self._lost(f"Failed to send reply: Unable to write to socket: {describe(exc)}")
+        self._lost(f"Failed to send reply: {reason}")
 
     def close(self) -> None:
         """Drop what waits and send nothing more.  Idempotent."""

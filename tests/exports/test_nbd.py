@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from qsd.aio import loop
-from qsd.exports import nbd_transmission
 from qsd.aio.pagecache import CacheProbe
+from qsd.exports import nbd_transmission
 from qsd.formats.raw import RawDriver
 from qsd.protocols.file.driver import FileDriver
 from tests.exports.rig import DF, READ, NbdRig

@@ -152,6 +152,17 @@ ERROR_CHUNK: Final = Struct(">IHHQIIH")
 EXTENT: Final = Struct(">II")
 """One extent of a block status chunk: length, flags."""
 
+# The same layouts with the fields that are constants in usual messages as one number.
+
+KEYED_REQUEST: Final = Struct(">QQQI")
+"""REQUEST_MAGIC, command flags and type as one number; cookie, offset, length."""
+
+KEYED_SIMPLE_REPLY: Final = Struct(">QQ")
+"""SIMPLE_REPLY_MAGIC and error as one number; cookie."""
+
+KEYED_DATA_CHUNK: Final = Struct(">QQIQ")
+"""STRUCTURED_REPLY_MAGIC, flags and chunk type as one number; cookie, length, offset."""
+
 REQUEST_MAGIC: Final = 0x25609513
 SIMPLE_REPLY_MAGIC: Final = 0x67446698
 STRUCTURED_REPLY_MAGIC: Final = 0x668E33EF

@@ -1,0 +1,214 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""Runs of NBD reads answered straight from the page cache: a fast path.
+
+The replies to a run of plain reads are small headers and, between them, views of the image file
+(:mod:`qsd.aio.pagemap`); one sendmsg(2) takes them all::
+
+    [request][request][request] --> (header, view), (header, view), (header, view) --> sendmsg
+
+The kernel copies what it takes, so nothing is owed afterwards.  When it does not take all, the
+reply that was cut is completed with a copy that waits in the outlet, and the requests after it are
+left in the receive buffer as if nobody had looked at them.
+
+What is cached, but in a place of the file where not all is, is copied in between.  The plain way,
+which serves whatever is not served here, is the hot loop of :mod:`qsd.exports.nbd_transmission`:
+one read into the batch of replies for each request.
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+from qsd.aio.fdio import read_full
+from qsd.block.node import refuse_view
+from qsd.errors import describe
+from qsd.exports.nbd_requests import DATA, REGION_BITS
+from qsd.wire.nbd import messages as nbd
+
+if TYPE_CHECKING:
+    from qsd.block.backend import Backend
+    from qsd.exports.buffers import Buffer, BufferPool
+    from qsd.exports.nbd_requests import KnownData
+    from qsd.exports.outlet import Outlet
+    from qsd.wire.nbd.server import Session
+
+#: Bytes; longer reads have better ways.
+MAX_VIEW: Final = 32 << 10
+#: Requests of one run; each takes two of the 1024 pieces that sendmsg(2) accepts.
+MAX_RUN: Final = 256
+#: A shorter run, with other requests behind it, is left to the hot loop, which answers all of them
+#: together.
+_MIN_RUN: Final = 8
+#: Batches that are left to the hot loop after one that was not cached for the most part.
+_PAUSE: Final = 16
+#: Seconds; a call that took longer has waited for a disk.
+_SLOW_SEND: Final = 0.005
+
+#: Keys (see the messages) of a read without flags and of successful replies.
+_PLAIN_READ: Final = nbd.REQUEST_MAGIC << 32 | nbd.CMD_READ
+_SIMPLE: Final = nbd.SIMPLE_REPLY_MAGIC << 32
+_CHUNK: Final = nbd.STRUCTURED_REPLY_MAGIC << 32 | nbd.REPLY_FLAG_DONE << 16 | nbd.REPLY_OFFSET_DATA
+_HEADER_SIZE: Final = nbd.REQUEST.size
+
+_requests_in = nbd.KEYED_REQUEST.iter_unpack
+_pack_simple = nbd.KEYED_SIMPLE_REPLY.pack
+_pack_chunk = nbd.KEYED_DATA_CHUNK.pack
+
+
+class ViewReads:
+    """Serves the reads of one connection that can be served so."""
+
+    __slots__ = ("_backend", "_known", "_outlet", "_pause", "_pool", "_size", "_structured")
+
+    def __init__(
+        self,
+        backend: Backend,
+        session: Session,
+        known_data: KnownData,
+        outlet: Outlet,
+        pool: BufferPool,
+    ) -> None:
+        self._backend = backend
+        self._size = session.size
+        self._structured = session.structured
+        self._known = known_data.regions
+        self._outlet = outlet
+        self._pool = pool
+        self._pause = 0  # batches to come that are left to the hot loop
+
+    def serve(self, incoming: Buffer, position: int, end: int) -> int:
+        """Answer a run of plain reads.  Nothing may be waiting in the outlet.
+
+        With 32 reads of 4 KiB in a batch and no real socket this takes 1.5 us of processor time for
+        each, the plain way 3.6 us (a copy of two).
+
+        Args:
+            incoming: Where the requests are.
+            position: Of the first of them.
+            end: Of what was received.
+
+        Returns:
+            How many bytes of requests were served.  If something waits in the outlet afterwards,
+            the client must take that first.
+        """
+        see = self._backend.view_nowait
+        if see is refuse_view:
+            return 0
+        if self._pause:
+            self._pause -= 1
+            return 0
+        parts: list[bytes | memoryview] = []
+        add = parts.append
+        total = copied = 0
+        copies = None
+        size, structured, known = self._size, self._structured, self._known
+        stop = position + min((end - position) // _HEADER_SIZE, MAX_RUN) * _HEADER_SIZE
+        for key, cookie, offset, length in _requests_in(incoming.view[position:stop]):
+            if key != _PLAIN_READ or offset + length > size or not 0 < length <= MAX_VIEW:
+                break
+            if structured:
+                if (
+                    known[offset >> REGION_BITS] != DATA
+                    or known[(offset + length - 1) >> REGION_BITS] != DATA
+                ):
+                    break  # holes are told of
+                header = _pack_chunk(_CHUNK, cookie, 8 + length, offset)
+            else:
+                header = _pack_simple(_SIMPLE, cookie)
+            view = see(offset, length)
+            if view is None:
+                if copies is None:
+                    copies = self._pool.take_batch()
+                view = copies.view[copied : copied + length]
+                if len(view) < length or not self._read(offset, view):
+                    break
+                copied += length
+            add(header)
+            add(view)
+            total += length
+        if copied * 2 > total:
+            self._pause = _PAUSE
+        count = len(parts) // 2
+        if count >= _MIN_RUN or (count and position + count * _HEADER_SIZE >= end):
+            count = self._send(incoming, position, parts, total)
+        else:
+            count = 0
+        if copies is not None:
+            copies.drop()
+        return count * _HEADER_SIZE
+
+    def _read(self, offset: int, view: memoryview) -> bool:
+        """Copy a range; False if it is not in memory or not to be read."""
+        try:
+            return self._backend.read_nowait(offset, view)
+        except OSError:
+            return False
+
+    def _send(
+        self, incoming: Buffer, position: int, parts: list[bytes | memoryview], total: int
+    ) -> int:
+        """Send replies with `total` bytes of data; return how many requests are answered."""
+        count = len(parts) // 2
+        before = monotonic()
+        try:
+            sent = self._outlet.send_parts(parts)
+        except OSError:  # EFAULT: the file became shorter
+            self._backend.graph.maps.forget()
+            return 0
+        if monotonic() - before > _SLOW_SEND:
+            self._backend.graph.maps.forget()
+        if sent < total + count * len(parts[0]) and not self._outlet.closed:
+            count = self._cut(incoming, position, parts, sent)
+        return count
+
+    def _cut(
+        self, incoming: Buffer, position: int, parts: list[bytes | memoryview], sent: int
+    ) -> int:
+        """Deal with a socket that took so many bytes; return how many requests are answered."""
+        index = 0
+        head = len(parts[0])
+        while sent >= head + len(parts[index + 1]):
+            sent -= head + len(parts[index + 1])
+            index += 2
+        served = index // 2
+        _, _, offset, length = nbd.KEYED_REQUEST.unpack_from(
+            incoming.data, position + served * _HEADER_SIZE
+        )
+        self._complete(parts[index], offset, length, sent)
+        return served + 1
+
+    def _complete(self, header: bytes | memoryview, offset: int, length: int, sent: int) -> None:
+        """Let the rest of a reply wait for the client.
+
+        Args:
+            header: Of the reply.
+            offset: Of the image.
+            length: Bytes of it.
+            sent: How much of the reply was sent, header included.
+        """
+        head = len(header)
+        buffer = self._pool.take(head + length)
+        buffer.view[:head] = header  # of 16 or 28 bytes
+        payload = buffer.view[head : head + length]
+        try:
+            if not self._backend.read_nowait(offset, payload):
+                self._read_anyway(offset, payload)
+        except OSError as exc:
+            buffer.drop()
+            # A reply that cannot be completed is the end, as in the C daemon.
+            self._outlet.fail(f"reading from file failed: {describe(exc)}")
+            return
+        self._outlet.put_rest(buffer.view[sent : head + length], buffer)
+
+    def _read_anyway(self, offset: int, payload: memoryview) -> None:
+        """Read what was seen just now, although it is not in memory any more; may wait for a disk.
+
+        Raises:
+            OSError: It is not there any more.
+        """
+        place = self._backend.node.driver.locate_nowait(offset, len(payload))
+        if place is None:
+            raise OSError("the file has changed")
+        read_full(place[0], payload, place[1])
