@@ -276,7 +276,7 @@ def _check_mirror(
     if sync in ("incremental", "bitmap"):
         raise QmpError(f"Sync mode '{sync}' not supported")
     if args.replaces is not None:
-        _check_replaces(ctx, args.replaces, source, target)
+        _check_replaces(ctx, args.replaces, source)
     if args.buf_size is not None and args.buf_size < 0:
         raise QmpError("Invalid parameter 'buf-size'")
     if source is target:
@@ -311,7 +311,7 @@ def _check_target(ctx: Context, target: Node) -> None:
             )
 
 
-def _check_replaces(ctx: Context, name: str, source: Node, target: Node) -> None:
+def _check_replaces(ctx: Context, name: str, source: Node) -> None:
     """Refuse to replace a node whose users could notice.
 
     Only a node that shows exactly what the source shows, through filters and the like, can be
@@ -329,7 +329,7 @@ def _check_replaces(ctx: Context, name: str, source: Node, target: Node) -> None
             f"Cannot replace '{name}' by a node mirrored from '{source.name}', because it cannot "
             "be guaranteed that doing so would not lead to an abrupt change of visible data"
         )
-    if replaced.length() != target.length():
+    if replaced.length() != source.length():
         raise QmpError("cannot replace image with a mirror image of different size")
 
 

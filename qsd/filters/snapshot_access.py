@@ -15,7 +15,6 @@ from qsd.block import perms
 from qsd.block.driver import Driver
 from qsd.block.mapping import ST_ALLOCATED, Status
 from qsd.errors import os_error
-from qsd.filters.base import filtered_filename
 from qsd.filters.copy_before_write import CopyBeforeWriteDriver
 
 if TYPE_CHECKING:
@@ -49,10 +48,6 @@ class SnapshotAccessDriver(Driver):
     def length(self) -> int:
         """Return the length that the node below had then."""
         return self._length
-
-    def filename(self) -> str | None:
-        """Go by the name of what is shown."""
-        return filtered_filename(self._edge)
 
     def _source(self) -> CopyBeforeWriteDriver:
         """Return the filter that keeps the old data.

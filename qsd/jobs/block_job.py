@@ -112,7 +112,8 @@ class BlockJob(Job):
         Raises:
             QmpError: Permission conflict.
         """
-        backend = Backend(self.graph, self.id or "", f"block job '{self.id}'", _PausesJob(self))
+        description = f"{self.TYPE} job '{self.id}'"
+        backend = Backend(self.graph, self.id or "", description, _PausesJob(self))
         backend.attach(node, perm, shared)
         if backend.edge is not None:
             backend.edge.name = name

@@ -213,7 +213,7 @@ def test_nodes_are_busy_and_pause_the_job_while_drained() -> None:
             job = Backup(world, sleep_long, rig.graph)
             backend = job.use_node(driver.node, "target", perms.WRITE, perms.ALL)
             assert backend.edge is not None
-            assert backend.edge.describe() == "block job 'j' (uses node 'n' as 'target' child)"
+            assert backend.edge.describe() == "backup job 'j' (uses node 'n' as 'target' child)"
             job.start()
             await turns()
             assert user_of(world.registry, driver.node) is job

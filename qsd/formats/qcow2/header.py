@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from qsd.errors import QmpError, os_error
+from qsd.errors import QmpError, os_error, prefixed
 from qsd.formats.qcow2 import layout
 from qsd.formats.qcow2.layout import Geometry, Header
 from qsd.util.ranges import align_up
@@ -33,7 +33,10 @@ async def read_header(file: Node, read_only: bool) -> Header:
         OSError: It could not be read.
     """
     start = memoryview(bytearray(layout.V3_FULL_LENGTH))
-    await file.read_or_zero(0, start)
+    try:
+        await file.read_or_zero(0, start)
+    except OSError as exc:
+        raise prefixed(exc, "Could not read qcow2 header: ") from exc
     magic, version = layout.magic_and_version(bytes(start))
     if magic != layout.MAGIC:
         raise QmpError("Image is not in qcow2 format")
