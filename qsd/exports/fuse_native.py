@@ -6,10 +6,12 @@ The kernel gives one request for each read of ``/dev/fuse`` and takes one reply 
 one wakeup serves many requests: the descriptor is read until it is empty, or until others must get
 a turn, and a request that is answered from memory is answered before the next one is read::
 
-    /dev/fuse --read--> inbox --> Backend.view_nowait(offset, size)    --writev--> /dev/fuse
+    /dev/fuse --read--> inbox --> Backend.read_nowait(offset, outbox)   --writev--> /dev/fuse
+                              |   Backend.view_nowait(offset, size)     --writev-->
                               |   Backend.write_nowait(offset, payload) --writev-->
-                              |-- no view ----> read_nowait(offset, outbox) --write-->
                               '-- must wait --> read_later, or a coroutine --write-->
+
+Requests that come together are all read before the first is answered.
 
 Inbox and outbox are each one piece of memory, used again and again, in which payload begins at a
 page: the kernel copies page by page, and one that is split costs it twice.  A view is the page
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from qsd.aio.tasks import TaskOwner
+    from qsd.block.backend import Backend
     from qsd.exports.fuse_file import FuseFile
 
 #: What one wakeup may cost before others get a turn; a request costs 1, and 1 for each 64 KiB.
@@ -48,6 +51,11 @@ _COST_BITS: Final = 16
 _MAX_IN_FLIGHT: Final = 256
 #: Bytes; what a request that must wait has copied out of the inbox, rather than keep that.
 _MAX_COPY: Final = 16 << 10
+#: Replies that are sent one after the other; a long one counts as in a turn.
+_TOGETHER: Final = 16
+#: Bytes; longer reads are answered out of the page cache itself.  Up to this, the page fault at the
+#: first view of a place costs more than a copy.
+_VIEW_MIN: Final = 128 << 10
 #: Inboxes that are kept for later.
 _MAX_SPARE: Final = 8
 
@@ -56,8 +64,6 @@ _PAGE: Final = mmap.PAGESIZE
 _IN: Final = _PAGE - fuse.WRITE_DATA
 _ARGUMENTS: Final = _IN + fuse.IN_HEADER.size
 _READ_SIZE: Final = fuse.WRITE_DATA
-#: Where a reply begins in the outbox.
-_OUT: Final = _PAGE - fuse.OUT_HEADER.size
 _HEAD_SIZE: Final = fuse.OUT_HEADER.size
 
 _write = os.write
@@ -85,26 +91,33 @@ class _Inbox:
         self.payload = self.view[_PAGE:]
 
 
+def _is_written(backend: Backend, offset: int, data: memoryview) -> bool:
+    """Write if that is but a memory copy."""
+    try:
+        return backend.write_nowait(offset, data)
+    except OSError:
+        return False  # the plain path meets the same error and reports it
+
+
 class NativeEngine:
     """Serves one mounted file; see :class:`~qsd.exports.fuse_file.FuseEngine`."""
 
     __slots__ = (
         "_fd",
         "_file",
+        "_filled",
         "_idle",
         "_in_flight",
         "_inbox",
-        "_length",
         "_loop",
-        "_message",
         "_outbox",
         "_path",
-        "_payload",
         "_poll",
         "_pool",
         "_receive",
         "_spare",
         "_tasks",
+        "_together",
         "_workers",
     )
 
@@ -119,13 +132,14 @@ class NativeEngine:
         self._receive: Callable[[memoryview], int | None]
         self._in_flight = 0
         self._idle: asyncio.Future[None] | None = None
+        #: Requests that come at a time.
+        self._together = 1
         self._pool = BufferPool()
         self._inbox = _Inbox()
         self._spare: list[_Inbox] = []
-        self._outbox = memoryview(mmap.mmap(-1, _PAGE + fuse.MAX_PAYLOAD))
-        #: Length of the last read, and its payload and reply in the outbox.
-        self._length = -1
-        self._payload = self._message = self._outbox[_OUT:_OUT]
+        self._outbox = memoryview(mmap.mmap(-1, fuse.MAX_PAYLOAD))
+        #: Bytes of the outbox that belong to replies which are not sent yet.
+        self._filled = 0
 
     # Life cycle
 
@@ -192,11 +206,12 @@ class NativeEngine:
             self._loop.remove_reader(self._fd)
 
     def _serve_at_once(self, budget: int) -> tuple[int | None, int]:
-        """Fast path: answer reads and writes that are but memory copies, one after the other.
+        """Fast path: carry out reads and writes that are but memory copies.
 
-        Nothing else runs meanwhile, so the length stays what it is.  Verdict of the benchmark (4k
-        reads from qcow2, 32 at a time): 9 us of processor time, 17 us by a copy of the data and a
-        call of its own for each step.
+        Nothing else runs meanwhile, so the length stays what it is.  Replies are sent several at a
+        time, as many as requests came together before: to wake the one who waits is most of their
+        price, and whoever is awake needs not to be woken.  Verdict of the benchmark (4k reads from
+        a raw image, 32 at a time): 81,000/s, one by one 55,000/s.
 
         Args:
             budget: What may be spent.
@@ -208,39 +223,73 @@ class NativeEngine:
         Raises:
             OSError: The kernel gave no request.
         """
-        fd, room, payload = self._fd, self._inbox.room, self._inbox.payload
-        receive = self._receive
+        room, payload, receive = self._inbox.room, self._inbox.payload, self._receive
         file = self._file
-        backend = file.backend
-        end = backend.length()
-        while budget > 0:
-            count = receive(room)
-            if not count:
-                return None, budget
-            length, opcode, unique, node, offset, size = _unpack(room)
-            if offset + size > end or length != count or node != fuse.ROOT_ID:
-                return count, budget
-            if opcode == fuse.READ:
-                view = backend.view_nowait(offset, size)
-                if not view or count != _READ_SIZE:
+        end = file.backend.length()
+        replies: list[tuple[bytes | memoryview, ...]] = []
+        cost = 0
+        try:
+            while budget > 0:
+                count = receive(room)
+                if not count:
+                    self._together = len(replies) or 1
+                    return None, budget
+                length, opcode, unique, node, offset, size = _unpack(room)
+                if offset + size > end or length != count or node != fuse.ROOT_ID:
                     return count, budget
-                reply: tuple[bytes | memoryview, ...]
-                reply = _pack(_HEAD_SIZE + size, 0, unique), view
-            elif opcode == fuse.WRITE and file.writable and count == _READ_SIZE + size:
-                try:
-                    if not backend.write_nowait(offset, payload[:size]):
+                if opcode == fuse.READ and count == _READ_SIZE:
+                    if self._filled + size > fuse.MAX_PAYLOAD:
+                        self._send_all(replies)
+                    view = self._read_at_once(offset, size)
+                    if view is None:
                         return count, budget
-                except OSError:
-                    return count, budget  # the plain path meets the same error and reports it
-                reply = (_written(unique, size),)
-            else:
-                return count, budget
-            budget -= 1 + (size >> _COST_BITS)
+                    replies.append((_pack(_HEAD_SIZE + size, 0, unique), view))
+                elif opcode == fuse.WRITE and file.writable and count == _READ_SIZE + size:
+                    if self._filled:
+                        self._send_all(replies)  # what was read may be a view of what changes now
+                    if not _is_written(file.backend, offset, payload[:size]):
+                        return count, budget
+                    replies.append((_written(unique, size),))
+                else:
+                    return count, budget
+                cost += 1 + (size >> _COST_BITS)
+                if cost >= self._together:
+                    budget -= cost
+                    cost = 0
+                    self._send_all(replies)
+                    self._together = min(2 * self._together, _TOGETHER)
+            return 0, budget
+        finally:
+            self._send_all(replies)
+
+    def _read_at_once(self, offset: int, size: int) -> memoryview | None:
+        """Return what is read, in the outbox or as a view; None if it must be waited for."""
+        backend = self._file.backend
+        start = self._filled
+        if size >= _VIEW_MIN:
+            view = backend.view_nowait(offset, size)
+            if view is not None:
+                self._filled = start + _PAGE
+                return view
+        payload = self._outbox[start : start + size]
+        try:
+            if size > fuse.MAX_PAYLOAD or not backend.read_nowait(offset, payload):
+                return None
+        except OSError:
+            return None  # the plain path meets the same error and reports it
+        self._filled = start + (size + _PAGE - 1 & -_PAGE)
+        return payload
+
+    def _send_all(self, replies: list[tuple[bytes | memoryview, ...]]) -> None:
+        """Send replies, and forget them."""
+        fd = self._fd
+        for reply in replies:
             try:
                 _writev(fd, reply)
             except OSError as exc:
                 self._refused(exc)
-        return 0, budget
+        replies.clear()
+        self._filled = 0
 
     def _serve_next(self, count: int) -> int:
         """Begin the request in the inbox, which has `count` bytes; return what it costs."""
@@ -248,8 +297,7 @@ class NativeEngine:
         size: int
         length, opcode, unique, node, offset, size = _unpack(inbox.room)
         if opcode == fuse.READ and node == fuse.ROOT_ID and length == count == _READ_SIZE:
-            if not self._read_at_once(unique, offset, size):
-                self._read_waiting(unique, offset, size)
+            self._read_waiting(unique, offset, size)
             return 1 + (size >> _COST_BITS)
         self._serve_other(inbox, opcode, unique, count)
         return 1 + (count >> _COST_BITS)
@@ -328,24 +376,6 @@ class NativeEngine:
             raise exc
 
     # Reading and writing
-
-    def _read_at_once(self, unique: int, offset: int, size: int) -> bool:
-        """Fast path: a read whose data is in memory goes through the outbox."""
-        backend = self._file.backend
-        if offset + size > backend.length() or size > fuse.MAX_PAYLOAD:
-            return False
-        if size != self._length:
-            self._length = size
-            self._payload = self._outbox[_PAGE : _PAGE + size]
-            self._message = self._outbox[_OUT : _PAGE + size]
-        try:
-            if not backend.read_nowait(offset, self._payload):
-                return False
-        except OSError:
-            return False  # the slow path meets the same error and reports it
-        _pack_into(self._outbox, _OUT, _HEAD_SIZE + size, 0, unique)
-        self._send(self._message)
-        return True
 
     def _read_waiting(self, unique: int, offset: int, size: int) -> None:
         """Begin a read that must wait: without a coroutine where the node can do that."""
