@@ -70,37 +70,49 @@ class Operation:
         self.result = 0
 
 
-class PooledOperation(Operation):
-    """An operation with memory of its own.
+class LateOperation(Operation):
+    """An operation that goes down the graph before it gets to the kernel.
 
     Attributes:
-        memory: A page, then the payload.
-        piece: The payload as its owner last wanted it, with some bytes in front; see :meth:`cut`.
         holds: What layers claimed for it, the lowest one's last.
         origin: The offset that its owner meant.
-        tag: Its owner's, e.g. whose reply it is.
-        flags: Its owner's.
-        size: Bytes of payload that there is room for.
     """
 
-    __slots__ = ("_home", "flags", "holds", "memory", "origin", "piece", "size", "tag")
+    __slots__ = ("holds", "origin")
 
-    def __init__(self, size: int, home: list[PooledOperation]) -> None:
-        memory = AlignedBuffer(HEAD + size)
-        super().__init__(_NOBODY, memory.address + HEAD, 0, 0, memory)
-        self.memory = memory
-        self.size = size
+    def __init__(self, address: int, keep: object) -> None:
+        super().__init__(_NOBODY, address, 0, 0, keep)
         self.holds: list[Any] = []
         self.origin = 0
-        self.tag = 0
-        self.flags = 0
-        self.piece = memory.view[:0]
-        self._home = home
 
     @property
     def is_full(self) -> bool:
         """Whether all was moved."""
         return self.result == self.length
+
+
+class PooledOperation(LateOperation):
+    """An operation with memory of its own.
+
+    Attributes:
+        memory: A page, then the payload.
+        piece: The payload as its owner last wanted it, with some bytes in front; see :meth:`cut`.
+        tag: Its owner's, e.g. whose reply it is.
+        flags: Its owner's.
+        size: Bytes of payload that there is room for.
+    """
+
+    __slots__ = ("_home", "flags", "memory", "piece", "size", "tag")
+
+    def __init__(self, size: int, home: list[PooledOperation]) -> None:
+        memory = AlignedBuffer(HEAD + size)
+        super().__init__(memory.address + HEAD, memory)
+        self.memory = memory
+        self.size = size
+        self.tag = 0
+        self.flags = 0
+        self.piece = memory.view[:0]
+        self._home = home
 
     def payload(self) -> memoryview:
         """Return what was read, or what is to be written."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qsd.block.mapping import ST_ALLOCATED, ST_DATA, ST_ZERO, Status
 from qsd.block.node import Node, _refuse_read, refuse_view
@@ -23,7 +23,6 @@ from qsd.errors import os_error
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from qsd.aio.operations import PooledOperation
     from qsd.block.graph import Edge, Graph
     from qsd.block.late import Route
     from qsd.block.runs import Runs
@@ -225,14 +224,15 @@ class Backend:
         """Return the length of the node in bytes."""
         return self.node.length()
 
-    def route(self, is_write: bool, done: Callable[[list[PooledOperation]], None]) -> Route | None:
+    def route(self, is_write: bool, done: Callable[[list[Any]], None]) -> Route | None:
         """Return the fast path for many reads or writes that wait for a device.
 
         It refuses everything once :attr:`generation` has changed.
 
         Args:
             is_write: Writes, not reads.
-            done: Called from the loop with operations that have ended together.
+            done: Called from the loop with operations (of one class, the owner's) that have ended
+                together.
 
         Returns:
             None if there is none now: drained, no io_uring, or a graph that cannot do it.

@@ -25,18 +25,20 @@ Measured: a 4 KiB read with O_DIRECT, without the kernel's part, takes 3 us wher
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from qsd.aio.operations import READ, WRITE
 from qsd.util.namedtuple import NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from qsd.aio.fdio import FileIO
-    from qsd.aio.operations import PooledOperation
+    from qsd.aio.operations import LateOperation, PooledOperation
     from qsd.aio.rangelock import RangeLock
     from qsd.aio.uring import Ring
+
+AnyLate = TypeVar("AnyLate", bound="LateOperation")
 
 _REFUSED: Final = -errno.EAGAIN
 
@@ -76,10 +78,10 @@ class Written(Protocol):
 class LateLayer(Protocol):
     """What one node, or its driver, has to do with operations that pass it."""
 
-    def begin(self, operations: list[PooledOperation]) -> list[PooledOperation]:
+    def begin(self, operations: Sequence[AnyLate]) -> list[AnyLate]:
         """Let operations pass; return those that may not, as they were."""
 
-    def end(self, operations: list[PooledOperation]) -> None:
+    def end(self, operations: Sequence[LateOperation]) -> None:
         """These, which passed, have ended, in whatever way: give up what is held for them."""
 
 
@@ -116,7 +118,7 @@ class WriteLayer:
         self._align = align
         self._lock = lock
 
-    def begin(self, operations: list[PooledOperation]) -> list[PooledOperation]:
+    def begin(self, operations: Sequence[AnyLate]) -> list[AnyLate]:
         """Claim the ranges."""
         claim, mask, refused = self._lock.claim_nowait, self._align - 1, []
         for operation in operations:
@@ -128,7 +130,7 @@ class WriteLayer:
                 operation.holds.append(hold)
         return refused
 
-    def end(self, operations: list[PooledOperation]) -> None:
+    def end(self, operations: Sequence[LateOperation]) -> None:
         """Give up the claims and account for the changes."""
         node, release = self._node, self._lock.release
         for operation in operations:
@@ -151,7 +153,7 @@ class MappedLayer:
         self._locate = locate
         self._ranges = ranges
 
-    def begin(self, operations: list[PooledOperation]) -> list[PooledOperation]:
+    def begin(self, operations: Sequence[AnyLate]) -> list[AnyLate]:
         """Find the extents, and hold them where they are."""
         locate, claim, refused = self._locate, self._ranges.claim_nowait, []
         for operation in operations:
@@ -165,7 +167,7 @@ class MappedLayer:
                 operation.offset = host
         return refused
 
-    def end(self, operations: list[PooledOperation]) -> None:
+    def end(self, operations: Sequence[LateOperation]) -> None:
         """Let the extents be moved and freed."""
         release = self._ranges.release
         for operation in operations:
@@ -177,6 +179,7 @@ class Route:
 
     Attributes:
         is_direct: The page cache is passed by, so that there is no use in asking it.
+        memory_align: What addresses must be multiples of.
     """
 
     __slots__ = (
@@ -188,6 +191,7 @@ class Route:
         "_opcode",
         "_ring",
         "is_direct",
+        "memory_align",
     )
 
     def __init__(
@@ -196,7 +200,7 @@ class Route:
         path: LatePath,
         ring: Ring,
         is_write: bool,
-        done: Callable[[list[PooledOperation]], None],
+        done: Callable[[list[Any]], None],
     ) -> None:
         """Make a route; see :meth:`Backend.route`."""
         self._backend = backend
@@ -207,6 +211,7 @@ class Route:
         self._opcode = WRITE if is_write else READ
         self._done = done
         self.is_direct = path.io.bounce is not None
+        self.memory_align = path.io.memory_align
 
     def shelf(self, length: int) -> list[PooledOperation]:
         """Return the unused operations of a length; see :meth:`OperationPool.shelf`."""
@@ -219,11 +224,12 @@ class Route:
         operation.sink = self
         return operation
 
-    def begin(self, operations: list[PooledOperation]) -> list[PooledOperation]:
-        """Begin operations that were taken from here.
+    def begin(self, operations: list[AnyLate]) -> list[AnyLate]:
+        """Begin operations.
 
         Args:
-            operations: In one piece inside of the backend's length each.
+            operations: Taken from here, or with their owner's memory, aligned to `memory_align`;
+                each inside of the backend's length.
 
         Returns:
             Those that were not begun; the owner is told of the end of the others from the loop,
@@ -231,7 +237,7 @@ class Route:
         """
         if self._generation != self._backend.generation:
             return operations
-        refused: list[PooledOperation] = []
+        refused: list[AnyLate] = []
         for index, layer in enumerate(self._layers):
             if stopped := layer.begin(operations):
                 operations = self._stop(operations, stopped, index)
@@ -249,9 +255,7 @@ class Route:
             self._ring.start_all(self._opcode, self._io.fd, operations)
         return refused
 
-    def _stop(
-        self, operations: list[PooledOperation], stopped: list[PooledOperation], index: int
-    ) -> list[PooledOperation]:
+    def _stop(self, operations: list[AnyLate], stopped: list[AnyLate], index: int) -> list[AnyLate]:
         """Take back operations that layer number `index` has refused; return the others."""
         for operation in stopped:
             operation.result = _REFUSED
@@ -259,7 +263,7 @@ class Route:
             layer.end(stopped)
         return [operation for operation in operations if operation not in stopped]
 
-    def finished(self, operations: list[PooledOperation]) -> None:
+    def finished(self, operations: list[Any]) -> None:
         """Tell layers, then the owner, of operations that have ended."""
         for layer in reversed(self._layers):
             layer.end(operations)

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Final
 
 from qsd.aio import eager
 from qsd.errors import PeerError, QmpError
+from qsd.exports.virtio_late import LateShapes
 from qsd.wire.virtio import blk
 from qsd.wire.virtio.memory import Region
 from qsd.wire.virtio.ring import area_sizes
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
     from qsd.exports.vhost_log import DirtyLog
     from qsd.exports.virtio_blk import VirtioBlk
+    from qsd.exports.virtio_late import GuestOperation
     from qsd.wire.virtio.inflight import InflightLog
     from qsd.wire.virtio.ring import SplitRing
     from qsd.wire.virtio.usual import Shape
@@ -70,6 +72,7 @@ class BlkQueue:
         "_idle",
         "_idle_since",
         "_kick",
+        "_late",
         "_log",
         "_loop",
         "_region",
@@ -141,6 +144,7 @@ class BlkQueue:
         usable = self._dirty is None and not self._region.view.readonly
         region = self._region if usable else _NO_REGION
         self._usual = UsualRequests(ring.desc, region, indirect=ring.indirect)
+        self._late = LateShapes(self._device, region, self._late_ended) if region.size else None
 
     # Life cycle
 
@@ -269,7 +273,10 @@ class BlkQueue:
         if log is not None:
             for head in heads:
                 log.begin(head)
-        for head, shape in self._serve_at_once(heads):
+        rest = self._serve_at_once(heads)
+        if rest and self._late is not None:
+            rest = self._begin_late(rest, self._late)
+        for head, shape in rest:
             if shape is None:
                 self._begin(blk.request(ring.chain(head)))
             else:
@@ -295,7 +302,7 @@ class BlkQueue:
             if shape is None:
                 rest.append((head, None))
                 continue
-            _, at, is_read, view, length, status = shape
+            _, at, is_read, view, length, status, _ = shape
             kind, sector = _header(memory, at)
             offset = sector * blk.SECTOR
             try:
@@ -314,12 +321,49 @@ class BlkQueue:
                 finished += head, length + 1 if is_read else 1
             else:
                 rest.append((head, shape))
+        self._push_all(finished)
+        return rest
+
+    def _begin_late(
+        self, chains: list[tuple[int, Shape | None]], late: LateShapes
+    ) -> list[tuple[int, Shape | None]]:
+        """Fast path: begin what waits for a device; return what is left."""
+        if self.in_flight + len(chains) > self.ring.size:
+            return chains  # there is something wrong, which the plain path meets
+        left = late.begin(chains, self._usual.memory)
+        self.in_flight += len(chains) - len(left)
+        return left
+
+    def _late_ended(self, operations: list[GuestOperation]) -> None:
+        """Give back chains whose payload was moved all at once, and call the driver."""
+        if self._dirty is not None:
+            for operation in operations:
+                self._moved(operation.request(), operation.is_full)
+            return
+        finished: list[int] = []
+        failed: list[blk.Request] = []
+        for operation in operations:
+            if operation.result == operation.length:
+                operation.memory[operation.shape.status] = blk.OK
+                finished += operation.head, operation.written
+            else:
+                failed.append(operation.request())
+        try:
+            self._push_all(finished)
+        except PeerError as exc:
+            self._break(exc)
+        self._leave(len(finished) // 2)
+        self._signal()
+        for request in failed:
+            self._start(request)
+
+    def _push_all(self, finished: list[int]) -> None:
+        """Give chains back: heads, and how much was written for each."""
         if self._log is None:
             self.ring.push_all(finished)
         else:
             for index in range(0, len(finished), 2):
                 self._push(finished[index], finished[index + 1])
-        return rest
 
     def _begin(self, request: blk.Request) -> None:
         """Begin a request that may have to wait.
@@ -364,10 +408,13 @@ class BlkQueue:
                 self._log_ring(self._dirty)
         except PeerError as exc:
             self._break(exc)
-        self.in_flight -= 1
         if not self._signalling:
             self._signalling = True
             self._loop.call_soon(self._signal)
+        self._leave(1)
+
+    def _leave(self, count: int) -> None:
+        self.in_flight -= count
         if not self.in_flight:
             for future in self._idle:
                 if not future.done():

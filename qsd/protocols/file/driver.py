@@ -52,12 +52,13 @@ from qsd.util.extents import Extents
 from qsd.util.ranges import align_up
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from qsd.aio.operations import PooledOperation
-    from qsd.block.late import LatePath
+    from qsd.aio.operations import LateOperation
+    from qsd.block.late import AnyLate, LatePath
     from qsd.block.node import Node
     from qsd.block.open import ChildOpener
+    from qsd.block.runs import Runs
     from qsd.qapi.schema.block_protocols import BlockdevOptionsFile
 
 #: What makes an auto-read-only file writable.
@@ -74,12 +75,12 @@ class _LateWrites:
     def __init__(self, driver: FileDriver) -> None:
         self._driver = driver
 
-    def begin(self, operations: list[PooledOperation]) -> list[PooledOperation]:
+    def begin(self, operations: Sequence[AnyLate]) -> list[AnyLate]:
         """Let them pass, but for those that would make the file longer."""
         size = self._driver.size
         return [each for each in operations if each.offset + each.length > size]
 
-    def end(self, operations: list[PooledOperation]) -> None:
+    def end(self, operations: Sequence[LateOperation]) -> None:
         """Take note that something was written, which is to be made durable some time."""
         self._driver.note_written(len(operations))
 

@@ -49,6 +49,7 @@ class Shape(NamedTuple):
         payload: The payload's memory: at least one sector, whole ones.
         length: Its length.
         status: Where the status byte lies.
+        place: Where the payload lies in :attr:`UsualRequests.memory`.
     """
 
     head: int
@@ -57,6 +58,7 @@ class Shape(NamedTuple):
     payload: memoryview
     length: int
     status: int
+    place: int
 
 
 class UsualRequests:
@@ -152,4 +154,6 @@ class UsualRequests:
             return None
         payload = self.memory[data - base : data - base + length]
         is_read = bool(second & D_WRITE)
-        return Shape(second_at - 1, header - base, is_read, payload, length, status - base)
+        return Shape(
+            second_at - 1, header - base, is_read, payload, length, status - base, data - base
+        )
