@@ -28,7 +28,7 @@ from qsd.wire import vhost_user as vhost
 from qsd.wire.virtio import blk
 from qsd.wire.virtio.inflight import InflightLog, region_size
 from qsd.wire.virtio.memory import GuestMemory, Region
-from qsd.wire.virtio.ring import SplitRing, area_sizes
+from qsd.wire.virtio.ring import F_VERSION_1, SplitRing, area_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -117,20 +117,21 @@ class VhostSession:
         self._backend_channel: socket.socket | None = None
         self._failure: str | None = None
         self._handlers: dict[int, Callable[[vhost.Message], Awaitable[bytes | None]]] = {
+            vhost.NONE: self._nothing,
             vhost.GET_FEATURES: self._get_features,
             vhost.SET_FEATURES: self._set_features,
             vhost.SET_OWNER: self._nothing,
             vhost.RESET_OWNER: self._nothing,
             vhost.SET_MEM_TABLE: self._set_mem_table,
             vhost.SET_LOG_BASE: self._set_log_base,
-            vhost.SET_LOG_FD: self._nothing,
+            vhost.SET_LOG_FD: self._with_fd,
             vhost.SET_VRING_NUM: self._set_vring_num,
             vhost.SET_VRING_ADDR: self._set_vring_addr,
             vhost.SET_VRING_BASE: self._set_vring_base,
             vhost.GET_VRING_BASE: self._get_vring_base,
             vhost.SET_VRING_KICK: self._set_vring_kick,
             vhost.SET_VRING_CALL: self._set_vring_call,
-            vhost.SET_VRING_ERR: self._nothing,
+            vhost.SET_VRING_ERR: self._set_vring_err,
             vhost.GET_PROTOCOL_FEATURES: self._get_protocol_features,
             vhost.SET_PROTOCOL_FEATURES: self._set_protocol_features,
             vhost.GET_QUEUE_NUM: self._get_queue_num,
@@ -246,7 +247,8 @@ class VhostSession:
 
     async def _handle(self, message: vhost.Message) -> None:
         handler = self._handlers.get(message.request)
-        answers = bool(self._protocol & vhost.P_REPLY_ACK) and message.needs_reply
+        # Whether it was agreed on or not (REPLY_ACK): who does not want an answer does not ask.
+        answers = message.needs_reply
         try:
             if handler is None:
                 raise PeerError(f"unknown request {message.request}", survives=True)
@@ -282,13 +284,20 @@ class VhostSession:
     async def _nothing(self, message: vhost.Message) -> None:
         """Accepted, and without meaning here."""
 
+    async def _with_fd(self, message: vhost.Message) -> None:
+        """Accepted, and without meaning here, if a descriptor came along."""
+        if len(message.fds) != 1:
+            raise PeerError("a message without the descriptor it needs")
+
     async def _get_features(self, message: vhost.Message) -> bytes:
         return vhost.number(self._device.features() | _TRANSPORT_FEATURES)
 
     async def _set_features(self, message: vhost.Message) -> None:
-        features = vhost.parse_number(message.body)
-        if features & ~(self._device.features() | _TRANSPORT_FEATURES):
-            raise PeerError(f"features {features:#x} were not offered", survives=True)
+        # Bits that were not offered mean nothing, as to the C daemon.
+        offered = self._device.features() | _TRANSPORT_FEATURES
+        features = vhost.parse_number(message.body) & offered
+        if not features & F_VERSION_1:
+            raise PeerError("a driver for legacy devices")
         self._features = features
         self._log_again()
 
@@ -403,10 +412,13 @@ class VhostSession:
     async def _set_vring_addr(self, message: vhost.Message) -> None:
         address = vhost.parse_ring_address(message.body)
         queue = self._queue(address.queue)
+        for place in (address.desc, address.used, address.avail):
+            self._memory.find_user(place, 1)
         queue.address = address
         if queue.runner is not None:
             queue.runner.use_ring(self._make_ring(queue, queue.runner.ring.last_avail))
             self._log_queue(queue)
+        self._maybe_run(address.queue, queue)
 
     async def _set_vring_base(self, message: vhost.Message) -> None:
         index, base = vhost.parse_state(message.body)
@@ -451,6 +463,12 @@ class VhostSession:
         if old >= 0:
             os.close(old)
 
+    async def _set_vring_err(self, message: vhost.Message) -> None:
+        index, has_fd = vhost.parse_ring_fd(message.body)
+        self._queue(index)
+        if has_fd:
+            await self._with_fd(message)
+
     async def _set_vring_enable(self, message: vhost.Message) -> None:
         index, enabled = vhost.parse_state(message.body)
         queue = self._queue(index)
@@ -463,6 +481,8 @@ class VhostSession:
     def _maybe_run(self, index: int, queue: _Queue) -> None:
         if queue.runner is not None or not queue.enabled or queue.kick < 0:
             return
+        if queue.address is None:
+            return  # it may still come
         log = None
         if self._inflight is not None:
             region, size = self._inflight

@@ -7,7 +7,8 @@ travel with its first byte::
 
     request 32 | flags 32 | size 32 | size bytes of body
 
-Flags: bits 0-1 are the version (1), bit 2 marks a reply, bit 3 asks for an acknowledgement.
+Flags: bits 0-1 are the version (1), bit 2 marks a reply, bit 3 asks for an acknowledgement.  Only
+the last one is looked at, as by the C daemon.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from qsd.errors import PeerError
 from qsd.util.namedtuple import NamedTuple
 
 # Requests of the front end.
+NONE = 0
 GET_FEATURES, SET_FEATURES, SET_OWNER, RESET_OWNER, SET_MEM_TABLE = 1, 2, 3, 4, 5
 SET_LOG_BASE, SET_LOG_FD = 6, 7
 SET_VRING_NUM, SET_VRING_ADDR, SET_VRING_BASE, GET_VRING_BASE = 8, 9, 10, 11
@@ -41,7 +43,6 @@ P_MQ, P_LOG_SHMFD, P_REPLY_ACK, P_BACKEND_REQ, P_CONFIG = 1 << 0, 1 << 1, 1 << 3
 P_INFLIGHT_SHMFD, P_CONFIGURE_MEM_SLOTS = 1 << 12, 1 << 15
 
 _VERSION = 1
-_VERSION_MASK = 3
 _FLAG_REPLY = 4
 _FLAG_NEED_REPLY = 8
 
@@ -142,8 +143,6 @@ class Decoder:
             return None
         if self._header is None:
             request, flags, size = _HEADER.unpack(self._data)
-            if flags & _VERSION_MASK != _VERSION or flags & _FLAG_REPLY:
-                raise PeerError(f"message with flags {flags:#x}")
             if size > MAX_BODY:
                 raise PeerError(f"message of {size} bytes")
             self._header = request, flags, size

@@ -196,7 +196,6 @@ def test_acknowledgements() -> None:
         frontend.negotiate()
         assert frontend.command(vf.SET_OWNER) == 0
         assert frontend.command(99) == 1
-        assert frontend.command(vf.SET_FEATURES, struct.pack("<Q", 1 << 40)) == 1
         assert frontend.command(vf.SET_CONFIG, struct.pack("<III", 0, 1, 0) + b"\1") == 1
         assert frontend.command(vf.SET_CONFIG, struct.pack("<III", 32, 1, 0) + b"\0") == 0
         assert frontend.config()[32] == 0
@@ -217,7 +216,6 @@ HOSTILE: dict[str, Callable[[Frontend], None]] = {
     "no queue 2": lambda f: f.send(vf.SET_VRING_NUM, struct.pack("<II", 2, 64)),
     "short": lambda f: f.send(vf.SET_VRING_NUM, b"1234"),
     "long": lambda f: f.sock.sendall(struct.pack("<III", 1, 1, 1 << 30)),
-    "version": lambda f: f.send(1, flags=2),
     "memory without a file": lambda f: f.send(vf.SET_MEM_TABLE, region(4096)),
     "memory beyond its file": lambda f: f.send(vf.SET_MEM_TABLE, region(1 << 40), [f.memfd]),
     "memory far away": lambda f: f.send(vf.SET_MEM_TABLE, region(4096, 1 << 63), [f.memfd]),
@@ -227,6 +225,10 @@ HOSTILE: dict[str, Callable[[Frontend], None]] = {
     "many descriptors": lambda f: f.send(vf.SET_OWNER, fds=[f.memfd] * 40),
     "kick without event": lambda f: f.send(vf.SET_VRING_KICK, u64(0)),
     "call without event": lambda f: f.send(vf.SET_VRING_CALL, u64(0)),
+    "error without event": lambda f: f.send(vf.SET_VRING_ERR, u64(0)),
+    "log without event": lambda f: f.send(vf.SET_LOG_FD),
+    "legacy driver": lambda f: f.send(vf.SET_FEATURES, u64(vf.F_PROTOCOL)),
+    "ring in no memory": lambda f: f.send(vf.SET_VRING_ADDR, bytes(40)),
     "channel that is no socket": lambda f: f.send(vf.SET_BACKEND_REQ_FD, b"", [f.memfd]),
     "config beyond": lambda f: f.send(vf.GET_CONFIG, struct.pack("<III", 0, 1 << 31, 0)),
     "inflight too small": lambda f: f.send(
@@ -244,6 +246,41 @@ def test_hostile_messages_end_the_session_only(name: str) -> None:
             frontend.receive()
 
     assert len(serve(use)) == 1
+
+
+def test_what_is_overlooked() -> None:
+    """As by the C daemon: nothing, features that nobody offered, an answer not agreed on."""
+
+    def use(frontend: Frontend) -> None:
+        frontend.send(vf.NONE, b"12345678")
+        frontend.send(vf.SET_FEATURES, u64((1 << 64) - 1))
+        event = os.eventfd(0)
+        try:
+            frontend.send(vf.SET_VRING_ERR, u64(0), [event])
+            frontend.send(vf.SET_LOG_FD, b"", [event])
+        finally:
+            os.close(event)
+        assert frontend.command(vf.SET_OWNER) == 0
+
+    assert serve(use) == []
+
+
+def test_addresses_may_come_last() -> None:
+    def use(frontend: Frontend) -> None:
+        frontend.negotiate()
+        frontend.set_memory()
+        queue = vf.Queue(frontend, 0, 64, 0)
+        frontend.queues.append(queue)
+        frontend.send(vf.SET_VRING_NUM, struct.pack("<II", 0, 64))
+        frontend.send(vf.SET_VRING_KICK, u64(0), [queue.kick])
+        frontend.send(vf.SET_VRING_CALL, u64(0), [queue.call])
+        frontend.send(vf.SET_VRING_ENABLE, struct.pack("<II", 0, 1))
+        base = vf.USER_BASE
+        body = struct.pack("<IIQQQQ", 0, 0, base, base + queue.used, base + queue.avail, 0)
+        frontend.send(vf.SET_VRING_ADDR, body)
+        assert frontend.request(vf.GET_ID, read=20)[0] == 0
+
+    assert serve(use) == []
 
 
 def test_a_kick_that_cannot_be_waited_for() -> None:
