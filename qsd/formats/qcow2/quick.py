@@ -145,6 +145,7 @@ class QuickWriter:
             return -1
         bits = image.geometry.cluster_bits
         host = run[0] << bits
+        node = image.data_edge.node
         done = False
         try:
             if (
@@ -152,10 +153,12 @@ class QuickWriter:
                 and (host >= image.high_water or not must_be_zero)
                 and image.overlaps.find(host, count << bits) is None
             ):
-                done = image.data_edge.node.write_nowait(host + within, view)
+                done = node.write_nowait(host + within, view)
         finally:
             if not done:
                 image.refcounts.release_nowait(*run)
+                if node.wr_highest_offset > host:
+                    image.used(node.wr_highest_offset)  # a part may have been written
         if not done:
             return -1
         image.used(host + (count << bits))

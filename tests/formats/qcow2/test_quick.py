@@ -171,6 +171,30 @@ def test_a_failed_write_leaves_the_clusters_free(tmp_path: Path) -> None:
     _with_image(path, body)
 
 
+def test_what_was_written_in_part_is_not_taken_for_zeroes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make(tmp_path / "image", SIZE, "cluster_size=4k")
+
+    async def body(node: Node) -> None:
+        file = node.children["file"].node
+        write = file.write_nowait
+
+        def write_half(offset: int, view: memoryview) -> bool:
+            assert write(offset, view[: len(view) // 2])
+            return False
+
+        with monkeypatch.context() as patch:
+            patch.setattr(file, "write_nowait", write_half)
+            assert not driver_of(node).write_nowait(20 * UNIT + 512, data_of(7, 2048))
+        await node.write(40 * UNIT + 3072, data_of(9, 512))
+        cluster = memoryview(bytearray(UNIT))
+        await node.read(40 * UNIT, cluster)
+        assert bytes(cluster) == bytes(3072) + bytes(data_of(9, 512)) + bytes(512)
+
+    _with_image(path, body)
+
+
 def test_what_is_left_to_the_plain_way(tmp_path: Path) -> None:
     need("qemu-img", "qemu-io")
     path = _image(tmp_path, "backing")
