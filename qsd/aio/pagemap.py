@@ -35,7 +35,8 @@ from qsd.aio.pagecache import CacheProbe
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: What is known to be cached is known of pieces of this size.  To ask takes some 5 us.
+#: What is known to be cached is known of pieces of this size.  To ask takes some 10 us, because the
+#: kernel looks at every page.
 _WINDOW_BITS: Final = 19
 _WINDOW: Final = 1 << _WINDOW_BITS
 _WINDOW_MASK: Final = _WINDOW - 1
@@ -44,12 +45,13 @@ _CHUNK_BITS: Final = 26
 _CHUNK: Final = 1 << _CHUNK_BITS
 #: Part of the machine's memory that may be mapped.
 _BUDGET: Final = 8
-#: Seconds; for so long it is believed what the kernel said of a window.  What it drops meanwhile
-#: was not used for longer.
-_TRUST: Final = 2.0
-#: Turns of `_TRUST` after which an unused chunk gives way to another one, and is given back.
-_YIELDS_AFTER: Final = 1
-_IDLE_AFTER: Final = 3
+#: Seconds between two looks whether somebody had to wait for a page.
+_TURN: Final = 2.0
+#: Turns for which it is believed what the kernel said of a window, if nobody had to wait.
+_TRUST: Final = 4
+#: Turns after which an unused chunk gives way to another one, and is given back.
+_YIELDS_AFTER: Final = _TRUST + 1
+_IDLE_AFTER: Final = 2 * _TRUST
 #: Chunks given back in one turn because nobody used them.
 _RELEASES: Final = 4
 
@@ -57,9 +59,6 @@ _RELEASES: Final = 4
 #: ext4, XFS, Btrfs, tmpfs, F2FS.  FUSE is out: the file might be an export of this very process.
 _FILE_SYSTEMS: Final = frozenset((0xEF53, 0x58465342, 0x9123683E, 0x01021994, 0xF2F52010))
 _STATFS_SIZE: Final = 256
-
-#: Stands for a window that is not to be mapped.
-_NOTHING: Final = memoryview(b"")
 
 
 @functools.cache
@@ -145,7 +144,7 @@ class _MappedChunk:
 class PageMaps:
     """What is mapped of all files of one event loop."""
 
-    __slots__ = ("_chunks", "_limit", "_taught", "_timer", "_turn", "probe")
+    __slots__ = ("_chunks", "_limit", "_taught", "_timer", "_turn", "_waits", "probe")
 
     def __init__(self, budget: int | None = None) -> None:
         """Start with nothing mapped.
@@ -162,6 +161,7 @@ class PageMaps:
         self._taught: set[FilePages] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._turn = 0
+        self._waits = 0
         self.probe = CacheProbe()
 
     def mapped(self) -> int:
@@ -227,12 +227,28 @@ class PageMaps:
 
     def _watch(self) -> None:
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_TRUST, self._end_turn)
+            self._timer = asyncio.get_running_loop().call_later(_TURN, self._end_turn)
+
+    def _has_waited(self) -> bool:
+        """Tell whether this process had to wait for a page since the last call."""
+        from resource import RUSAGE_SELF, getrusage
+
+        waits, self._waits = self._waits, getrusage(RUSAGE_SELF).ru_majflt
+        return waits != self._waits
+
+    def note_slowness(self) -> None:
+        """Look for the reason why a call with a view took long: maybe it waited for a disk."""
+        if self._has_waited():
+            self.forget()
 
     def _end_turn(self) -> None:
         self._timer = None
         self._turn += 1
-        self.forget()
+        if self._has_waited() or not self._turn % _TRUST:
+            self.forget()
+        else:
+            for pages in self._taught:
+                pages.reconsider()
         idle = [chunk for chunk in self._chunks if chunk.used < self._turn - _IDLE_AFTER]
         for chunk in idle[:_RELEASES]:
             self.release(chunk)
@@ -249,7 +265,7 @@ class FilePages:
         chunks: What is mapped.
     """
 
-    __slots__ = ("_can_map", "_fd", "_known", "_maps", "chunks")
+    __slots__ = ("_can_map", "_fd", "_known", "_maps", "_refused", "_size", "chunks")
 
     def __init__(self, maps: PageMaps, fd: int) -> None:
         """Start without a mapping; nothing costs anything before the first view is asked for.
@@ -262,6 +278,8 @@ class FilePages:
         self._fd = fd
         self._known: dict[int, memoryview] = {}
         self._can_map: bool | None = None  # nobody has looked yet
+        self._refused: set[int] = set()  # windows of which there are no views
+        self._size = -1  # of the file; -1 if it is not known
         self.chunks: dict[int, _MappedChunk] = {}
 
     def view_nowait(self, offset: int, length: int) -> memoryview | None:
@@ -288,13 +306,14 @@ class FilePages:
         first, last = offset >> _WINDOW_BITS, (offset + length - 1) >> _WINDOW_BITS
         if offset >> _CHUNK_BITS != (offset + length - 1) >> _CHUNK_BITS:
             return None
-        known = self._known
         for index in range(first, last + 1):
-            window = known.get(index)
+            window = self._known.get(index) or self._look(index)
             if window is None:
-                window = known[index] = self._look(index)
-                self._maps.teach(self)
+                return None
             if len(window) < min(_WINDOW, offset + length - (index << _WINDOW_BITS)):
+                # The file ended here; perhaps it has become longer when this is asked anew.
+                del self._known[index]
+                self._refused.add(index)
                 return None
         chunk = self.chunks.get(offset >> _CHUNK_BITS)
         if chunk is None:
@@ -302,23 +321,40 @@ class FilePages:
         start = offset & (_CHUNK - 1)
         return chunk.view[start : start + length]
 
-    def _look(self, index: int) -> memoryview:
-        """Return a window as far as the file goes, if all of that is cached; else nothing."""
-        start = index << _WINDOW_BITS
+    def _look(self, index: int) -> memoryview | None:
+        """Return a window that is not known, as far as the file goes, if all of that is cached."""
+        if index in self._refused:
+            return None
+        self._maps.teach(self)
+        window = None
         try:
-            if not self._may_map():
-                return _NOTHING
-            length = min(_WINDOW, os.fstat(self._fd).st_size - start)
-            if length <= 0 or not self._maps.probe.is_cached(self._fd, start, length):
-                return _NOTHING
-            view = self._maps.chunk(self, start >> _CHUNK_BITS, self._fd)
-            if view is None:
-                return _NOTHING
+            if self._may_map():
+                window = self._map(index)
         except OSError:
             self._can_map = False  # no memory, or no right: reads still work
-            return _NOTHING
+        if window is None:
+            self._refused.add(index)
+        else:
+            self._known[index] = window
+        return window
+
+    def _map(self, index: int) -> memoryview | None:
+        """Do the work of :meth:`_look`.
+
+        Raises:
+            OSError: Nothing can be mapped.
+        """
+        if self._size < 0:
+            self._size = os.fstat(self._fd).st_size
+        start = index << _WINDOW_BITS
+        length = min(_WINDOW, self._size - start)
+        if length <= 0 or not self._maps.probe.is_cached(self._fd, start, length):
+            return None
+        chunk = self._maps.chunk(self, start >> _CHUNK_BITS, self._fd)
+        if chunk is None:
+            return None
         within = start & (_CHUNK - 1)
-        return view[within : within + length]
+        return chunk[within : within + length]
 
     def _may_map(self) -> bool:
         if self._can_map is None:
@@ -328,6 +364,12 @@ class FilePages:
     def forget(self) -> None:
         """Ask anew for what is cached, because the file may have changed its shape."""
         self._known.clear()
+        self.reconsider()
+
+    def reconsider(self) -> None:
+        """Ask anew for what was refused: it may be cached by now, or the file longer."""
+        self._refused.clear()
+        self._size = -1
 
     def drop(self) -> None:
         """Give all memory back: the file is closed, or the descriptor stands for another one."""

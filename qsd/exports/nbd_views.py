@@ -43,8 +43,8 @@ MAX_RUN: Final = 256
 _MIN_RUN: Final = 8
 #: Batches that are left to the hot loop after one that was not cached for the most part.
 _PAUSE: Final = 16
-#: Seconds; a call that took longer has waited for a disk.
-_SLOW_SEND: Final = 0.005
+#: Seconds; a call that took longer may have waited for a disk.
+_SLOW_SEND: Final = 0.001
 
 #: Keys (see the messages) of a read without flags and of successful replies.
 _PLAIN_READ: Final = nbd.REQUEST_MAGIC << 32 | nbd.CMD_READ
@@ -158,7 +158,7 @@ class ViewReads:
             self._backend.graph.maps.forget()
             return 0
         if monotonic() - before > _SLOW_SEND:
-            self._backend.graph.maps.forget()
+            self._backend.graph.maps.note_slowness()
         if sent < total + count * len(parts[0]) and not self._outlet.closed:
             count = self._cut(incoming, position, parts, sent)
         return count

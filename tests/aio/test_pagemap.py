@@ -76,12 +76,13 @@ def test_shows_nothing_behind_the_end(file: tuple[Path, int]) -> None:
     _, fd = file
 
     async def main() -> None:
-        pages = FilePages(PageMaps(CHUNK), fd)
+        maps = PageMaps(CHUNK)
+        pages = FilePages(maps, fd)
         assert pages.view_nowait(3 * MIB, 3) is not None
         for offset, length in ((3 * MIB, 4), (3 * MIB + 3, 1), (50 * MIB, 1), (900 * MIB, 1)):
             assert pages.view_nowait(offset, length) is None
         os.pwrite(fd, b"more", 3 * MIB + 3)
-        pages.forget()
+        maps._end_turn()
         view = pages.view_nowait(3 * MIB, 7)
         assert view is not None
         assert fetch(view) == b"endmore"
@@ -127,7 +128,7 @@ def test_shows_only_windows_that_are_cached(file: tuple[Path, int]) -> None:
         assert pages.view_nowait(2 * MIB, 10) is not None
         os.pread(fd, MIB, MIB)
         assert pages.view_nowait(MIB + 8192, 10) is None  # as it was said
-        maps.forget()
+        maps._end_turn()
         assert pages.view_nowait(MIB + 8192, 10) is not None
         pages.drop()
 
@@ -138,7 +139,7 @@ def test_knowledge_and_memory_are_given_up_in_time(
     file: tuple[Path, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, fd = file
-    monkeypatch.setattr(pagemap, "_TRUST", 0.002)
+    monkeypatch.setattr(pagemap, "_TURN", 0.0005)
 
     async def main() -> None:
         maps = PageMaps(CHUNK)
@@ -158,8 +159,7 @@ def test_knowledge_and_memory_are_given_up_in_time(
     run(main())
 
 
-def test_only_so_much_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pagemap, "_TRUST", 0.002)
+def test_only_so_much_is_mapped(tmp_path: Path) -> None:
     path = tmp_path / "large"
     fd = os.open(path, os.O_RDWR | os.O_CREAT)
     for index in range(3):
@@ -173,10 +173,11 @@ def test_only_so_much_is_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert pages.view_nowait(CHUNK, 10) is not None
         assert pages.view_nowait(CHUNK - 5, 10) is None  # in two chunks
         assert pages.view_nowait(2 * CHUNK, 10) is None  # nobody gives way at once
-        assert maps.mapped() == 2 * CHUNK
-        while pages.view_nowait(2 * CHUNK, 10) is None:
+        for _ in range(6):
+            maps._end_turn()
             assert pages.view_nowait(0, 10) is not None
-            await asyncio.sleep(0.001)
+        assert maps.mapped() == 2 * CHUNK
+        assert pages.view_nowait(2 * CHUNK, 10) is not None
         assert maps.mapped() == 2 * CHUNK
         assert sorted(pages.chunks) == [0, 2]  # the one that was not used gave way
         pages.drop()
@@ -285,5 +286,40 @@ def test_views_are_like_reads(file: tuple[Path, int], steps: list[tuple[str, int
         view = None
         pages.drop()
         assert not mappings(path)
+
+    run(main())
+
+
+def test_who_had_to_wait_asks_again(
+    file: tuple[Path, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as nobody had to wait for a page, what the kernel said is believed."""
+    _, fd = file
+    waits = [0]
+    monkeypatch.setattr(
+        "resource.getrusage", lambda who: type("Usage", (), {"ru_majflt": waits[0]})
+    )
+
+    async def main() -> None:
+        maps = PageMaps(CHUNK)
+        pages = FilePages(maps, fd)
+        asked: list[int] = []
+
+        def note(self: CacheProbe, fd: int, offset: int, length: int) -> bool:
+            asked.append(offset)
+            return True
+
+        monkeypatch.setattr(CacheProbe, "is_cached", note)
+        for _ in range(3):
+            assert pages.view_nowait(0, 10) is not None
+            maps.note_slowness()
+        assert asked == [0]
+        waits[0] += 1
+        maps.note_slowness()
+        assert pages.view_nowait(0, 10) is not None
+        maps.note_slowness()
+        assert pages.view_nowait(0, 10) is not None
+        assert asked == [0, 0]
+        pages.drop()
 
     run(main())
