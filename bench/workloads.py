@@ -89,6 +89,14 @@ def fio_on(
     return run
 
 
+def _direct(kind: str, pattern: str, aio: str = "io_uring", b: str = "4k") -> Run:
+    """Make a workload that goes around the page cache."""
+    depth = {"4k": 32, "64k": 16, "1M": 8}[b]
+    how = f",cache.direct=on,aio={aio}"
+    image = f"full.{kind}"
+    return fio_on(image, pattern, b, depth, cold=True, extra=how, top=",cache.direct=on")
+
+
 def fio_fresh(pattern: str, block: str, depth: int, total: str, kind: str = "plain") -> Run:
     """Make a workload of fio on a new image: empty, over a backing file, or with a snapshot."""
 
@@ -292,23 +300,20 @@ def table() -> list[Workload]:
                 3,
             ),
         ]
-    for aio in ("threads", "native", "io_uring"):
-        rows.append(
-            Workload(
-                f"raw 4k random read QD32 direct {aio}",
-                fio_on(
-                    "full.raw",
-                    "randread",
-                    "4k",
-                    32,
-                    cold=True,
-                    extra=f",cache.direct=on,aio={aio}",
-                    top=",cache.direct=on",
-                ),
-                "op/s",
-                1,
-            )
+    rows += [
+        Workload(
+            f"raw 4k random read QD32 direct {aio}", _direct("raw", "randread", aio), "op/s", 1
         )
+        for aio in ("threads", "native", "io_uring")
+    ]
+    rows += [
+        Workload("raw 4k random write QD32 direct", _direct("raw", "randwrite"), "op/s", 1),
+        Workload("qcow2 4k random read QD32 direct", _direct("qcow2", "randread"), "op/s", 1),
+        Workload("qcow2 4k random write QD32 direct", _direct("qcow2", "randwrite"), "op/s", 1),
+        Workload("raw 64k random read QD16 direct", _direct("raw", "randread", b="64k"), "op/s", 1),
+        Workload("raw 1M sequential read QD8 direct", _direct("raw", "read", b="1M"), "op/s", 1),
+        Workload("raw 1M sequential write QD8 direct", _direct("raw", "write", b="1M"), "op/s", 1),
+    ]
     to_raw = ("qemu-img", "convert", "-n", "-f", "raw", "-O", "raw")
     return [
         *rows,
