@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 from typing import TYPE_CHECKING, Any
 
 from qsd.block.mapping import ST_ALLOCATED, ST_DATA, ST_ZERO, Status
@@ -26,6 +27,14 @@ if TYPE_CHECKING:
     from qsd.block.graph import Edge, Graph
     from qsd.block.late import Route
     from qsd.block.runs import Runs
+
+
+@functools.cache
+def _chain_runs_nowait() -> Callable[[Node, int, int, int], Runs | None]:
+    """Import the fast path of block status; not every daemon needs it."""
+    from qsd.block.status import chain_runs_nowait
+
+    return chain_runs_nowait
 
 
 class BackendListener:
@@ -351,9 +360,7 @@ class Backend:
         edge = self.edge
         if edge is None or self.quiesced:
             return None
-        from qsd.block.status import chain_runs_nowait
-
-        return chain_runs_nowait(edge.node, offset, length, limit)
+        return _chain_runs_nowait()(edge.node, offset, length, limit)
 
     async def runs(self, offset: int, length: int, limit: int) -> Runs | None:
         """Describe several extents by one question to whom the node asks; see the driver's."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from qsd.block import perms
 from qsd.block.driver import Driver
 from qsd.block.mapping import ST_ALLOCATED, ST_DATA, ST_OFFSET, ST_ZERO, Status
-from qsd.block.status import chain_status
+from qsd.block.status import chain_runs_nowait, chain_status
 from qsd.errors import QmpError
 from qsd.util.namedtuple import NamedTuple
 
@@ -242,6 +242,14 @@ class RawDriver(Driver):
         return await self._edge.node.write_from(
             offset + self.offset, descriptor, host_offset, length
         )
+
+    def runs_nowait(self, offset: int, length: int, limit: int) -> Runs | None:
+        """Describe the child with all its layers."""
+        child, start = self._edge.node, offset + self.offset
+        available = child.length() - start
+        if available <= 0:
+            return None
+        return chain_runs_nowait(child, start, min(length, available), limit)
 
     async def runs(self, offset: int, length: int, limit: int) -> Runs | None:
         """Ask the child."""

@@ -45,6 +45,7 @@ from qsd.block.loans import Lent
 from qsd.block.mapping import MAY_UNMAP, ST_ALLOCATED, ST_DATA, ST_OFFSET, ST_ZERO, Status
 from qsd.errors import QmpError, os_error
 from qsd.protocols.file.copying import FileCopier
+from qsd.protocols.file.holes import HoleSearch
 from qsd.protocols.file.image import OpenFile, open_file, seek_size
 from qsd.protocols.file.locks import CAN_LOCK, ImageLock
 from qsd.protocols.file.prealloc import resize
@@ -113,6 +114,7 @@ class FileDriver(Driver):
         "_discards",
         "_durable",
         "_failed_discards",
+        "_holes",
         "_lock",
         "_next",
         "_perm",
@@ -149,6 +151,7 @@ class FileDriver(Driver):
         self._can_zero = True
         self._can_discard = True
         self._can_seek = True
+        self._holes = HoleSearch(self)
         self._discards = 0
         self._failed_discards = 0
         self._discard_bytes = 0
@@ -577,6 +580,14 @@ class FileDriver(Driver):
                 # Searching the file system costs milliseconds where a file is in many pieces.
                 self._data.add(offset, end)
         return Status(min(length, end - offset), ST_DATA | ST_OFFSET | ST_ALLOCATED, offset)
+
+    def note_data(self, start: int, end: int) -> None:
+        """Take note of what a search has just found."""
+        self._data.add(start, end)
+
+    def runs_nowait(self, offset: int, length: int, limit: int) -> Runs | None:
+        """Fast: several extents at once."""
+        return self._holes.runs_nowait(offset, length, limit) if self._can_seek else None
 
     # Description
 
