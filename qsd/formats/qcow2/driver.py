@@ -29,7 +29,8 @@ from qsd.formats.qcow2 import header as header_io
 from qsd.formats.qcow2.changes import Changer
 from qsd.formats.qcow2.compress import Compressor
 from qsd.formats.qcow2.image import Image
-from qsd.formats.qcow2.layout import COPIED, OFFSET_MASK, Geometry, Header
+from qsd.formats.qcow2.layout import OFFSET_MASK, Geometry, Header
+from qsd.formats.qcow2.lookups import PLAIN, EncryptedLookups, Lookups
 from qsd.formats.qcow2.mapping import Mapper
 from qsd.formats.qcow2.options import Options
 from qsd.formats.qcow2.quick import QuickWriter
@@ -38,7 +39,6 @@ from qsd.util.ranges import align_down, align_up
 from qsd.util.zeroes import ZERO_CHUNK, ZEROES
 
 if TYPE_CHECKING:
-    from array import array
     from collections.abc import Callable
 
     from qsd.block.graph import Edge
@@ -50,10 +50,9 @@ if TYPE_CHECKING:
 
 #: Bytes; the unit of encryption.
 _SECTOR = 512
-_PLAIN = (1 << 64) - 1 - COPIED
 
 
-class Qcow2Driver(MappedDriver):
+class Qcow2Driver(Lookups, MappedDriver):
     """One open qcow2 image."""
 
     name: ClassVar[str] = "qcow2"
@@ -144,6 +143,7 @@ class Qcow2Driver(MappedDriver):
             self.node.graph, image.file, image.header, given
         )
         if self._encryption is not None:
+            self._encryption.bind(EncryptedLookups(self, self.image.l2.hot))
             self.limits.request_alignment = _SECTOR
 
     def _bind(self, image: Image) -> None:
@@ -163,7 +163,9 @@ class Qcow2Driver(MappedDriver):
         self._extended = geometry.extended
         self._data_edge = image.data_edge
         # An entry without its COPIED flag and without these bits is the host offset of plain data.
-        self._not_plain = ~(OFFSET_MASK & ~self._within_mask) & _PLAIN
+        self._not_plain = ~(OFFSET_MASK & ~self._within_mask) & PLAIN
+        if self._encryption is not None:
+            self._encryption.bind(EncryptedLookups(self, image.l2.hot))
         self.granularity = geometry.cluster_size
         self.limits.discard_alignment = geometry.cluster_size
         image.lazy = image.options.lazy_refcounts and not self.node.read_only
@@ -343,82 +345,9 @@ class Qcow2Driver(MappedDriver):
             return None
         return Lent(lent.fd, lent.offset, image.loans)
 
-    # Lookups.  The hottest functions of the format: no call and no object beyond arithmetic.
-
     def data_edge(self) -> Edge:
         """Return the child with guest data."""
         return self._data_edge
-
-    def locate_data_nowait(self, offset: int, length: int) -> int:
-        """Fast: find plain data in one piece, in a cached table."""
-        table = self._hot.get(offset >> self._slice_bits)
-        if table is None:
-            return -1
-        if self._extended:
-            return self._locate_extended(table, offset, length, writable=False)
-        index = (offset >> self._bits) & self._index_mask
-        host = table[index] & _PLAIN
-        if not host or host & self._not_plain:
-            return -1
-        within = offset & self._within_mask
-        end = within + length
-        if end > self._within_mask + 1 and not self._is_run(table, index, end):
-            return -1
-        return host + within
-
-    def locate_writable_nowait(self, offset: int, length: int) -> int:
-        """Fast: like `locate_data_nowait`, for clusters that nobody shares."""
-        table = self._hot.get(offset >> self._slice_bits)
-        if table is None or not self._ready:
-            return -1
-        if self._extended:
-            return self._locate_extended(table, offset, length, writable=True)
-        index = (offset >> self._bits) & self._index_mask
-        entry = table[index]
-        if entry <= COPIED:
-            return -1
-        host = entry - COPIED
-        if host & self._not_plain:
-            return -1
-        within = offset & self._within_mask
-        end = within + length
-        if end > self._within_mask + 1 and not self._is_run(table, index, end):
-            return -1
-        return host + within
-
-    def _is_run(self, table: array[int], index: int, end: int) -> bool:
-        """Tell whether the clusters that reach to `end` behind entry `index` follow each other."""
-        size = self._within_mask + 1
-        last = index + ((end - 1) >> self._bits)
-        if last > self._index_mask:
-            return False
-        expected = table[index]
-        for entry in table[index + 1 : last + 1]:
-            expected += size
-            if entry != expected:
-                return False
-        return True
-
-    def _locate_extended(
-        self, table: array[int], offset: int, length: int, *, writable: bool
-    ) -> int:
-        """Fast: the same for extended entries, inside one cluster."""
-        index = 2 * ((offset >> self._bits) & self._index_mask)
-        entry = table[index]
-        host = entry & _PLAIN
-        if not host or host & self._not_plain or (writable and entry == host):
-            return -1
-        within = offset & self._within_mask
-        if within + length > self._within_mask + 1:
-            return -1
-        unit_bits = self._bits - 5
-        first = within >> unit_bits
-        count = ((within + length - 1) >> unit_bits) - first + 1
-        wanted = ((1 << count) - 1) << first
-        bitmap = table[index + 1]
-        if bitmap & wanted != wanted or bitmap >> 32 & wanted:
-            return -1
-        return host + within
 
     def read_nowait(self, offset: int, view: memoryview) -> bool:
         """Fast: read plain data in one piece."""
