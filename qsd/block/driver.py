@@ -112,6 +112,8 @@ class Driver:
     resettable_options: ClassVar[frozenset[str]] = frozenset()
     #: Writes with the COMPRESSED flag are understood.
     supports_compressed: ClassVar[bool] = False
+    #: They are passed on to the filtered child, whether that understands them or not.
+    passes_compressed: ClassVar[bool] = False
     #: Images can hold snapshots of themselves.
     supports_snapshots: ClassVar[bool] = False
 

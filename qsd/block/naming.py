@@ -153,7 +153,7 @@ def is_backing_overridden(node: Node) -> bool:
         return True
     if edge.node.implicit:
         return False
-    return filename(edge.node) != full_backing_filename(node)
+    return filename(edge.node) != recorded[0]
 
 
 def full_backing_filename(node: Node) -> str | None:

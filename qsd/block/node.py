@@ -416,6 +416,9 @@ class Node:
             return
         length = len(view)
         self._check_write(offset, length)
+        driver = self.driver
+        if flags & COMPRESSED and not (driver.supports_compressed or driver.passes_compressed):
+            raise os_error(errno.ENOTSUP)
         if not length:
             if flags & FUA:
                 await self.flush()

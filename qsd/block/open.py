@@ -20,11 +20,13 @@ everything that was opened for this node is closed again.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from qsd.block import perms
 from qsd.block.node import Node
 from qsd.errors import QmpError, describe, prefixed
+from qsd.qapi.model import NULL
 from qsd.util.ids import is_valid_id
 from qsd.util.namedtuple import NamedTuple
 
@@ -238,6 +240,7 @@ async def open_node(graph: Graph, options: BlockdevOptions, inherited: Inherited
         QmpError: With the text a user should read; nothing is left open.
     """
     name = options.node_name
+    _modernise(options)
     cls = graph.find_driver(options.driver)
     if cls is None:
         raise QmpError(f"Unknown driver '{options.driver}'")
@@ -275,6 +278,16 @@ async def open_node(graph: Graph, options: BlockdevOptions, inherited: Inherited
     return node
 
 
+def _modernise(options: BlockdevOptions) -> None:
+    """Replace an old way to say that there is no backing file by the present one."""
+    if getattr(options.branch, "backing", None) == "":
+        options.branch.backing = NULL
+        sys.stderr.write(
+            'warning: Use of "backing": "" is deprecated; use "backing": null instead\n'
+        )
+        sys.stderr.flush()
+
+
 def _register(graph: Graph, node: Node, name: str | None) -> None:
     if name is None:
         node.name = graph.make_name()
@@ -297,8 +310,6 @@ async def _undo(graph: Graph, node: Node, opened: bool) -> None:
 
 async def _open_backing(graph: Graph, node: Node, opener: ChildOpener) -> None:
     """Open and attach the backing file that options or image ask for."""
-    from qsd.qapi.model import NULL
-
     request = opener.backing_request
     if request is None or request.ref is NULL:
         return

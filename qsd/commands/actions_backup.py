@@ -17,6 +17,7 @@ from qsd.block import perms
 from qsd.block.status import backing_of
 from qsd.commands.transaction import DrainedAction
 from qsd.errors import QmpError, prefixed
+from qsd.filters.base import stores_compressed
 from qsd.jobs.block_job import check_not_busy
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ def _plan(args: BackupCommon, bitmap: DirtyBitmap | None) -> BackupPlan:
 def _check_nodes(ctx: Context, args: BackupCommon, source: Node, target: Node) -> None:
     if source is target:
         raise QmpError("Source and target cannot be the same")
-    if args.compress and not target.driver.supports_compressed:
+    if args.compress and not stores_compressed(target):
         raise QmpError("Compression is not supported for this drive ")
     check_not_busy(ctx.jobs, source)
     check_not_busy(ctx.jobs, target)

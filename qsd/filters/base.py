@@ -117,11 +117,19 @@ class FilterDriver(Driver):
         return Status(below.length, below.flags & _PASSED_STATUS | ST_OFFSET, offset, self.edge)
 
 
-def can_compress(node: Node) -> bool:
-    """Tell whether a node, or what it filters, stores data compressed on demand."""
+def takes_compressed(node: Node) -> bool:
+    """Tell whether a node takes requests to compress, be it only to pass them on."""
     driver = node.driver
     if isinstance(driver, FilterDriver):
-        return can_compress(driver.edge.node)
+        return driver.passes_compressed
+    return driver.supports_compressed
+
+
+def stores_compressed(node: Node) -> bool:
+    """Tell whether a node, or what it passes such requests to, stores data compressed on demand."""
+    driver = node.driver
+    if isinstance(driver, FilterDriver):
+        return driver.passes_compressed and stores_compressed(driver.edge.node)
     return driver.supports_compressed
 
 
@@ -146,4 +154,10 @@ def same_buffers(one: memoryview, other: memoryview) -> int:
     return low
 
 
-__all__ = ["FilterDriver", "can_compress", "filtered_filename", "same_buffers"]
+__all__ = [
+    "FilterDriver",
+    "filtered_filename",
+    "same_buffers",
+    "stores_compressed",
+    "takes_compressed",
+]

@@ -14,7 +14,7 @@ from qsd.aio.rangelock import RangeLock
 from qsd.block.info import driver_info
 from qsd.block.mapping import COMPRESSED
 from qsd.errors import QmpError
-from qsd.filters.base import FilterDriver, can_compress
+from qsd.filters.base import FilterDriver, takes_compressed
 from qsd.util.ranges import align_down, align_up
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class CompressDriver(FilterDriver):
         """Attach the child and see whether it compresses."""
         await super().open(options, opener)
         child = self.edge.node
-        if not can_compress(child):
+        if not takes_compressed(child):
             raise QmpError(
                 f"Compression is not supported for underlying format: {child.driver.name}"
             )

@@ -27,6 +27,7 @@ class CopyOnReadDriver(FilterDriver):
     """Copies before it reads."""
 
     name: ClassVar[str] = "copy-on-read"
+    passes_compressed: ClassVar[bool] = True
 
     __slots__ = ("_bottom",)
 

@@ -24,6 +24,7 @@ class ThrottleDriver(FilterDriver):
     """A member of a throttle group."""
 
     name: ClassVar[str] = "throttle"
+    passes_compressed: ClassVar[bool] = True
     changeable_options: ClassVar[frozenset[str]] = frozenset(("throttle-group",))
 
     __slots__ = ("_group",)

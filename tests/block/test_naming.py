@@ -128,6 +128,19 @@ def test_names_with_a_recorded_backing_file(
     run(main())
 
 
+@pytest.mark.parametrize(("path", "overridden"), [("f", False), ("sub/f", True)])
+def test_a_backing_file_is_compared_with_the_record_as_it_is_written(
+    path: str, overridden: bool
+) -> None:
+    async def main() -> None:
+        async with named_rig() as rig:
+            image = {"driver": "qcow2", "file": disk("sub/over-f")}
+            node = await rig.add(**image, backing={"driver": "raw", "file": disk(path)})
+            assert is_backing_overridden(node) is overridden
+
+    run(main())
+
+
 def test_a_recorded_backing_file_cannot_be_replaced_by_a_bare_file() -> None:
     async def main() -> None:
         async with named_rig() as rig:

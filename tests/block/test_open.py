@@ -106,6 +106,36 @@ def test_backing_errors_say_so() -> None:
     run(main())
 
 
+def test_an_empty_backing_file_is_none(capfd: pytest.CaptureFixture[str]) -> None:
+    async def main() -> None:
+        async with rig() as r:
+            await r.memory("f")
+            node = await r.add(driver="qcow2", node_name="q", file="f", backing="")
+            assert "backing" not in node.children
+
+    run(main())
+    assert capfd.readouterr().err == (
+        'warning: Use of "backing": "" is deprecated; use "backing": null instead\n'
+    )
+
+
+@pytest.mark.parametrize("name", ["f", "5a"])
+def test_generic_options_come_before_name_and_permissions(name: str) -> None:
+    async def main() -> None:
+        async with rig() as r:
+            await r.memory("f")
+            await r.add(driver="qcow2", node_name="q", file="f")
+            for more, message in (
+                ({"force_share": True}, "force-share=on can only be used with read-only images"),
+                ({"detect_zeroes": "unmap"}, "setting detect-zeroes to unmap is not allowed"),
+            ):
+                with pytest.raises(QmpError, match=f"^{message}"):
+                    await r.add(driver="qcow2", node_name=name, file="f", **more)
+            assert set(r.graph.nodes) == {"f", "q"}
+
+    run(main())
+
+
 def test_unmapping_zeroes_needs_discard() -> None:
     async def main() -> None:
         async with Rig() as r:

@@ -48,6 +48,22 @@ def test_children_that_cannot_compress() -> None:
     run(main())
 
 
+def test_filters_pass_compressed_writes_or_say_that_they_do_not() -> None:
+    async def main() -> None:
+        async with filter_rig() as rig:
+            await rig.memory("m")
+            inner = {"driver": "copy-on-read", "node-name": "c", "file": "m"}
+            node = await rig.add(driver="compress", node_name="f", file=inner)
+            with pytest.raises(OSError, match="not supported"):
+                await node.write(0, data(1, 65536), 0)
+            await refuse(
+                rig, "Compression is not supported for underlying format: preallocate",
+                driver="compress", file={"driver": "preallocate", "file": "m"},
+            )  # fmt: skip
+
+    run(main())
+
+
 def test_what_is_copied_up_is_compressed(monkeypatch: pytest.MonkeyPatch) -> None:
     async def copy_up(driver: Compressing, offset: int, length: int, flags: int) -> None:
         driver.log.append(("compressed" if flags & COMPRESSED else "plain", offset, length))
