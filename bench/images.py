@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import subprocess
 from pathlib import Path
 
@@ -43,12 +44,22 @@ def ensure(folder: Path, name: str) -> Path:
     elif name == "full.qcow2":
         create(folder, name)
         _run(folder, "qemu-io", "-f", "qcow2", "-c", f"write -P 7 0 {SIZE}", name)
+    elif name == "sparse.raw":
+        _run(folder, "qemu-img", "create", "-q", "-f", "raw", name, "4G")
+        _make_holes(path)
     elif name == "fragmented.qcow2":
         create(folder, name, size="10G")
         _fragment(folder, name)
     else:
         raise ValueError(name)
     return path
+
+
+def _make_holes(path: Path) -> None:
+    """Write every other 64 KiB of the first 1 GiB."""
+    with path.open("r+b") as file:
+        for offset in range(0, 1 << 30, 128 << 10):
+            os.pwrite(file.fileno(), b"x" * (64 << 10), offset)
 
 
 def _fragment(folder: Path, name: str) -> None:
