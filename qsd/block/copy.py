@@ -43,11 +43,20 @@ if TYPE_CHECKING:
 
 #: Bytes; what goes through one buffer.  More makes a guest's requests wait, less costs more calls.
 COPY_UNIT: Final = 1 << 20
-#: Copies between descriptors at a time: one is at work while the next ones get ready.  More would
+#: Copies between descriptors at a time: some are at work while the next ones get ready.  More would
 #: only pin ranges of the source while they queue up for the target.
-_DESCRIPTOR_COPIES: Final = 4
+_DESCRIPTOR_COPIES: Final = 8
 #: Bytes; what lies in shorter pieces is copied through a buffer.
 _MIN_RUN: Final = 256 << 10
+#: Bytes; zeroes that are shorter than the target's clusters, or than that, are copied like data.
+SMALL_HOLE: Final = 64 << 10
+#: Bytes; it is not asked any further what lies behind so much data.
+_MAX_LOOK: Final = 4 << 20
+#: Where so many holes that do not count come within so many times the shortest one that does, ...
+_MANY_SMALL: Final = 4
+_CLOSE: Final = 4
+#: ... so much more, in the same unit, is taken for data: asking would take longer than copying.
+_UNASKED: Final = 4
 
 
 class CopyError(Exception):
@@ -230,22 +239,18 @@ class RangeCopier(NodeCopier):
     async def copy_drained(self, offset: int, length: int) -> int:
         """Do what :meth:`copy` does, for the owner of a drained section of both nodes."""
         source, target = self.source.node, self.target.node
+        hole = smallest_hole(target)
         end = offset + length
-        begin = offset  # where data starts that was found and is not copied yet
         moved = 0
         while offset < end:
-            status = await source_status(source, offset, end - offset)
-            if status.flags & ST_ZERO or not status.flags & ST_DATA:
-                if begin < offset:
-                    await self.move(source, target, begin, offset - begin)
-                await self.zero_node(target, offset, status.length)
-                begin = offset + status.length
+            count, is_data = await next_extent(source, offset, end - offset, hole)
+            if is_data:
+                # In one go, however many extents it lies in: what a call costs outweighs the bytes.
+                await self.move(source, target, offset, count)
+                moved += count
             else:
-                moved += status.length
-            offset += status.length
-        if begin < offset:
-            # In one go, however many extents it lies in: what a call costs outweighs the bytes.
-            await self.move(source, target, begin, offset - begin)
+                await self.zero_node(target, offset, count)
+            offset += count
         return moved
 
     async def copy_data(self, offset: int, length: int) -> None:
@@ -290,6 +295,58 @@ async def source_status(source: Node, offset: int, length: int) -> Status:
         raise CopyError(True, offset, exc) from exc
 
 
+def smallest_hole(target: Node) -> int:
+    """Return how long zeroes must be to be worth being kept apart from data, bytes."""
+    from qsd.block.info import driver_info
+
+    return min(int(driver_info(target).get("cluster-size") or SMALL_HOLE), SMALL_HOLE)
+
+
+async def next_extent(source: Node, offset: int, length: int, hole: int) -> tuple[int, bool]:
+    """Tell how far a range is data, or zero.
+
+    Zeroes between data that are shorter than a hole count as data: copying them costs less than
+    stopping for them, and the target would not have a hole there either.
+
+    Args:
+        source: Whose content.
+        offset: Start of the range.
+        length: Its length; positive.
+        hole: Bytes; the shortest zeroes that count.
+
+    Returns:
+        For how many bytes the answer holds, and whether they are data.
+
+    Raises:
+        CopyError: The source cannot tell.
+    """
+    end = offset + length
+    position = offset
+    data_end = offset  # behind the last data that was found
+    small, since = 0, offset
+    while position < end and data_end - offset < _MAX_LOOK:
+        try:
+            status = await source_status(source, position, end - position)
+        except CopyError:
+            if position == offset:
+                raise
+            break  # what comes before it is dealt with first
+        is_data = bool(status.flags & ST_DATA) and not status.flags & ST_ZERO
+        if is_data and data_end == offset and position - offset >= hole:
+            return position - offset, False
+        small += is_data and position > data_end
+        position += status.length
+        if is_data:
+            data_end = position
+            if small >= _MANY_SMALL:
+                if position - since <= _CLOSE * hole:
+                    position = data_end = min(position + _UNASKED * hole, end)
+                small, since = 0, position
+        elif data_end > offset and position - data_end >= hole:
+            return data_end - offset, True
+    return position - offset, data_end > offset
+
+
 def worthwhile(offset: int, count: int, length: int, unit: int = _MIN_RUN) -> int:
     """Return how much of a run the kernel should copy, 0 if a buffer does it better.
 
@@ -331,5 +388,5 @@ async def copy_descriptors(source: Node, target: Node, offset: int, length: int)
 
 __all__ = [
     "RangeCopier", "NodeCopier", "CopyError", "BufferPool", "begin_all", "copy_descriptors",
-    "source_status", "worthwhile", "COPY_UNIT",
+    "next_extent", "smallest_hole", "source_status", "worthwhile", "COPY_UNIT",
 ]  # fmt: skip

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from qsd.aio.rangelock import RangeLock
 from qsd.block import perms
-from qsd.block.copy import COPY_UNIT, CopyError, NodeCopier, source_status
+from qsd.block.copy import COPY_UNIT, CopyError, NodeCopier, next_extent
 from qsd.block.dirty import WorkingSet
 from qsd.block.info import driver_info
 from qsd.block.mapping import ST_DATA, ST_ZERO, Status
@@ -239,12 +239,13 @@ class CopyBeforeWriteDriver(FilterDriver):
             CopyError: The source cannot tell.
         """
         size = self.cluster_size
-        status = await source_status(self.edge.node, offset, length)
-        is_zero = bool(status.flags & ST_ZERO) or not status.flags & ST_DATA
-        if status.length >= length:
-            return length, is_zero
-        count = align_down(status.length, size)
-        return (count, is_zero) if count else (min(size, length), False)
+        count, is_data = await next_extent(self.edge.node, offset, length, size)
+        if count < length:
+            # A cluster is data if any of it is.
+            count = align_up(count, size) if is_data else align_down(count, size)
+        if count:
+            return min(count, length), not is_data
+        return min(size, length), False
 
     # What the guest does
 

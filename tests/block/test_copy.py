@@ -25,6 +25,7 @@ from qsd.block.copy import (
     RangeCopier,
     begin_all,
     copy_descriptors,
+    next_extent,
     source_status,
 )
 from qsd.block.drain import Drained
@@ -71,15 +72,71 @@ async def drop(*backends: Backend) -> None:
 
 def test_data_is_copied_and_zeroes_stay_zeroes() -> None:
     async def story(rig: Rig) -> None:
-        one, two = await rig.memory("one", 64 * KIB), await rig.memory("two", 64 * KIB)
-        one.data[8192:16384] = b"x" * 8192
-        two.data[:] = b"old!" * (16 * KIB)
+        one, two = await rig.memory("one", 256 * KIB), await rig.memory("two", 256 * KIB)
+        one.data[65536:73728] = b"x" * 8192
+        two.data[:] = b"old!" * (64 * KIB)
         copier = RangeCopier(user(rig, one.node), user(rig, two.node))
-        assert await copier.copy(0, 64 * KIB) == 8192
+        assert await copier.copy(0, 256 * KIB) == 8192
         assert two.data == one.data
         assert {entry[0] for entry in two.log} == {"zero"}
         assert not one.log  # holes were not read, and data came by the fast path
         await drop(copier.source, copier.target)
+
+    in_rig(story)
+
+
+@pytest.mark.parametrize(
+    ("data", "extents"),
+    [
+        # units of a hole: where data starts, and how long it is; what next_extent makes of it
+        ([(0, 8)], [(8, True)]),
+        ([], [(8, False)]),
+        ([(0, 1), (1.5, 2)], [(3.5, True), (4.5, False)]),
+        ([(0.5, 1), (3, 1)], [(1.5, True), (1.5, False), (1, True), (4, False)]),
+        ([(1, 1), (7.5, 0.5)], [(1, False), (1, True), (5.5, False), (0.5, True)]),
+        ([(0, 7.5)], [(8, True)]),
+        # many short ones: what follows is taken for data
+        ([(0.25 * n, 0.0625) for n in range(6)], [(5.0625, True), (2.9375, False)]),
+    ],
+)
+def test_small_holes_count_as_data(
+    data: list[tuple[float, float]], extents: list[tuple[float, bool]]
+) -> None:
+    hole = 64 * KIB
+
+    async def story(rig: Rig) -> None:
+        one = await rig.memory("one", 8 * hole)
+        for start, length in data:
+            at, end = int(start * hole), int((start + length) * hole)
+            one.data[at:end] = b"x" * (end - at)
+        found, offset = [], 0
+        while offset < 8 * hole:
+            count, is_data = await next_extent(one.node, offset, 8 * hole - offset, hole)
+            found.append((count / hole, is_data))
+            offset += count
+        assert found == extents
+
+    in_rig(story)
+
+
+def test_what_comes_before_an_unknown_place_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    from qsd.block import copy
+
+    real = copy.source_status
+
+    async def source_status(source: Node, offset: int, length: int) -> Status:
+        if offset >= 8192:
+            raise CopyError(True, offset, OSError(errno.EIO, ""))
+        return await real(source, offset, length)
+
+    monkeypatch.setattr(copy, "source_status", source_status)
+
+    async def story(rig: Rig) -> None:
+        one = await rig.memory("one", 256 * KIB)
+        one.data[:8192] = b"x" * 8192
+        assert await next_extent(one.node, 0, 256 * KIB, 65536) == (8192, True)
+        with pytest.raises(CopyError):
+            await next_extent(one.node, 8192, 65536, 65536)
 
     in_rig(story)
 

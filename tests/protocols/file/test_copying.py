@@ -27,6 +27,12 @@ LONG = 2 * MAX_INLINE_WRITE
 Calls = list[tuple[int, int]]
 
 
+@pytest.fixture(autouse=True)
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start write-back behind the first long copy."""
+    monkeypatch.setattr(copying, "_WRITE_BEHIND", 1)
+
+
 class Bench:
     """A source, a target, and a copier between them."""
 
@@ -166,6 +172,112 @@ def test_a_cancelled_copy_ends_or_is_never_done(
     monkeypatch.setattr(copying, "copy_full", copy_full)
     tell(tmp_path, story)
     assert done == ([0, LONG] if begun else [0])
+
+
+def test_write_back_starts_when_it_is_worth_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written_back: Calls
+) -> None:
+    monkeypatch.setattr(copying, "_WRITE_BEHIND", 2 * LONG)
+
+    async def story(bench: Bench) -> None:
+        for at in (LONG, 0, LONG):
+            assert await bench.copier.copy(bench.source, 0, at, LONG)
+            await bench.settle()
+
+    tell(tmp_path, story)
+    assert written_back == [(0, 2 * LONG)]
+
+
+@pytest.mark.parametrize(
+    ("places", "limit", "calls"),
+    [
+        # what waits goes on where the one before ends
+        ([(0, 0), (1, 1), (2, 2), (3, 3)], 9, [4]),
+        ([(0, 0), (1, 1), (2, 2), (3, 3)], 3, [3, 1]),
+        # not on one side, or on none
+        ([(0, 0), (1, 1), (0, 2), (1, 3)], 9, [2, 2]),
+        ([(0, 0), (1, 1), (2, 3), (3, 4)], 9, [2, 2]),
+        ([(0, 0), (3, 3), (2, 2), (1, 1)], 9, [1, 1, 1, 1]),
+    ],
+)
+def test_waiting_copies_that_go_on_are_one_call(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    places: list[tuple[int, int]],
+    limit: int,
+    calls: list[int],
+) -> None:
+    gate, entered = threading.Event(), threading.Event()
+    unit = LONG // 2 + 1
+    monkeypatch.setattr(copying, "_MAX_CALL", limit * unit)
+    seen: list[int] = []
+    real = fdio.copy_full
+
+    def copy_full(source: int, target: int, source_offset: int, offset: int, length: int) -> None:
+        entered.set()
+        gate.wait()
+        seen.append(length // unit)
+        real(source, target, source_offset, offset, length)
+
+    async def story(bench: Bench) -> None:
+        bench.content = os.urandom(5 * unit)
+        (tmp_path / "source").write_bytes(bench.content)
+        tasks = [
+            # This one keeps the thread busy while the others are queued.
+            bench.tasks.spawn(
+                bench.copier.copy(bench.source, 0, 8 * LONG, LONG), "copy", awaited=True
+            )
+        ]
+        await asyncio.get_running_loop().run_in_executor(None, entered.wait)
+        tasks += [
+            bench.tasks.spawn(
+                bench.copier.copy(bench.source, source * unit, target * unit, unit),
+                "copy",
+                awaited=True,
+            )
+            for source, target in places
+        ]
+        await asyncio.sleep(0)
+        gate.set()
+        await asyncio.wait(tasks)
+        assert all(task.result() for task in tasks)
+        for source, target in places:
+            want = bench.content[source * unit : (source + 1) * unit]
+            assert os.pread(bench.target, unit, target * unit) == want
+
+    monkeypatch.setattr(copying, "copy_full", copy_full)
+    tell(tmp_path, story)
+    assert seen[1:] == calls
+
+
+def test_all_copies_of_a_call_fail_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, entered = threading.Event(), threading.Event()
+
+    def copy_full(source: int, target: int, source_offset: int, offset: int, length: int) -> None:
+        entered.set()
+        gate.wait()
+        if length > LONG:
+            raise OSError(errno.EIO, "")
+
+    async def story(bench: Bench) -> None:
+        tasks = [
+            # This one keeps the thread busy while the others are queued.
+            bench.tasks.spawn(
+                bench.copier.copy(bench.source, 0, 8 * LONG, LONG), "copy", awaited=True
+            )
+        ]
+        await asyncio.get_running_loop().run_in_executor(None, entered.wait)
+        tasks += [
+            bench.tasks.spawn(bench.copier.copy(bench.source, at, at, LONG), "copy", awaited=True)
+            for at in (0, LONG)
+        ]
+        await asyncio.sleep(0)
+        gate.set()
+        await asyncio.wait(tasks)
+        assert [task.result() for task in tasks] == [True, False, False]
+
+    monkeypatch.setattr(copying, "copy_full", copy_full)
+    tell(tmp_path, story)
 
 
 def test_nothing_is_written_behind_where_nobody_flushes(
