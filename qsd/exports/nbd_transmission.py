@@ -622,6 +622,10 @@ class Transmission:
             and self._late.read(flags, cookie, offset, length)
         ):
             return taken
+        if command == nbd.CMD_BLOCK_STATUS and self._requests.answer_status_nowait(
+            flags, cookie, offset, length
+        ):
+            return taken
         payload = None
         if command == nbd.CMD_WRITE:
             payload = incoming.view[position + _HEADER_SIZE : position + taken]

@@ -6,6 +6,7 @@ import errno
 
 from qsd.aio import loop
 from qsd.block.mapping import ST_ALLOCATED, ST_DATA, ST_ZERO, Status
+from qsd.block.runs import Runs
 from qsd.exports.nbd_requests import KnownData
 from tests.exports.rig import CACHE, FAST, FUA, NO_HOLE, READ, REQ_ONE, STATUS, TRIM, ZEROES, NbdRig
 
@@ -68,6 +69,41 @@ def test_states_of_base_allocation() -> None:
             assert await client.ask(READ, 0, 4096) == [
                 ("error", 5, "unable to check for holes: Input/output error")
             ]
+
+    loop.run(main())
+
+
+def test_one_extent_is_told_at_once() -> None:
+    async def main() -> None:
+        async with NbdRig() as rig:
+            disk = await rig.memory("m", size=65536)
+            disk.data[8192:16384] = b"x" * 8192
+            await rig.export("m")
+            client = await rig.go("m", structured=True, contexts=[BASE])
+            asked = [(offset, 65536 - offset) for offset in (0, 512, 8192, 12288, 16384, 65024)]
+            plain = [await client.ask(STATUS, *where, REQ_ONE) for where in asked]
+
+            def runs(offset: int, length: int, limit: int) -> Runs:
+                found, end = Runs(), offset + length
+                for start, stop, flags in (
+                    (0, 8192, ST_ZERO), (8192, 16384, ST_DATA), (16384, 65536, ST_ZERO)
+                ):  # fmt: skip
+                    if (size := min(stop, end) - max(start, offset)) > 0:
+                        found.add(size, flags)
+                found.cut(limit)
+                return found
+
+            async def fail(offset: int, length: int, want_zero: bool) -> Status:
+                raise AssertionError("the plain way")
+
+            disk.runs_nowait = runs  # type: ignore[method-assign]
+            whole, disk.block_status = disk.block_status, fail  # type: ignore[method-assign]
+            assert [await client.ask(STATUS, *where, REQ_ONE) for where in asked] == plain
+
+            # One extent that does not fill the request is not known to its end.
+            disk.runs_nowait = lambda offset, length, limit: runs(offset, 512, 9)  # type: ignore[method-assign]
+            disk.block_status = whole  # type: ignore[method-assign]
+            assert [await client.ask(STATUS, *where, REQ_ONE) for where in asked] == plain
 
     loop.run(main())
 
