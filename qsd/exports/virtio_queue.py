@@ -360,7 +360,8 @@ class BlkQueue:
     def _push_all(self, finished: list[int]) -> None:
         """Give chains back: heads, and how much was written for each."""
         if self._log is None:
-            self.ring.push_all(finished)
+            if finished:
+                self.ring.push_all(finished)
         else:
             for index in range(0, len(finished), 2):
                 self._push(finished[index], finished[index + 1])

@@ -242,10 +242,13 @@ class SplitRing:
         """Give several chains back: head and bytes written of each, one after the other."""
         used_idx = self.used_idx
         first = used_idx & self._mask
-        room = 2 * (self.size - first)
-        pack_into(f"<{len(finished[:room])}I", self._used_ring, 4 + 8 * first, *finished[:room])
-        pack_into(f"<{len(finished[room:])}I", self._used_ring, 4, *finished[room:])
-        self.used_idx = used_idx = (used_idx + len(finished) // 2) & 0xFFFF
+        count, room = len(finished), 2 * (self.size - first)
+        if count <= room:
+            pack_into(f"<{count}I", self._used_ring, 4 + 8 * first, *finished)
+        else:
+            pack_into(f"<{room}I", self._used_ring, 4 + 8 * first, *finished[:room])
+            pack_into(f"<{count - room}I", self._used_ring, 4, *finished[room:])
+        self.used_idx = used_idx = (used_idx + count // 2) & 0xFFFF
         self._used[1] = used_idx
 
     def wants_call(self) -> bool:
