@@ -78,18 +78,19 @@ def fio_on(
 
     def run(side: list[str], folder: Path, seconds: float) -> Figure:
         path = images.ensure(folder, image)
-        if cold or "write" in pattern:
-            # Writes are as fast as the folios are small that the page cache keeps, and a daemon
-            # may split them: the other one should not meet what the first one left.
-            clients.cool(path)
-        if not cold:
-            clients.warm(path)
+        (clients.cool if cold else clients.warm)(path)
         daemon, uri = serve(side, folder, image, tcp=tcp, extra=extra, top=top)
-        with daemon:
-            return metered(
-                daemon,
-                lambda: clients.fio(folder, uri, pattern, block, depth, seconds=seconds, **more),
-            )
+        try:
+            with daemon:
+                return metered(
+                    daemon,
+                    lambda: clients.fio(folder, uri, pattern, block, depth, seconds=seconds, **more),
+                )
+        finally:
+            if "write" in pattern:
+                # A daemon may split folios of the page cache when it writes: the next one should
+                # meet them as reading ahead makes them.
+                clients.cool(path)
 
     return run
 
