@@ -84,7 +84,9 @@ def fio_on(
             with daemon:
                 return metered(
                     daemon,
-                    lambda: clients.fio(folder, uri, pattern, block, depth, seconds=seconds, **more),
+                    lambda: clients.fio(
+                        folder, uri, pattern, block, depth, seconds=seconds, **more
+                    ),
                 )
         finally:
             if "write" in pattern:
