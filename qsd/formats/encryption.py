@@ -49,9 +49,11 @@ def find_password(graph: Graph, key_secret: str | None, parameter: str = "key-se
         raise QmpError(f"Parameter '{parameter}' is required for cipher")
     value: bytes = graph.objects.resolve(key_secret, SecretCommon).value()
     try:
-        value.decode()
+        text = value.decode()
     except UnicodeDecodeError:
-        raise QmpError(f"Data from secret {key_secret} is not valid UTF-8") from None
+        text = "\0"
+    if "\0" in text:  # which is no text for the C daemon, though it is UTF-8
+        raise QmpError(f"Data from secret {key_secret} is not valid UTF-8")
     return value
 
 

@@ -44,10 +44,12 @@ def in_rig(story: Callable[[SecretRig, Place], Awaitable[None]], length: int | N
 def test_passwords() -> None:
     async def story(rig: SecretRig, place: Place) -> None:
         assert find_password(rig.graph, "s") == b"one"
+        await rig.add_secret("nul", data="YQBi", format="base64")
         for name, text in [
             (None, "Parameter 'key-secret' is required for cipher"),
             ("none", "No secret with id 'none'"),
             ("raw", "Data from secret raw is not valid UTF-8"),
+            ("nul", "Data from secret nul is not valid UTF-8"),
         ]:
             with pytest.raises(QmpError, match=text):
                 find_password(rig.graph, name)
