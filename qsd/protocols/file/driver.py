@@ -581,6 +581,11 @@ class FileDriver(Driver):
                 self._data.add(offset, end)
         return Status(min(length, end - offset), ST_DATA | ST_OFFSET | ST_ALLOCATED, offset)
 
+    @property
+    def knows_data(self) -> bool:
+        """Whether anything at all is known to be data."""
+        return bool(self._data)
+
     def note_data(self, start: int, end: int) -> None:
         """Take note of what a search has just found."""
         self._data.add(start, end)

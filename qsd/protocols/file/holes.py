@@ -13,7 +13,7 @@ import os
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from qsd.aio.slowness import SLOW_CALL, SLOW_PAUSE
+from qsd.aio.slowness import SLOW_CALL, WriteWatch
 from qsd.block.mapping import ST_DATA, ST_ZERO
 from qsd.block.runs import Runs
 from qsd.util.ranges import align_up
@@ -31,11 +31,11 @@ _LONG: Final = 1 << 20
 class HoleSearch:
     """Searches the file of a driver, as long as its file system answers at once."""
 
-    __slots__ = ("_driver", "_slow_until")
+    __slots__ = ("_driver", "_watch")
 
     def __init__(self, driver: FileDriver) -> None:
         self._driver = driver
-        self._slow_until = 0.0
+        self._watch = WriteWatch()  # searches are watched like writes
 
     def runs_nowait(self, offset: int, length: int, limit: int) -> Runs | None:
         """Describe a range; the plain way is the driver's `block_status`.
@@ -50,31 +50,34 @@ class HoleSearch:
             long, or the file system cannot tell data from holes.
         """
         before = monotonic()
-        if before < self._slow_until:
+        watch = self._watch
+        if before < watch.until and not watch.may_write(before):
             return None
         runs = Runs()
         try:
             self._search(runs, offset, offset + length, min(limit, _BATCH))
         except OSError:
             return None  # the plain way finds out why
-        if monotonic() - before > SLOW_CALL:
-            self._slow_until = before + SLOW_PAUSE
+        if (after := monotonic()) - before > SLOW_CALL:
+            watch.was_slow(before, after)
         return runs
 
     def _search(self, runs: Runs, position: int, end: int, limit: int) -> None:
-        """Add extents from `position` on until there are enough."""
+        """Add up to `limit` extents from `position` on."""
         driver = self._driver
         fd, size, add, lseek = driver.io.fd, driver.size, runs.add, os.lseek
-        while position < end and len(runs) < limit:
-            stop = driver.known_data_end(position)
-            if not stop:
+        known_end = driver.known_data_end if driver.knows_data else None
+        while position < end and limit > 0:
+            limit -= 1
+            if known_end is None or not (stop := known_end(position)):
                 try:
-                    start = min(lseek(fd, position, os.SEEK_DATA), end)
+                    start = lseek(fd, position, os.SEEK_DATA)
                 except OSError as exc:
                     if exc.errno != errno.ENXIO:
                         raise
                     start = end  # nothing but a hole
                 if start > position:
+                    start = min(start, end)
                     add(start - position, ST_ZERO)
                     position = start
                     continue

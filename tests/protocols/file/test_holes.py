@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from qsd.aio import slowness
 from qsd.aio.loop import run
 from qsd.block.mapping import ST_DATA, ST_ZERO
 from qsd.block.node import Node
@@ -117,20 +118,26 @@ def test_a_slow_file_system_is_left_to_threads_for_a_while(
 ) -> None:
     length = make(tmp_path / "f", [True, False])
     clock = [100.0]
+    switches = [0]
 
     def tick() -> float:
-        clock[0] += 1
+        clock[0] += 0.05
         return clock[0]
 
+    def wait() -> int:
+        switches[0] += 1
+        return switches[0]
+
     monkeypatch.setattr(holes, "monotonic", tick)
+    monkeypatch.setattr(slowness, "_voluntary_switches", wait)
 
     async def main() -> None:
         async with Rig() as rig:
             node = await opened(rig, tmp_path / "f", "file")
-            assert chain_runs_nowait(node, 0, length, 9) is not None  # took a second
-            monkeypatch.setattr(holes, "monotonic", lambda: clock[0] - 1)
+            assert chain_runs_nowait(node, 0, length, 9) is not None  # slow: the next is watched
+            assert chain_runs_nowait(node, 0, length, 9) is not None  # it had to wait
             assert chain_runs_nowait(node, 0, length, 9) is None
-            monkeypatch.setattr(holes, "monotonic", lambda: clock[0] + 1)
+            clock[0] += 2
             assert chain_runs_nowait(node, 0, length, 9) is not None
 
     run(main())
