@@ -39,7 +39,14 @@ from qsd.block.drain import Drained
 from qsd.block.node import Node
 from qsd.errors import QmpError
 from qsd.jobs.block_job import BlockJob
-from qsd.jobs.copying import IGNORE_REST, MAX_CHUNKS, SpeedLimit, Workers, checkpoint
+from qsd.jobs.copying import (
+    IGNORE_REST,
+    MAX_CHUNKS,
+    SpeedLimit,
+    Workers,
+    checkpoint,
+    steady_chunk,
+)
 from qsd.util.namedtuple import NamedTuple
 from qsd.util.ranges import align_down
 
@@ -266,7 +273,7 @@ class BackupJob(BlockJob):
             # Looking far saves time where there is nothing, and costs it where there is much.
             self._ahead = ZERO_CHUNK
             return count
-        limit = CHUNK if self.speed else LARGE_CHUNK
+        limit = steady_chunk(CHUNK, self.speed) if self.speed else LARGE_CHUNK
         if self._plan.max_chunk:
             limit = min(limit, self._plan.max_chunk)
         self._ahead = max(align_down(limit, cbw.cluster_size), cbw.cluster_size)

@@ -28,6 +28,7 @@ from qsd.aio import eager
 from qsd.block.copy import CopyError
 from qsd.jobs.block_job import BlockJob
 from qsd.util.namedtuple import NamedTuple
+from qsd.util.ranges import align_down
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sized
@@ -52,6 +53,26 @@ IGNORE_REST: Final = 0.01
 #: Seconds; how much of lost time the speed limit makes up for.  On a busy machine the loop gets its
 #: turn a tenth of a second late now and then, and limits would not be kept within a tenth.
 CATCH_UP: Final = 0.5
+
+
+#: Bytes per second; a limit below is a way to hold a job back, and goes by whole chunks.
+_STEADY: Final = 256 << 10
+#: Part of a second; what a chunk should take at least.
+_BEATS: Final = 8
+#: Bytes; no chunk is shorter because of a limit.
+_MIN_CHUNK: Final = 64 << 10
+
+
+def steady_chunk(chunk: int, speed: int) -> int:
+    """Return how much to do in one go so that a limit is kept at any time, bytes.
+
+    Args:
+        chunk: The most, where that makes no difference.
+        speed: Bytes per second.
+    """
+    if speed < _STEADY:
+        return chunk
+    return min(chunk, max(_MIN_CHUNK, align_down(speed // _BEATS, _MIN_CHUNK)))
 
 
 class SpeedLimit:
@@ -81,6 +102,10 @@ class SpeedLimit:
             self._next = now
         if speed:
             self._next = max(self._next, now - CATCH_UP) + amount / speed
+
+    def resume(self, now: float) -> None:
+        """Go on after a pause, which is no lost time."""
+        self._next = max(self._next, now)
 
     def delay(self, now: float, speed: int) -> float:
         """Return how many seconds to wait before the next piece of work.
@@ -152,6 +177,21 @@ class Workers:
         self._check()
 
 
+async def rest(job: Job, limit: SpeedLimit, seconds: float | None = None) -> None:
+    """Sleep for some time, or at least pause if that is wanted; the limit forgets what it took.
+
+    Raises:
+        JobCancelled: The job was cancelled.
+    """
+    pauses = job.pauses
+    if seconds is None:
+        await job.pause_point()
+    else:
+        await job.sleep(seconds)
+    if job.pauses != pauses:
+        limit.resume(asyncio.get_running_loop().time())
+
+
 async def checkpoint(job: BlockJob, workers: Workers, limit: SpeedLimit, failures: Sized) -> None:
     """Pause, end, or wait for the speed limit, with nothing in flight.
 
@@ -160,16 +200,17 @@ async def checkpoint(job: BlockJob, workers: Workers, limit: SpeedLimit, failure
     Raises:
         JobCancelled: The job was cancelled.
     """
+    loop = asyncio.get_running_loop()
     while not failures:
         if job.pause_count or job.is_cancelled:
             await workers.join()
-            await job.pause_point()
-        delay = limit.delay(asyncio.get_running_loop().time(), job.speed)
+            await rest(job, limit)
+        delay = limit.delay(loop.time(), job.speed)
         if not delay:
             return
         await workers.join()
         if not failures:
-            await job.sleep(delay)
+            await rest(job, limit, delay)
 
 
 class ChunkedJobOptions(NamedTuple):
@@ -291,7 +332,8 @@ class ChunkedJob(BlockJob, ABC):
             self._position += count
             self._finished(offset, count)
             return
-        count = min(count, CHUNK if self.speed else LARGE_CHUNK, self._not_done(offset))
+        chunk = steady_chunk(CHUNK, self.speed) if self.speed else LARGE_CHUNK
+        count = min(count, chunk, self._not_done(offset))
         self._position += count
         self._speed_limit.spend(asyncio.get_running_loop().time(), count, self.speed)
         await self._workers.start(self._work_on(offset, count))

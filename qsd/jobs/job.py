@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from qsd.errors import QmpError, describe, os_error
 from qsd.jobs.states import accepts, may_follow
@@ -57,6 +57,7 @@ class Job:
         error: Why it failed; None unless it did.
         progress_current, progress_total: Progress in units of the job's own choice.
         pause_count: Pause requests that are in force.
+        pauses: How often it was really paused.
         user_paused: Whether one of them is the user's.
         busy: Whether the work is doing something, as opposed to parked or finished.
         cancelled: Whether it was cancelled, softly or not.
@@ -77,6 +78,7 @@ class Job:
         "error",
         "id",
         "pause_count",
+        "pauses",
         "progress_current",
         "progress_total",
         "registry",
@@ -112,6 +114,7 @@ class Job:
         self.progress_current = 0
         self.progress_total = 0
         self.pause_count = 0
+        self.pauses = 0
         self.user_paused = False
         self.busy = False
         self.cancelled = False
@@ -119,7 +122,7 @@ class Job:
         self._force_cancelled = False
         self._started = False
         self._waker: asyncio.Future[None] | None = None
-        self._waiters: list[asyncio.Future[None]] = []
+        self._waiters: list[asyncio.Future[Any]] = []
         registry.add(self)
         self.txn.add(self)
         self.move("created")
@@ -296,6 +299,7 @@ class Job:
                 self.move("standby")
 
     def _leave_pause(self) -> None:
+        self.pauses += self.status in ("paused", "standby")
         if self.status == "paused":
             self.move("running")
         elif self.status == "standby":
@@ -350,6 +354,17 @@ class Job:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(future)
         await future
+
+    async def wait_change_until(self, deadline: float) -> bool:
+        """Wait for the next step of the end, or some time of the loop; return whether it came."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[bool | None] = loop.create_future()
+        self._waiters.append(future)
+        timer = loop.call_at(deadline, _give_up, future)
+        try:
+            return await future is None
+        finally:
+            timer.cancel()
 
     def _notify(self) -> None:
         for future in self._waiters:
@@ -509,6 +524,11 @@ class Job:
         self.registry.remove(self)
 
 
+def _give_up(future: asyncio.Future[bool | None]) -> None:
+    if not future.done():
+        future.set_result(False)
+
+
 class JobRegistry:
     """All jobs of one daemon.
 
@@ -570,12 +590,10 @@ class JobRegistry:
 
     async def wait_endings(self, seconds: float) -> None:
         """Wait until no job is ending any more, but not for longer than some time."""
-        try:
-            async with asyncio.timeout(seconds):
-                while (job := next((job for job in self if job.is_ending), None)) is not None:
-                    await job.wait_end()
-        except TimeoutError:
-            pass
+        deadline = asyncio.get_running_loop().time() + seconds
+        while (job := next((job for job in self if job.is_ending), None)) is not None:
+            if not await job.wait_change_until(deadline):
+                break
 
     async def close(self) -> None:
         """Dismiss what is concluded, cancel the rest by force and wait for its end.  Idempotent."""

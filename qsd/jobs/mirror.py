@@ -43,7 +43,7 @@ from qsd.block.status import backing_of
 from qsd.errors import QmpError, os_error
 from qsd.filters.mirror_top import MirrorTopDriver
 from qsd.jobs.block_job import BlockJob
-from qsd.jobs.copying import IGNORE_REST, LOOK_AHEAD, SpeedLimit, Workers
+from qsd.jobs.copying import IGNORE_REST, LOOK_AHEAD, SpeedLimit, Workers, rest, steady_chunk
 from qsd.jobs.filters import drop_filter, insert_filter, make_backend
 from qsd.util.bitmap import Bitmap
 from qsd.util.ranges import align_down, align_up
@@ -338,7 +338,7 @@ class MirrorJob(BlockJob):
             if self.pause_count or self.is_cancelled:
                 await workers.join()
                 self._update_total()
-                await self.pause_point()
+                await rest(self, limit)
             if self._rests:
                 self._rests = False
                 await workers.join()
@@ -349,7 +349,7 @@ class MirrorJob(BlockJob):
                 return
             await workers.join()
             if self._failure is None:
-                await self.sleep(delay)
+                await rest(self, limit, delay)
 
     async def _copy_batch(self, workers: Workers, limit: SpeedLimit, position: int) -> int:
         """Start to copy what is dirty from `position` on; return where to go on."""
@@ -359,7 +359,7 @@ class MirrorJob(BlockJob):
         )
         assert area is not None  # the caller looked
         offset = align_down(area[0], dirty.granularity)
-        batch = BATCH if self.speed else FREE_BATCH
+        batch = steady_chunk(BATCH, self.speed) if self.speed else FREE_BATCH
         chunk = BLOCKING_CHUNK if self.is_blocking else CHUNK
         end = min(area[0] + area[1], offset + max(batch, dirty.granularity))
         moved: list[int] = []

@@ -18,6 +18,7 @@ from qsd.jobs.copying import (
     ChunkedJobOptions,
     SpeedLimit,
     Workers,
+    steady_chunk,
 )
 from tests.jobs.support import ScriptedJob, in_world, succeed
 from tests.jobs.support import World as JobWorld
@@ -217,6 +218,48 @@ def test_cancelling_waits_for_what_is_in_flight() -> None:
         assert job.progress_current < 64 * MIB
 
     in_world(story)
+
+
+@pytest.mark.parametrize("speed", [MIB, 10 * MIB, 100 * MIB])
+@pytest.mark.parametrize("drained", [False, True])
+def test_a_pause_is_no_lost_time(speed: int, drained: bool) -> None:
+    async def story(world: JobWorld) -> None:
+        job = Walker(world, 100 * speed, span=100 * speed, speed=speed)
+        job.start()
+        loop = asyncio.get_running_loop()
+
+        async def rate(seconds: float) -> float:
+            start, done = loop.time(), job.progress_current
+            await asyncio.sleep(seconds)
+            return (job.progress_current - done) / (loop.time() - start) / job.speed
+
+        assert await rate(4.0) == pytest.approx(1, rel=0.1)
+        for _ in range(3):
+            (job.pause if drained else job.user_pause)()
+            await asyncio.sleep(5)
+            (job.resume if drained else job.user_resume)()
+            assert await rate(4.0) == pytest.approx(1, rel=0.1)
+        job.user_set_speed(2 * speed)
+        assert await rate(4.0) == pytest.approx(1, rel=0.1)
+        await job.cancel(force=True)
+        await job.wait_end()
+
+    in_world(story)
+
+
+@pytest.mark.parametrize(
+    ("chunk", "speed", "expected"),
+    [
+        (CHUNK, 1, CHUNK),
+        (CHUNK, 65536, CHUNK),
+        (CHUNK, 256 << 10, 64 << 10),
+        (CHUNK, MIB, 128 << 10),
+        (CHUNK, 100 * MIB, CHUNK),
+        (10 * MIB, 10 * MIB, 1280 << 10),
+    ],
+)
+def test_chunks_suit_the_limit(chunk: int, speed: int, expected: int) -> None:
+    assert steady_chunk(chunk, speed) == expected
 
 
 def test_a_limit_knows_no_bursts() -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from qsd.aio import eager
 from qsd.errors import QmpError, os_error
 from qsd.jobs.txn import JobTransaction
 from tests.jobs.support import ScriptedJob, World, in_world, sleep_long, succeed, turns
@@ -204,5 +205,33 @@ def test_endings_are_waited_for_but_not_for_ever() -> None:
             await world.registry.wait_endings(1.0)
             seen.append((job.status, world.registry.is_any_ending))
         assert seen == [("running", False), ("pending", True), ("null", False)]
+
+    in_world(story)
+
+
+def test_endings_are_waited_for_outside_of_tasks() -> None:
+    async def story(world: World) -> None:
+        gate: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done: list[str] = []
+
+        class Lingering(ScriptedJob):
+            async def prepare(self) -> None:
+                await gate
+
+        job = Lingering(world, "j", succeed)
+        job.start()
+        await turns()
+
+        async def wait() -> None:
+            await world.registry.wait_endings(1.0)
+            done.append(job.status)
+
+        # That is how commands are begun.
+        asyncio.get_running_loop().call_soon(eager.start, wait(), world.tasks, "wait")
+        await turns()
+        assert not done
+        gate.set_result(None)
+        await turns()
+        assert done == ["null"]
 
     in_world(story)
