@@ -9,7 +9,8 @@ costs one system call for all requests of a loop turn, and one wakeup for all th
 ::
 
     start        ─▶ SQE in the ring ─┐                        all requests of one turn of the loop
-    start_all    ─▶ SQEs in the ring ┼─▶ io_uring_enter       (a callback at the end of the turn)
+    start_all    ─▶ SQEs in the ring ┼─▶ io_uring_enter       (a callback at the end of the turn,
+                                     │      │                  or at once when there are some)
                                      │      │
                                      ▼      ▼ kernel
     Sink.finished ◀─ CQEs ◀─ add_reader(ring) ◀─ ring is readable      all completions of one wakeup
@@ -37,7 +38,7 @@ import struct
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
-from qsd.aio.operations import READ, WRITE, CalledOperation, Operation, OperationPool
+from qsd.aio.operations import READ, SLICE, WRITE, CalledOperation, Operation, OperationPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -138,6 +139,7 @@ class Ring:
         self._unsubmitted = 0
         self._enter_scheduled = False
         self._closed = False
+        self._reaping = False
         self._idle: asyncio.Future[None] | None = None
         loop.add_reader(self._fd, self._reap)
 
@@ -269,7 +271,9 @@ class Ring:
             tail += 1
         self._sq[self._sq_tail] = tail & _MASK
         self._unsubmitted += tail - first
-        if not self._enter_scheduled:
+        if self._unsubmitted >= SLICE:
+            self._submit()
+        if self._unsubmitted and not self._enter_scheduled:
             self._enter_scheduled = True
             self._loop.call_soon(self._enter)
 
@@ -288,14 +292,23 @@ class Ring:
         self._enter_scheduled = False
         if self._closed:
             return
-        try:
-            self._unsubmitted -= self._call(_ENTER, self._fd, self._unsubmitted, 0, 0, None, 0)
-        except (BlockingIOError, InterruptedError):
-            pass  # out of memory for now, or a signal: again in the next turn
+        if self._unsubmitted:
+            self._submit()
         if self._unsubmitted:
             self._enter_scheduled = True
             self._loop.call_soon(self._enter)
         self._reap()
+
+    def advance(self) -> None:
+        """Tell sinks what has ended by now, before the turn does."""
+        if not (self._closed or self._reaping):
+            self._reap()
+
+    def _submit(self) -> None:
+        try:
+            self._unsubmitted -= self._call(_ENTER, self._fd, self._unsubmitted, 0, 0, None, 0)
+        except (BlockingIOError, InterruptedError):
+            pass  # out of memory for now, or a signal: again in the next turn
 
     # Completions
 
@@ -324,6 +337,7 @@ class Ring:
                 ended[sink].append(operation)
             else:
                 ended[sink] = [operation]
+        self._reaping = True
         for sink, operations in ended.items():
             try:
                 sink.finished(operations)
@@ -332,6 +346,7 @@ class Ring:
                 self._loop.call_exception_handler(
                     {"message": "end of operations not taken", "exception": exc}
                 )
+        self._reaping = False
         while self._waiting and free:
             opcode, fd, operation = self._waiting.popleft()
             self.start_all(opcode, fd, (operation,))

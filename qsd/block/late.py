@@ -213,6 +213,10 @@ class Route:
         self.is_direct = path.io.bounce is not None
         self.memory_align = path.io.memory_align
 
+    def advance(self) -> None:
+        """Tell owners what has ended by now, while there is more to begin."""
+        self._ring.advance()
+
     def shelf(self, length: int) -> list[PooledOperation]:
         """Return the unused operations of a length; see :meth:`OperationPool.shelf`."""
         return self._ring.pool.shelf(length)

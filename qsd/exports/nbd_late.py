@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Protocol
 
-from qsd.aio.operations import HEAD, LONGEST
+from qsd.aio.operations import HEAD, LONGEST, SLICE
 from qsd.exports.nbd_requests import DATA, REGION_BITS
 from qsd.wire.nbd import messages as nbd
 
@@ -63,7 +63,7 @@ class Connection(Protocol):
 class LateRequests:
     """Begins requests of one connection whose ends the loop will report.
 
-    Most go in company, all those of a batch at once (:mod:`qsd.block.late`).  What has no such
+    Most go in company, by slices of a batch (:mod:`qsd.block.late`).  What has no such
     route, because it has to be decrypted for instance, or is long, is begun by itself.
 
     Attributes:
@@ -101,7 +101,7 @@ class LateRequests:
         self._reads: Route | None = None
         self._writes: Route | None = None
         self._room = 0  # for how many more there is room in this batch
-        # What is to begin at the end of the batch.
+        # What is to begin with the next slice, or at the end of the batch.
         self._reading: list[PooledOperation] = []
         self._writing: list[PooledOperation] = []
         # The length of the last read, and where there may be an operation for another like it.
@@ -124,13 +124,18 @@ class LateRequests:
         self._room = 0 if is_full else MAX_IN_FLIGHT - connection.in_flight
 
     def begin(self) -> None:
-        """The batch is at its end: begin what it had."""
+        """Begin what was taken; called at the end of each batch."""
         if self._reading:
             self._begin_all(nbd.CMD_READ, self._reads, self._reading)
             self._reading = []
         if self._writing:
             self._begin_all(nbd.CMD_WRITE, self._writes, self._writing)
             self._writing = []
+
+    def _begin_slice(self, route: Route) -> None:
+        """Keep the device busy, and the client, while more of the batch is looked at."""
+        self.begin()
+        route.advance()
 
     def _begin_all(
         self, command: int, route: Route | None, operations: list[PooledOperation]
@@ -193,6 +198,8 @@ class LateRequests:
         else:
             requests.pack_header(operation.memory, HEAD, cookie, offset, length)
         self._reading.append(operation)
+        if len(self._reading) >= SLICE:
+            self._begin_slice(route)
         return True
 
     def _take(self, route: Route, length: int, offset: int) -> PooledOperation:
@@ -256,6 +263,8 @@ class LateRequests:
         # The kernel writes from aligned memory only.
         operation.memory[HEAD : HEAD + length] = payload
         self._writing.append(operation)
+        if len(self._writing) >= SLICE:
+            self._begin_slice(route)
         return True
 
     def _have_written(self, operations: list[PooledOperation]) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from qsd.aio.bounce import AlignedBuffer
 from qsd.aio.loop import run
-from qsd.aio.operations import READ, Operation
+from qsd.aio.operations import READ, SLICE, Operation
 from qsd.aio.tasks import TaskOwner
 from qsd.aio.uring import Ring
 from qsd.aio.workers import WorkerPool
@@ -170,6 +170,33 @@ def test_many_at_once(file: int, entries: int) -> None:
                 assert operation.payload()[0] == index
                 operation.drop()
         await ring.close()
+
+    run(main())
+
+
+def test_slices_go_at_once(file: int) -> None:
+    """And their ends can be taken before the turn is over, but never by starting them."""
+
+    async def main() -> None:
+        ring = make(64)
+        ends = Ends()
+
+        def start(count: int) -> None:
+            operations = [ring.pool.take(16) for _ in range(count)]
+            for operation in operations:
+                operation.sink = ends
+            ring.start_all(READ, file, operations)
+
+        start(SLICE)
+        assert not ends.ended
+        ring.advance()  # what is in the page cache is read at once
+        assert len(ends.ended) == SLICE
+        start(SLICE - 1)
+        ring.advance()
+        assert len(ends.ended) == SLICE
+        await until(lambda: len(ends.ended) == 2 * SLICE - 1)
+        await ring.close()
+        ring.advance()
 
     run(main())
 

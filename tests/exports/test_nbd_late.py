@@ -137,6 +137,9 @@ class HeldRing:
     def start_all(self, opcode: int, fd: int, operations: list[PooledOperation]) -> None:
         self.held += operations
 
+    def advance(self) -> None:
+        """Nothing ends by itself."""
+
     def end(self, result: int | None = None) -> None:
         held, self.held = self.held, []
         for operation in held:
