@@ -4,14 +4,13 @@
 
 The kernel gives one request for each read of ``/dev/fuse`` and takes one reply with each write.  So
 one wakeup serves many requests: the descriptor is read until it is empty, or until others must get
-a turn, and a request that is answered from memory is answered before the next one is read::
+a turn.  What is answered from memory is answered at once; of requests that come together, several
+are read before the first is answered::
 
     /dev/fuse --read--> inbox --> Backend.read_nowait(offset, outbox)   --writev--> /dev/fuse
-                              |   Backend.view_nowait(offset, size)     --writev-->
-                              |   Backend.write_nowait(offset, payload) --writev-->
-                              '-- must wait --> read_later, or a coroutine --write-->
-
-Requests that come together are all read before the first is answered.
+                          |       Backend.view_nowait(offset, size)     --writev-->
+                          |       Backend.write_nowait(offset, payload) --writev-->
+                          '-- must wait --> read_later, or a coroutine --write-->
 
 Inbox and outbox are each one piece of memory, used again and again, in which payload begins at a
 page: the kernel copies page by page, and one that is split costs it twice.  A view is the page
