@@ -27,7 +27,12 @@ SCRIPTS = 150
 
 EXPORTS = [
     *(Export("raw", MIB), Export("ro", MIB), Export("odd", MIB + 100), Export("blocks", MIB, 4096)),
-    *(Export("errors", MIB), Export("zero", MIB), Export("big", 1 << 40), Export("", MIB)),
+    *(
+        Export("errors", MIB, alone=True),
+        Export("zero", MIB),
+        Export("big", 1 << 40),
+        Export("", MIB),
+    ),
     Export(
         "q",
         4 * MIB,

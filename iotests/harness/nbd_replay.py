@@ -275,12 +275,14 @@ class Export(NamedTuple):
         size: Bytes.
         block: Requests are mostly multiples of it.
         contexts: Names of metadata contexts to ask for.
+        alone: Whether requests are never in flight together, because one may end the connection.
     """
 
     name: str
     size: int
     block: int = 1
     contexts: tuple[str, ...] = ("base:allocation",)
+    alone: bool = False
 
 
 class Maker:
@@ -426,7 +428,7 @@ class Maker:
         """Return requests whose order does not matter: one that changes something goes alone."""
         chance = self._chance
         first = self._request(export)
-        if not self._is_harmless(first) or chance.random() < 0.6:
+        if export.alone or not self._is_harmless(first) or chance.random() < 0.6:
             return [first]
         more = [self._request(export) for _ in range(chance.randrange(1, 20))]
         return [first, *(other for other in more if self._is_harmless(other))]

@@ -79,6 +79,9 @@ def connect_unix(sock: socket.socket, name: bytes) -> None:
     Raises:
         OSError: connect() failed.
     """
+    if not name:
+        # In C it is a path of zeroes only, which is a name in the abstract space that nobody has.
+        name = bytes(addresses.SUN_PATH_MAX)
     if len(name) < addresses.SUN_PATH_MAX or name[:1] == b"\0":
         sock.connect(name)
         return

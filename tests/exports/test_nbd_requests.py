@@ -168,6 +168,13 @@ def test_caching_takes_over_what_lies_below() -> None:
             assert await client.ask(CACHE, 512, 1000) == ["ok"]
             assert await client.ask(CACHE, 512, 0) == ["ok"]
             assert seen == [(512, 1000)]
+
+            async def fail(offset: int, length: int, flags: int) -> None:
+                raise OSError(errno.ENOSPC, "no room")
+
+            disk.copy_up = fail  # type: ignore[method-assign]
+            structured = await rig.go("m", structured=True)
+            assert await structured.ask(CACHE, 0, 1) == [("error", 28, "caching data failed")]
             disk.node.read_only = True
             assert await client.ask(CACHE, 512, 1000) == ["ok"]
             assert seen == [(512, 1000)]

@@ -288,10 +288,12 @@ class NbdDriver(Driver):
         from qsd.qapi.schema.sockets import InetSocketAddress, UnixSocketAddress
 
         export = self._options.export
-        path = f"/{export}" if export else ""
+        path = "" if export is None else f"/{export}"
         part = addresses.body(self._options.server)
         if isinstance(part, UnixSocketAddress):
             return f"nbd+unix://{path}?socket={part.path}"
         if isinstance(part, InetSocketAddress):
+            if not (part.ipv4 is part.ipv6 is part.to is None):
+                return None
             return f"nbd://{part.host}:{part.port}{path}"
         return None

@@ -87,8 +87,6 @@ async def _receive(sock: StreamSocket, buffer: memoryview) -> int:
             return sock.recv_into(buffer)
         except BlockingIOError:
             await _ready(sock.fileno(), writing=False)
-        except OSError as exc:
-            raise QmpError(f"Unable to read from socket: {describe(exc)}") from None
 
 
 def _say_farewell(sock: StreamSocket, data: bytes) -> None:
@@ -129,7 +127,10 @@ async def negotiate(
                 raise QmpError(f"TLS handshake failed: {describe(exc)}") from exc
             handshake.tls_started()
             continue
-        count = await _receive(stream, buffer)
+        try:
+            count = await _receive(stream, buffer)
+        except OSError as exc:
+            handshake.eof(f"Unable to read from socket: {describe(exc)}")
         if not count:
             handshake.eof()
         try:
@@ -216,7 +217,7 @@ class Link:
         options = self._options
         handshake = ClientHandshake(
             options.export or "",
-            context=options.x_dirty_bitmap or BASE_ALLOCATION,
+            context=BASE_ALLOCATION if options.x_dirty_bitmap is None else options.x_dirty_bitmap,
             tls=self._tls is not None,
         )
         sock = await connect(options.server, by_monitor=self._by_monitor)

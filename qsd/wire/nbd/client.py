@@ -21,10 +21,12 @@ NBD specification: "Newstyle negotiation", "Oldstyle negotiation", "Option types
 from __future__ import annotations
 
 import errno
+from functools import partial
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from qsd.errors import QmpError
 from qsd.util.namedtuple import NamedTuple
+from qsd.wire.nbd import awaited
 from qsd.wire.nbd import messages as nbd
 from qsd.wire.nbd.machine import DONE, EOF_TEXT, FAILED, TLS, Machine
 from qsd.wire.nbd.metacontext import BASE_ALLOCATION
@@ -58,8 +60,8 @@ MOVES: Final = {
 MAX_REPLY: Final = 32 << 20
 #: Replies to one option; real servers send a few.
 MAX_REPLIES: Final = 1000
-#: Bytes; the longest export that can be counted in sectors.
-MAX_SIZE: Final = (1 << 63) - 512
+#: Bytes; the longest export that the C daemon takes for an image.
+MAX_SIZE: Final = (1 << 63) - (1 << 30)
 #: Bytes; the largest minimum block size that is believed ("NBD_INFO_BLOCK_SIZE").
 MAX_MIN_BLOCK: Final = 64 << 10
 
@@ -75,11 +77,14 @@ _REFUSALS: Final = {
     nbd.REP_ERR_POLICY: "Denied by server for option {option} ({name})",
     nbd.REP_ERR_INVALID: "Invalid parameters for option {option} ({name})",
     nbd.REP_ERR_PLATFORM: "Server lacks support for option {option} ({name})",
-    nbd.REP_ERR_TLS_REQD: "Server requires TLS for option {option} ({name})",
+    nbd.REP_ERR_TLS_REQD: "TLS negotiation required before option {option} ({name})",
     nbd.REP_ERR_UNKNOWN: "Requested export not available",
     nbd.REP_ERR_SHUTDOWN: "Server shutting down before option {option} ({name})",
     nbd.REP_ERR_BLOCK_SIZE_REQD: "Server requires INFO_BLOCK_SIZE for option {option} ({name})",
 }
+
+#: What a user may do about a refusal.
+_ADVICE: Final = {nbd.REP_ERR_TLS_REQD: "Did you forget a valid tls-creds?"}
 
 _FROM_NBD: Final = {
     1: errno.EPERM,
@@ -182,15 +187,19 @@ class ClientHandshake(Machine):
             self._move(FAILED)
             raise
 
-    def eof(self) -> None:
-        """Learn that the server closed the connection.
+    def eof(self, reason: str = EOF_TEXT) -> NoReturn:
+        """Learn that nothing more will come, e.g. because the server closed the connection.
 
         Raises:
             QmpError: Always.
         """
-        what = "Failed to read initial magic" if self.phase == GREETING else "Failed to read reply"
+        fields = _FIELDS.get(self.phase)
+        if fields is None:
+            missing = awaited.reply_field(self._buffer)
+        else:
+            missing = awaited.field(fields, len(self._buffer))
         self._move(FAILED)
-        raise QmpError(f"{what}: {EOF_TEXT}")
+        raise QmpError(f"Failed to read {missing}: {reason}")
 
     def tls_started(self) -> None:
         """Go on over TLS; nothing that came before counts."""
@@ -281,7 +290,15 @@ class ClientHandshake(Machine):
         if magic != nbd.OPTION_REPLY_MAGIC:
             raise QmpError("Unexpected option reply magic")
         if answered != option:
-            raise QmpError(f"Unexpected option type {answered} ({nbd.option_name(answered)})")
+            raise QmpError(
+                f"Unexpected option type {answered} ({nbd.option_name(answered)}), expected "
+                f"{option} ({nbd.option_name(option)})"
+            )
+        if kind & nbd.REP_FLAG_ERROR:
+            if length > MAX_REPLY:
+                raise QmpError(f"server error {kind} ({nbd.reply_name(kind)}) message is too long")
+        else:
+            _CHECKS[option](kind, length)
         if length > MAX_REPLY:
             raise QmpError(f"option {option} ({nbd.option_name(option)}) reply is too long")
         if len(self._buffer) < header.size + length:
@@ -299,57 +316,55 @@ class ClientHandshake(Machine):
     def _unexpected(self, option: int, kind: int, data: bytes) -> NoReturn:
         """Refuse a reply that ends the attempt."""
         name = nbd.option_name(option)
-        if not kind & nbd.REP_FLAG_ERROR:
-            raise QmpError(f"Unexpected reply type {kind} to option {option} ({name})")
         text = _REFUSALS.get(kind, "Unknown error code when asking for option {option} ({name})")
-        hint = None
+        if kind == nbd.REP_ERR_UNSUP and option == nbd.OPT_STARTTLS:
+            text = "Server don't support STARTTLS option"
+        hints = [_ADVICE[kind]] if kind in _ADVICE else []
         if data:
             said = data[: nbd.MAX_STRING].decode("utf-8", "replace")
-            hint = f"server reported: {said}"
-        raise QmpError(text.format(option=option, name=name), hint=hint)
+            hints.append(f"server reported: {said}")
+        raise QmpError(text.format(option=option, name=name), hint="\n".join(hints) or None)
 
     def _on_tls(self, kind: int, data: bytes) -> bool:
         if kind != nbd.REP_ACK:
             return False
-        if data or self._buffer:
-            # What follows in the clear might be an attacker's.
-            raise QmpError("Server sent data before TLS was started")
+        if self._buffer:
+            # What follows in the clear might be an attacker's; TLS begins with the client.
+            raise QmpError("TLS handshake failed: An unexpected TLS packet was received.")
         self._move(TLS)
         return True
 
     def _on_structured(self, kind: int, data: bytes) -> bool:
-        if kind == nbd.REP_ACK and not data:
+        if kind == nbd.REP_ACK:
             self._structured = True
             self._ask_context()
-        elif kind == nbd.REP_ERR_TLS_REQD:
-            return False
-        elif kind & nbd.REP_FLAG_ERROR:
-            self._ask_go()
         else:
-            return False
+            self._ask_go()  # should that be refused, too, the reason is more telling
         return True
 
     def _on_context(self, kind: int, data: bytes) -> bool:
         if kind == nbd.REP_META_CONTEXT:
-            if self._context_id is not None or len(data) < 5:
-                raise QmpError("Unexpected reply to option 10 (set meta context)")
             if data[4:] != self._context.encode("utf-8", "surrogateescape"):
-                raise QmpError("Server replied with wrong meta context")
+                other = data[4 : 4 + nbd.MAX_STRING].decode("utf-8", "replace")
+                raise QmpError(
+                    f"Failed to negotiate meta context '{self._context}', server answered with "
+                    f"different context '{other}'"
+                )
+            if self._context_id is not None:
+                raise QmpError("Server answered with more than one context")
             (self._context_id,) = nbd.U32.unpack_from(data)
         elif kind == nbd.REP_ACK:
             self._ask_go()
-        elif kind & nbd.REP_FLAG_ERROR:
+        else:
             self._context_id = None
             self._ask_go()
-        else:
-            return False
         return True
 
     def _on_go(self, kind: int, data: bytes) -> bool:
         if kind == nbd.REP_INFO:
             self._on_info(data)
         elif kind == nbd.REP_ACK:
-            if self._info is None:
+            if self._info is None or not self._info[1]:
                 raise QmpError("broken server omitted NBD_INFO_EXPORT")
             self._finish(*self._info)
         elif kind == nbd.REP_ERR_UNSUP:
@@ -359,21 +374,29 @@ class ClientHandshake(Machine):
         return True
 
     def _on_info(self, data: bytes) -> None:
-        kind = nbd.U16.unpack_from(data)[0] if len(data) >= 2 else -1
-        if kind == nbd.INFO_EXPORT and len(data) == nbd.INFO_EXPORT_REPLY.size:
-            _, size, flags = nbd.INFO_EXPORT_REPLY.unpack(data)
+        (kind,) = nbd.U16.unpack_from(data)
+        record = _INFO_RECORDS.get(kind)
+        if record is None:
+            return
+        if len(data) != record.size:
+            raise QmpError(f"remaining export info len {len(data) - 2} is unexpected size")
+        if kind == nbd.INFO_EXPORT:
+            _, size, flags = record.unpack(data)
+            least = self._blocks[0]
+            if size % least:
+                raise QmpError(f"export size {size} is not multiple of minimum block size {least}")
             self._info = (size, flags)
-        elif kind == nbd.INFO_BLOCK_SIZE and len(data) == nbd.INFO_BLOCK_SIZE_REPLY.size:
-            _, least, preferred, most = nbd.INFO_BLOCK_SIZE_REPLY.unpack(data)
-            if not least or least & (least - 1) or least > MAX_MIN_BLOCK:
-                raise QmpError(f"server minimum block size {least} is not a valid power of two")
-            if preferred & (preferred - 1) or preferred < least:
-                raise QmpError(
-                    f"server preferred block size {preferred} is not valid for minimum {least}"
-                )
-            self._blocks = (least, preferred, max(min(most, nbd.MAX_REQUEST), least))
-        elif kind in (-1, nbd.INFO_EXPORT, nbd.INFO_BLOCK_SIZE):
-            raise QmpError("info export reply is wrong size")
+            return
+        _, least, preferred, most = record.unpack(data)
+        if not least or least & (least - 1):
+            raise QmpError(f"server minimum block size {least} is not a power of two")
+        if least > MAX_MIN_BLOCK:
+            raise QmpError(f"server minimum block size {least} is too large")
+        if preferred & (preferred - 1) or preferred < least:
+            raise QmpError(f"server preferred block size {preferred} is not valid")
+        if most < least:
+            raise QmpError(f"server maximum block size {most} is not valid")
+        self._blocks = (least, preferred, min(most, nbd.MAX_REQUEST))
 
     def _named(self) -> bool:
         need = nbd.EXPORT_NAME_REPLY.size
@@ -390,25 +413,84 @@ class ClientHandshake(Machine):
         if len(self._buffer) < reply.size:
             return False
         size, flags = reply.unpack_from(self._buffer)
+        if flags > 0xFFFF:
+            raise QmpError(f"Unexpected export flags {flags:x}x")
         del self._buffer[: reply.size]
-        self._finish(size, flags & 0xFFFF)
+        self._finish(size, flags)
         return False
 
     def _finish(self, size: int, flags: int) -> None:
         if size > MAX_SIZE:
-            raise QmpError("NBD export is too large")
+            raise QmpError("Could not refresh total sector count: File too large")
         if not flags & nbd.FLAG_HAS_FLAGS:
             flags = 0
         least, preferred, most = self._blocks
-        if size % least:
-            raise QmpError(
-                f"export length 0x{size:x} is not multiple of minimum block size {least}"
-            )
         self.agreement = Agreement(
             size, flags, self._structured, self._context_id, least, preferred, most
         )
         self._move(DONE)
 
+
+def _check_simple(option: int, kind: int, length: int) -> None:
+    """Refuse what an option without data is not answered with."""
+    name = nbd.option_name(option)
+    if kind != nbd.REP_ACK:
+        raise QmpError(
+            f"Server answered option {option} ({name}) with unexpected reply {kind} "
+            f"({nbd.reply_name(kind)})"
+        )
+    if length:
+        raise QmpError(
+            f"Option {option} ('{name}') response length is {length} (it should be zero)"
+        )
+
+
+def _check_context(kind: int, length: int) -> None:
+    if kind == nbd.REP_ACK:
+        if length:
+            raise QmpError("Unexpected length to ACK response")
+    elif kind != nbd.REP_META_CONTEXT:
+        raise QmpError(
+            f"Unexpected reply type {kind} ({nbd.reply_name(kind)}), expected "
+            f"{nbd.REP_META_CONTEXT} (meta context)"
+        )
+    elif not nbd.U32.size < length <= MAX_REPLY:
+        raise QmpError(
+            f"Failed to negotiate meta context, server answered with unexpected length {length}"
+        )
+
+
+def _check_go(kind: int, length: int) -> None:
+    if kind == nbd.REP_ACK:
+        if length:
+            raise QmpError("server sent invalid NBD_REP_ACK")
+    elif kind != nbd.REP_INFO:
+        raise QmpError(
+            f"unexpected reply type {kind} ({nbd.reply_name(kind)}), expected {nbd.REP_INFO} (info)"
+        )
+    elif length < nbd.U16.size:
+        raise QmpError(f"NBD_REP_INFO length {length} is too short")
+
+
+#: What the header of a reply that is no error is checked for: its kind and the length of its data.
+_CHECKS: Final[dict[int, Callable[[int, int], None]]] = {
+    nbd.OPT_STARTTLS: partial(_check_simple, nbd.OPT_STARTTLS),
+    nbd.OPT_STRUCTURED_REPLY: partial(_check_simple, nbd.OPT_STRUCTURED_REPLY),
+    nbd.OPT_SET_META_CONTEXT: _check_context,
+    nbd.OPT_GO: _check_go,
+}
+
+_INFO_RECORDS: Final = {
+    nbd.INFO_EXPORT: nbd.INFO_EXPORT_REPLY,
+    nbd.INFO_BLOCK_SIZE: nbd.INFO_BLOCK_SIZE_REPLY,
+}
+
+#: What comes in the phases that do not wait for replies to options.
+_FIELDS: Final = {
+    GREETING: awaited.GREETING,
+    OLDSTYLE: awaited.OLDSTYLE,
+    NAME: awaited.EXPORT_NAME,
+}
 
 _HANDLERS: Final[dict[int, Callable[[ClientHandshake, int, bytes], bool]]] = {
     nbd.OPT_STARTTLS: ClientHandshake._on_tls,

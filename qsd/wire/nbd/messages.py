@@ -98,6 +98,22 @@ REP_ERR_SHUTDOWN: Final = REP_FLAG_ERROR | 7
 REP_ERR_BLOCK_SIZE_REQD: Final = REP_FLAG_ERROR | 8
 REP_ERR_TOO_BIG: Final = REP_FLAG_ERROR | 9
 
+#: How messages call a reply to an option.
+REPLY_NAMES: Final = {
+    REP_ACK: "ack",
+    REP_SERVER: "server",
+    REP_INFO: "info",
+    REP_META_CONTEXT: "meta context",
+    REP_ERR_UNSUP: "unsupported",
+    REP_ERR_POLICY: "denied by policy",
+    REP_ERR_INVALID: "invalid",
+    REP_ERR_PLATFORM: "platform lacks support",
+    REP_ERR_TLS_REQD: "TLS required",
+    REP_ERR_UNKNOWN: "export unknown",
+    REP_ERR_SHUTDOWN: "server shutting down",
+    REP_ERR_BLOCK_SIZE_REQD: "block size required",
+}
+
 # Information types of NBD_OPT_INFO and NBD_OPT_GO
 INFO_EXPORT: Final = 0
 INFO_NAME: Final = 1
@@ -250,6 +266,11 @@ def error_code(system_errno: int | None) -> int:
 def option_name(option: int) -> str:
     """Return how messages call an option."""
     return OPTION_NAMES.get(option, "<unknown>")
+
+
+def reply_name(kind: int) -> str:
+    """Return how messages call a reply to an option."""
+    return REPLY_NAMES.get(kind, "<unknown>")
 
 
 def command_name(command: int) -> str:

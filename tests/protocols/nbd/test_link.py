@@ -145,16 +145,19 @@ NO_EXPORT = nbd.option_reply(nbd.OPT_GO, nbd.REP_ACK)
     ("said", "message"),
     [
         (b"", "Failed to read initial magic: Unexpected end-of-file before all data were read"),
-        (GREETING[:10], "Failed to read initial magic: Unexpected end-of-file"),
+        (GREETING[:10], "Failed to read server magic: Unexpected end-of-file"),
         (b"HTTP/1.1 400 Bad Request", "Bad initial magic received: 0x485454502f312e31"),
-        (GREETING, "Failed to read reply: Unexpected end-of-file"),
+        (GREETING, "Failed to read option reply: Unexpected end-of-file"),
         (GREETING + b"\xff" * 100, "Unexpected option reply magic"),
-        (GREETING + STRUCTURED, "Failed to read reply: Unexpected end-of-file"),
-        (GREETING + STRUCTURED + STRUCTURED, "Unexpected option type 8"),
+        (GREETING + STRUCTURED, "Failed to read option reply: Unexpected end-of-file"),
+        (
+            GREETING + STRUCTURED + STRUCTURED,
+            "Unexpected option type 8 (structured reply), expected",
+        ),
         (GREETING + STRUCTURED + CONTEXT + NO_EXPORT, "broken server omitted NBD_INFO_EXPORT"),
         (
             GREETING + nbd.option_reply(nbd.OPT_STRUCTURED_REPLY, nbd.REP_ERR_TLS_REQD, b"no"),
-            "Server requires TLS for option 8",
+            "Failed to read option reply: Unexpected end-of-file",
         ),
     ],
 )

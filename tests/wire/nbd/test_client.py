@@ -84,8 +84,11 @@ def test_a_refused_client_takes_its_leave() -> None:
 
 def test_tls_is_required_by_the_server() -> None:
     server = handshake.ServerHandshake(Directory(), tls_required=True)
-    with pytest.raises(QmpError, match=r"^Server requires TLS for option 8 \(structured reply\)$"):
+    with pytest.raises(QmpError, match=r"^TLS negotiation required before option 7 ") as caught:
         play(client.ClientHandshake("x"), server)
+    assert caught.value.hint == (
+        "Did you forget a valid tls-creds?\nserver reported: Option 0x7 not permitted before TLS"
+    )
 
 
 def test_tls_first() -> None:
@@ -106,7 +109,7 @@ def greeting(flags: int = 3) -> bytes:
 def test_bytes_before_tls_are_refused() -> None:
     ours = client.ClientHandshake("x", tls=True)
     ours.receive(greeting())
-    with pytest.raises(QmpError, match="before TLS was started"):
+    with pytest.raises(QmpError, match="unexpected TLS packet"):
         ours.receive(nbd.option_reply(nbd.OPT_STARTTLS, nbd.REP_ACK) + b"injected")
     assert ours.phase == machine.FAILED
 
@@ -146,27 +149,135 @@ def info(*fields: int) -> bytes:
     return nbd.option_reply(nbd.OPT_GO, nbd.REP_INFO, nbd.INFO_BLOCK_SIZE_REPLY.pack(3, *fields))
 
 
+def export_info(size: int, flags: int = 1) -> bytes:
+    return nbd.option_reply(
+        nbd.OPT_GO, nbd.REP_INFO, nbd.INFO_EXPORT_REPLY.pack(nbd.INFO_EXPORT, size, flags)
+    )
+
+
+DONE = nbd.option_reply(nbd.OPT_GO, nbd.REP_ACK)
+
+
 @pytest.mark.parametrize(
-    "reply",
+    ("reply", "message"),
     [
-        info(3, 4096, 4096),
-        info(0, 4096, 4096),
-        info(1 << 20, 1 << 20, 1 << 20),
-        info(512, 256, 4096),
-        nbd.option_reply(nbd.OPT_GO, nbd.REP_ACK),
-        nbd.option_reply(nbd.OPT_GO, nbd.REP_INFO, b"\0"),
-        nbd.option_reply(nbd.OPT_GO, nbd.REP_INFO, b"\0\0\0"),
-        nbd.option_reply(nbd.OPT_LIST, nbd.REP_ACK),
-        nbd.OPTION_REPLY.pack(nbd.OPTION_REPLY_MAGIC, nbd.OPT_GO, nbd.REP_INFO, 1 << 31),
-        b"\0" * 20,
+        (info(3, 4096, 4096), "server minimum block size 3 is not a power of two"),
+        (info(0, 4096, 4096), "server minimum block size 0 is not a power of two"),
+        (info(1 << 20, 1 << 20, 1 << 20), "server minimum block size 1048576 is too large"),
+        (info(512, 256, 4096), "server preferred block size 256 is not valid"),
+        (info(512, 512, 511), "server maximum block size 511 is not valid"),
+        (DONE, "broken server omitted NBD_INFO_EXPORT"),
+        (export_info(4096, 0) + DONE, "broken server omitted NBD_INFO_EXPORT"),
+        (
+            info(4096, 4096, 4096) + export_info(1000000),
+            "export size 1000000 is not multiple of minimum block size 4096",
+        ),
+        (
+            export_info((1 << 63) - (1 << 30) + 1) + DONE,
+            "Could not refresh total sector count: File too large",
+        ),
+        (
+            nbd.option_reply(nbd.OPT_GO, nbd.REP_INFO, b"\0"),
+            "NBD_REP_INFO length 1 is too short",
+        ),
+        (
+            nbd.option_reply(nbd.OPT_GO, nbd.REP_INFO, b"\0\0\0"),
+            "remaining export info len 1 is unexpected size",
+        ),
+        (nbd.option_reply(nbd.OPT_GO, nbd.REP_ACK, b"x"), "server sent invalid NBD_REP_ACK"),
+        (
+            nbd.option_reply(nbd.OPT_GO, nbd.REP_SERVER),
+            "unexpected reply type 2 (server), expected 3 (info)",
+        ),
+        (
+            nbd.option_reply(nbd.OPT_LIST, nbd.REP_ACK),
+            "Unexpected option type 3 (list), expected 7 (go)",
+        ),
+        (
+            nbd.OPTION_REPLY.pack(nbd.OPTION_REPLY_MAGIC, nbd.OPT_GO, nbd.REP_INFO, 1 << 31),
+            "option 7 (go) reply is too long",
+        ),
+        (
+            nbd.OPTION_REPLY.pack(nbd.OPTION_REPLY_MAGIC, nbd.OPT_GO, 0x80000003, 1 << 31),
+            "server error 2147483651 (invalid) message is too long",
+        ),
+        (
+            nbd.option_reply(nbd.OPT_GO, nbd.REP_ERR_TLS_REQD),
+            "TLS negotiation required before option 7 (go)",
+        ),
+        (b"\0" * 20, "Unexpected option reply magic"),
     ],
 )
-def test_nonsense_is_refused(reply: bytes) -> None:
+def test_nonsense_is_refused(reply: bytes, message: str) -> None:
     ours = client.ClientHandshake("x")
     ours.receive(greeting() + nbd.option_reply(nbd.OPT_STRUCTURED_REPLY, nbd.REP_ERR_UNSUP))
-    with pytest.raises(QmpError):
+    with pytest.raises(QmpError) as caught:
         ours.receive(reply)
+    assert caught.value.desc == message
     assert ours.phase == machine.FAILED
+
+
+def context(name: bytes) -> bytes:
+    return nbd.option_reply(nbd.OPT_SET_META_CONTEXT, nbd.REP_META_CONTEXT, b"\0\0\0\1" + name)
+
+
+@pytest.mark.parametrize(
+    ("option", "reply", "message"),
+    [
+        (
+            nbd.OPT_STRUCTURED_REPLY,
+            nbd.option_reply(nbd.OPT_STRUCTURED_REPLY, nbd.REP_ACK, b"x"),
+            "Option 8 ('structured reply') response length is 1 (it should be zero)",
+        ),
+        (
+            nbd.OPT_STRUCTURED_REPLY,
+            nbd.option_reply(nbd.OPT_STRUCTURED_REPLY, nbd.REP_INFO, b"x"),
+            "Server answered option 8 (structured reply) with unexpected reply 3 (info)",
+        ),
+        (
+            nbd.OPT_SET_META_CONTEXT,
+            context(b"base:allocation") * 2,
+            "Server answered with more than one context",
+        ),
+        (
+            nbd.OPT_SET_META_CONTEXT,
+            context(b"base:x"),
+            "Failed to negotiate meta context 'base:allocation', server answered with different "
+            "context 'base:x'",
+        ),
+        (
+            nbd.OPT_SET_META_CONTEXT,
+            context(b""),
+            "Failed to negotiate meta context, server answered with unexpected length 4",
+        ),
+        (
+            nbd.OPT_SET_META_CONTEXT,
+            nbd.option_reply(nbd.OPT_SET_META_CONTEXT, nbd.REP_ACK, b"x"),
+            "Unexpected length to ACK response",
+        ),
+        (
+            nbd.OPT_SET_META_CONTEXT,
+            nbd.option_reply(nbd.OPT_SET_META_CONTEXT, nbd.REP_INFO),
+            "Unexpected reply type 3 (info), expected 4 (meta context)",
+        ),
+    ],
+)
+def test_nonsense_about_options_is_refused(option: int, reply: bytes, message: str) -> None:
+    ours = client.ClientHandshake("x")
+    ours.receive(greeting())
+    if option != nbd.OPT_STRUCTURED_REPLY:
+        ours.receive(nbd.option_reply(nbd.OPT_STRUCTURED_REPLY, nbd.REP_ACK))
+    with pytest.raises(QmpError) as caught:
+        ours.receive(reply)
+    assert caught.value.desc == message
+
+
+def test_flags_of_an_oldstyle_server_are_16_bits() -> None:
+    with pytest.raises(QmpError) as caught:
+        client.ClientHandshake("").receive(
+            nbd.NBDMAGIC + nbd.OLDSTYLE_MAGIC + nbd.OLDSTYLE_REPLY.pack(4096, 0x10001)
+        )
+    assert caught.value.desc == "Unexpected export flags 10001x"
 
 
 def test_a_server_that_never_ends_is_refused() -> None:
@@ -229,12 +340,15 @@ def test_any_server_is_survived(
         assert found.min_block <= min(found.max_block, client.MAX_MIN_BLOCK)
         assert found.max_block <= nbd.MAX_REQUEST
         assert found.size <= client.MAX_SIZE
-        assert not found.size % found.min_block
 
 
 def test_end_of_stream() -> None:
     with pytest.raises(QmpError, match=r"^Failed to read initial magic: Unexpected end-of-file"):
         client.ClientHandshake("x").eof()
+    ours = client.ClientHandshake("x")
+    ours.receive(greeting())
+    with pytest.raises(QmpError, match=r"^Failed to read option reply: because$"):
+        ours.eof("because")
 
 
 def test_error_numbers() -> None:
