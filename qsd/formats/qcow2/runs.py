@@ -86,13 +86,14 @@ def _columns(cluster_size: int, *, has_zero_flag: bool) -> list[tuple[int, bytes
     )
     columns = []
     for number in range(8):
-        masks = [(mask >> 8 * number & 0xFF, told) for mask, told in meanings]
-        masks = [(mask, told) for mask, told in masks if mask]
-        if masks:
-            table = bytes(
-                [sum([told for mask, told in masks if value & mask]) for value in range(256)]
-            )
-            columns.append((number if sys.byteorder == "little" else 7 - number, table))
+        told = bytearray(256)
+        for mask, meaning in meanings:
+            if bits := mask >> 8 * number & 0xFF:
+                for value in range(256):
+                    if value & bits:
+                        told[value] |= meaning
+        if any(told):
+            columns.append((number if sys.byteorder == "little" else 7 - number, bytes(told)))
     return columns
 
 
