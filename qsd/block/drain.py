@@ -103,9 +103,9 @@ class Drained:
                 backend.drained_end()
 
     def _users_now(self) -> list[Backend]:
-        users = [backend for backend in self._backends if backend.quiesced]
+        users = dict.fromkeys(backend for backend in self._backends if backend.quiesced)
         for node in self._nodes:
             for edge in node.parents:
-                if isinstance(edge.user, Backend) and edge.user not in users:
-                    users.append(edge.user)
-        return users
+                if isinstance(edge.user, Backend):
+                    users.setdefault(edge.user)
+        return list(users)
