@@ -438,6 +438,24 @@ def test_errors_of_the_node() -> None:
     with_kernel(use)
 
 
+def test_a_defect_leaves_nobody_waiting() -> None:
+    async def main() -> None:
+        async with FakeKernel() as kernel:
+            kernel.driver.fast = False
+
+            def fail(operation: str, offset: int) -> int:
+                raise ZeroDivisionError
+
+            good, kernel.driver.fail = kernel.driver.fail, fail
+            assert (await kernel.ask(fuse.READ, io(0, 512)))[0] == errno.EIO
+            assert (await kernel.ask(fuse.WRITE, io(0, 1, b"x")))[0] == errno.EIO
+            kernel.driver.fail = good
+            await kernel.is_well()
+            kernel.errors.clear()
+
+    loop.run(main())
+
+
 def test_a_drained_node_is_left_alone() -> None:
     async def use(kernel: FakeKernel) -> None:
         async with Drained([kernel.graph.nodes["m"]]):
