@@ -35,6 +35,7 @@ from qsd.block.mapping import (
     FUA,
     MAY_UNMAP,
     NO_FALLBACK,
+    ZERO_NEW,
     Status,
 )
 from qsd.block.perms import ROLE_FILTERED, ROLE_PRIMARY
@@ -652,7 +653,7 @@ class Node:
     async def truncate(
         self, length: int, *, exact: bool = False, prealloc: str = "off", flags: int = 0
     ) -> None:
-        """Change the length of the image.
+        """Change the length of the image; a longer backing file does not show through what is new.
 
         Raises:
             QmpError: With the text a user should read; the length may have changed in part.
@@ -663,6 +664,9 @@ class Node:
             raise QmpError("Image size cannot be negative")
         self.in_flight += 1
         try:
+            backing = self.children.get("backing")
+            if backing is not None and self.length() < min(length, backing.node.length()):
+                flags |= ZERO_NEW
             await self.driver.truncate(length, exact, prealloc, flags)
         finally:
             self._leave()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from qsd.block.mapping import MAY_UNMAP, ZERO_NEW
+from qsd.block.mapping import MAY_UNMAP, ST_ALLOCATED, ST_ZERO, ZERO_NEW
 from qsd.errors import QmpError, describe, os_error
 from qsd.formats.qcow2 import layout
 from qsd.formats.qcow2.layout import ALL_ALLOCATED, ALL_ZERO, COPIED, OFFSET_MASK, ZERO_FLAG
@@ -91,7 +91,9 @@ async def _grow(image: Image, changer: Changer, length: int, prealloc: str, flag
     if flags & ZERO_NEW and image.node.children.get("backing") is not None:
         header.size = length  # in memory: the new part may be changed now
         try:
-            await _hide_backing(image, changer, align_up(old, image.geometry.subcluster_size))
+            await _hide_backing(image, changer, old)
+        except OSError as exc:
+            raise QmpError(f"Failed to zero out new clusters: {describe(exc)}") from exc
         finally:
             header.size = old
     if prealloc != "off" or _is_raw(image):
@@ -103,9 +105,18 @@ def _is_raw(image: Image) -> bool:
     return bool(image.header.autoclear_features & layout.AUTOCLEAR_DATA_FILE_RAW)
 
 
-async def _hide_backing(image: Image, changer: Changer, start: int) -> None:
-    if start < image.header.size:
-        await changer.zero(start, image.header.size - start, MAY_UNMAP)
+async def _hide_backing(image: Image, changer: Changer, old: int) -> None:
+    """Make everything behind the old end read as zeroes.
+
+    That begins within a cluster, which holds what the backing file has behind the old end or
+    shows it.
+    """
+    end = image.header.size
+    start = min(align_up(old, image.geometry.subcluster_size), end)
+    if start < end:
+        await changer.zero(start, end - start, MAY_UNMAP)
+    if old < start:
+        await image.node.driver.write(old, ZEROES[: start - old], 0)
 
 
 async def grow_l1(image: Image, entries: int) -> None:
@@ -233,8 +244,10 @@ async def _reserve(image: Image, count: int, mode: str) -> tuple[int, int]:
             await image.file.zero(host, min(length, max(image.file.length() - host, 0)))
             if image.file.length() < host + length:
                 await image.file.truncate(host + length, prealloc="falloc")
-        elif mode == "full" or not fresh:
+        elif mode == "full":
             await _write_zeroes(image.file, host, length)
+        elif not fresh:
+            await image.file.zero(host, min(length, max(image.file.length() - host, 0)), MAY_UNMAP)
     except BaseException:
         image.free(first, count, FREE_SILENT)
         raise
@@ -278,11 +291,15 @@ async def _shrink(image: Image, changer: Changer, length: int) -> None:
 async def _clear_tail(image: Image, length: int) -> None:
     """Zero what the last cluster that stays holds beyond the new end.
 
-    It must not reappear should the image grow again.
+    It must not reappear should the image grow again.  What a backing file holds there is hidden
+    when that happens, so nothing is allocated for it here.
     """
     end = min(align_up(length, image.geometry.cluster_size), image.header.size)
-    if length < end:
-        await image.node.zero(length, end - length)
+    while length < end:
+        status = await image.node.block_status(length, end - length)
+        if status.flags & ST_ALLOCATED and not status.flags & ST_ZERO:
+            await image.node.zero(length, status.length)
+        length += status.length
 
 
 async def _cut_file(image: Image) -> None:

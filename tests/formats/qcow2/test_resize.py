@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from qsd.aio.loop import run
-from qsd.block.mapping import ZERO_NEW
 from qsd.errors import QmpError
 from tests.formats.qcow2.support import add_image, check, content, make, rig
 from tests.formats.qcow2.support import run as tool
@@ -20,11 +19,11 @@ from tests.support.tools import need
 K64 = 65536
 
 
-def resize(path: Path, size: int, prealloc: str = "off", flags: int = 0) -> None:
+def resize(path: Path, size: int, prealloc: str = "off") -> None:
     async def main() -> None:
         async with rig() as graph:
             node = await add_image(graph, path)
-            await node.truncate(size, prealloc=prealloc, flags=flags)
+            await node.truncate(size, prealloc=prealloc)
             assert node.length() == size
 
     run(main())
@@ -81,10 +80,39 @@ def test_a_longer_backing_file_stays_hidden(tmp_path: Path) -> None:
     tool("qemu-io", "-f", "qcow2", "-c", "write -P 5 0 4M", base)
     path = make(tmp_path / "image", "4M", f"backing_file={base},backing_fmt=qcow2")
     resize(path, 1 << 20)
-    resize(path, 2 << 20, flags=ZERO_NEW)
+    resize(path, 2 << 20)
     data = content(path, tmp_path)
     assert data[: 1 << 20] == b"\x05" * (1 << 20)
     assert not any(data[1 << 20 :])
+
+
+@pytest.mark.parametrize("options", ["", ",extended_l2=on"])
+@pytest.mark.parametrize("written", [False, True])
+def test_growing_over_a_longer_backing_file(tmp_path: Path, options: str, written: bool) -> None:
+    need("qemu-img", "qemu-io")
+    base = make(tmp_path / "base", "4M")
+    tool("qemu-io", "-f", "qcow2", "-c", "write -P 5 0 4M", base)
+    path = make(tmp_path / "image", "66048", f"backing_file={base},backing_fmt=qcow2{options}")
+    if written:
+        # The rest of the cluster comes from the backing file, also what is behind the end.
+        tool("qemu-io", "-f", "qcow2", "-c", "write -P 7 64k 512", path)
+    resize(path, 3 << 20)
+    data = content(path, tmp_path)
+    assert data[:65536] == b"\x05" * 65536
+    assert data[65536:66048] == (b"\x07" if written else b"\x05") * 512
+    assert not any(data[66048:])
+    resize(path, 1024)
+    resize(path, 65536)
+    assert content(path, tmp_path) == b"\x05" * 1024 + bytes(65536 - 1024)
+
+
+def test_growing_an_old_image_over_a_longer_backing_file(tmp_path: Path) -> None:
+    need("qemu-img", "qemu-io")
+    base = make(tmp_path / "base", "4M")
+    backing = f"backing_file={base},backing_fmt=qcow2"
+    path = make(tmp_path / "image", "1M", f"compat=0.10,{backing}")
+    with pytest.raises(QmpError, match=r"^Failed to zero out new clusters: Operation not supported"):
+        resize(path, 2 << 20)
 
 
 def test_l1_table_growth_with_many_tables(tmp_path: Path) -> None:
