@@ -202,11 +202,11 @@ class Header:
         Raises:
             QmpError: It does.
         """
-        if not self.mk_digest_iterations:
-            raise QmpError("LUKS key iteration count is zero")
         header_sectors = ALIGNMENT // SECTOR
         if self.payload_offset_sectors < header_sectors:
             raise QmpError("LUKS payload is overlapping with the header")
+        if not self.mk_digest_iterations:
+            raise QmpError("LUKS key iteration count is zero")
         for index, slot in enumerate(self.slots):
             end = self._end_sectors(slot)
             self._check_slot(index, slot, end)

@@ -79,6 +79,7 @@ DAMAGE = [
     (40, b"cbc-plain:foo\0", "Hash algorithm 'foo' not supported"),
     (72, b"foo\0", "Hash algorithm 'foo' not supported"),
     (104, b"\0\0\0\1", "LUKS payload is overlapping with the header"),
+    (104, bytes(64), "LUKS payload is overlapping with the header"),
     (104, b"\0\0\0\x08", "Keyslot 0 is overlapping with the encrypted payload"),
     (108, b"\0\0\0\x07", "Algorithm 'aes' with key size 7 bytes not supported"),
     (164, b"\0\0\0\0", "LUKS key iteration count is zero"),
