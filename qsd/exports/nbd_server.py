@@ -454,6 +454,8 @@ async def start_nbd_server(
     except BaseException:
         listening.close()
         raise
+    # Every connection asks for the ring; making the first one takes as long as ten requests do.
+    registry.graph.pool.ring()
 
 
 def _find_tls(registry: ExportRegistry, tls_creds: str, tls_authz: str | None) -> TlsProvider:
