@@ -111,7 +111,7 @@ def test_growing_an_old_image_over_a_longer_backing_file(tmp_path: Path) -> None
     base = make(tmp_path / "base", "4M")
     backing = f"backing_file={base},backing_fmt=qcow2"
     path = make(tmp_path / "image", "1M", f"compat=0.10,{backing}")
-    with pytest.raises(QmpError, match=r"^Failed to zero out new clusters: Operation not supported"):
+    with pytest.raises(QmpError, match=r"^Failed to zero out new clusters: Operation not"):
         resize(path, 2 << 20)
 
 
