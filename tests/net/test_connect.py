@@ -83,6 +83,7 @@ def test_full_backlog_is_waited_for(tmp_path: Path) -> None:
     ("part", "text"),
     [
         (UnixSocketAddress(path="missing"), "'missing': No such file or directory"),
+        (UnixSocketAddress(path=""), "'': Connection refused"),
         (UnixSocketAddress(path=__file__), f"'{__file__}': Connection refused"),
         (InetSocketAddress(host="127.0.0.1", port="1"), "'127.0.0.1:1': Connection refused"),
     ],

@@ -47,6 +47,13 @@ def test_same_bucket() -> None:
     assert ordered_names(["major", "micro", "minor"]) == ["minor", "micro", "major"]
 
 
+def test_dotted_names_of_pseudo_names() -> None:
+    names = ["driver", "export", "server.type", "server.host", "server.port", "server.to"]
+    assert ordered_names(names) == [
+        *("server.to", "server.port", "server.host", "driver", "export", "server.type"),
+    ]
+
+
 def test_unknown_names_come_last_in_given_order() -> None:
     assert ordered_names(["zzz", "id", "aaa", "return"]) == ["return", "id", "zzz", "aaa"]
 

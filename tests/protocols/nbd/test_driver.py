@@ -20,6 +20,8 @@ from qsd.formats.raw import RawDriver
 from qsd.protocols.nbd.connection import Connection
 from qsd.protocols.nbd.driver import NbdDriver
 from qsd.protocols.nbd.request import Request
+from qsd.qapi.convert import from_json
+from qsd.qapi.schema.block_protocols import BlockdevOptionsNbd
 from qsd.wire.nbd import messages as nbd
 from tests.exports.rig import NbdRig
 
@@ -182,6 +184,24 @@ def test_name() -> None:
     case(body)
 
 
+@pytest.mark.parametrize(
+    ("server", "export", "name"),
+    [
+        ({"type": "unix", "path": "p"}, None, "nbd+unix://?socket=p"),
+        ({"type": "unix", "path": "p"}, "", "nbd+unix:///?socket=p"),
+        ({"type": "inet", "host": "h", "port": "1", "keep-alive": True}, "e", "nbd://h:1/e"),
+        ({"type": "inet", "host": "h", "port": "1", "ipv4": False}, "e", None),
+        ({"type": "inet", "host": "h", "port": "1", "to": 9}, "e", None),
+        ({"type": "fd", "str": "3"}, "e", None),
+    ],
+)
+def test_names_of_addresses(server: dict[str, Any], export: str | None, name: str | None) -> None:
+    tree = {"server": server} if export is None else {"server": server, "export": export}
+    driver = NbdDriver.__new__(NbdDriver)
+    driver._options = from_json(BlockdevOptionsNbd, tree)
+    assert driver.filename() == name
+
+
 def test_length_is_the_servers() -> None:
     async def body(rig: NbdRig, node: Node) -> None:
         await node.truncate(1 << 20)
@@ -257,6 +277,7 @@ def test_refused() -> None:
             ({"export": "zz"}, "Requested export not available"),
             ({"export": "x" * 5000}, "export name too long to send to server"),
             ({"x_dirty_bitmap": "nope"}, "Could not open image: Invalid argument"),
+            ({"x_dirty_bitmap": ""}, "Could not open image: Invalid argument"),
             (
                 {"x_dirty_bitmap": "x" * 5000},
                 "x-dirty-bitmap query too long to send to server",
