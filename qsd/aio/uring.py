@@ -307,8 +307,10 @@ class Ring:
     def _submit(self) -> None:
         try:
             self._unsubmitted -= self._call(_ENTER, self._fd, self._unsubmitted, 0, 0, None, 0)
-        except (BlockingIOError, InterruptedError):
-            pass  # out of memory for now, or a signal: again in the next turn
+        except OSError as exc:
+            if exc.errno not in (errno.EAGAIN, errno.EBUSY, errno.EINTR):
+                raise
+            # Out of memory for now, or a signal: again in the next turn.
 
     # Completions
 

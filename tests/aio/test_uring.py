@@ -201,6 +201,33 @@ def test_slices_go_at_once(file: int) -> None:
     run(main())
 
 
+@pytest.mark.parametrize("code", [errno.EAGAIN, errno.EBUSY, errno.EINTR])
+def test_what_the_kernel_does_not_take_is_tried_again(
+    file: int, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    refusals = [code] * 3
+    plain = Ring._call
+
+    def refuse(self: Ring, number: int, *args: Any) -> int:
+        if refusals and number == 426:
+            raise OSError(refusals.pop(), "not now")
+        return plain(self, number, *args)
+
+    async def main() -> None:
+        ring = make(64)
+        monkeypatch.setattr(Ring, "_call", refuse)
+        ends = Ends()
+        operations = [ring.pool.take(16) for _ in range(SLICE + 1)]
+        for operation in operations:
+            operation.sink = ends
+        ring.start_all(READ, file, operations)
+        await until(lambda: len(ends.ended) == SLICE + 1)
+        assert not refusals
+        await ring.close()
+
+    run(main())
+
+
 def test_results_of_each(file: int) -> None:
     async def main() -> None:
         ring = make()
