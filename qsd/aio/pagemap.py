@@ -43,6 +43,7 @@ _WINDOW_MASK: Final = _WINDOW - 1
 #: Bytes; what is mapped and given back at once, which takes a millisecond.
 _CHUNK_BITS: Final = 26
 _CHUNK: Final = 1 << _CHUNK_BITS
+_CHUNK_MASK: Final = _CHUNK - 1
 #: Part of the machine's memory that may be mapped.
 _BUDGET: Final = 8
 #: Seconds between two looks whether somebody had to wait for a page.
@@ -265,7 +266,7 @@ class FilePages:
         chunks: What is mapped.
     """
 
-    __slots__ = ("_can_map", "_fd", "_known", "_maps", "_refused", "_size", "chunks")
+    __slots__ = ("_can_map", "_fd", "_known", "_maps", "_refused", "_size", "_tail", "chunks")
 
     def __init__(self, maps: PageMaps, fd: int) -> None:
         """Start without a mapping; nothing costs anything before the first view is asked for.
@@ -276,7 +277,9 @@ class FilePages:
         """
         self._maps = maps
         self._fd = fd
+        #: The chunks in which windows lie that are cached.
         self._known: dict[int, memoryview] = {}
+        self._tail = -1  # the window in which the file ends, if it is cached
         self._can_map: bool | None = None  # nobody has looked yet
         self._refused: set[int] = set()  # windows of which there are no views
         self._size = -1  # of the file; -1 if it is not known
@@ -293,52 +296,41 @@ class FilePages:
             Memory for a system call and for nobody else (see the module), good until the caller
             returns to the loop.
         """
-        window = self._known.get(offset >> _WINDOW_BITS)
-        if window is not None:
-            start = offset & _WINDOW_MASK
-            view = window[start : start + length]
-            if len(view) == length:
-                return view
+        chunk = self._known.get(offset >> _WINDOW_BITS)
+        if chunk is not None and (offset & _WINDOW_MASK) + length <= _WINDOW:
+            start = offset & _CHUNK_MASK
+            return chunk[start : start + length]
         return self._find(offset, length)
 
     def _find(self, offset: int, length: int) -> memoryview | None:
         """Do what :meth:`view_nowait` does, for what is new or lies in several windows."""
-        first, last = offset >> _WINDOW_BITS, (offset + length - 1) >> _WINDOW_BITS
-        if offset >> _CHUNK_BITS != (offset + length - 1) >> _CHUNK_BITS:
+        last = offset + length - 1
+        if offset >> _CHUNK_BITS != last >> _CHUNK_BITS:
             return None
-        for index in range(first, last + 1):
-            window = self._known.get(index) or self._look(index)
-            if window is None:
+        for index in range(offset >> _WINDOW_BITS, (last >> _WINDOW_BITS) + 1):
+            if index in self._known:
+                continue
+            if index != self._tail and not self._look(index):
                 return None
-            if len(window) < min(_WINDOW, offset + length - (index << _WINDOW_BITS)):
-                # The file ended here; perhaps it has become longer when this is asked anew.
-                del self._known[index]
-                self._refused.add(index)
+            if index == self._tail and last >= self._size:
                 return None
-        chunk = self.chunks.get(offset >> _CHUNK_BITS)
-        if chunk is None:
-            return None
-        start = offset & (_CHUNK - 1)
-        return chunk.view[start : start + length]
+        start = offset & _CHUNK_MASK
+        return self.chunks[offset >> _CHUNK_BITS].view[start : start + length]
 
-    def _look(self, index: int) -> memoryview | None:
-        """Return a window that is not known, as far as the file goes, if all of that is cached."""
+    def _look(self, index: int) -> bool:
+        """Tell whether a window not known yet is cached, as far as the file goes; map it then."""
         if index in self._refused:
-            return None
+            return False
         self._maps.teach(self)
-        window = None
         try:
-            if self._may_map():
-                window = self._map(index)
+            if self._may_map() and self._map(index):
+                return True
         except OSError:
             self._can_map = False  # no memory, or no right: reads still work
-        if window is None:
-            self._refused.add(index)
-        else:
-            self._known[index] = window
-        return window
+        self._refused.add(index)
+        return False
 
-    def _map(self, index: int) -> memoryview | None:
+    def _map(self, index: int) -> bool:
         """Do the work of :meth:`_look`.
 
         Raises:
@@ -349,12 +341,15 @@ class FilePages:
         start = index << _WINDOW_BITS
         length = min(_WINDOW, self._size - start)
         if length <= 0 or not self._maps.probe.is_cached(self._fd, start, length):
-            return None
+            return False
         chunk = self._maps.chunk(self, start >> _CHUNK_BITS, self._fd)
         if chunk is None:
-            return None
-        within = start & (_CHUNK - 1)
-        return chunk[within : within + length]
+            return False
+        if length == _WINDOW:
+            self._known[index] = chunk
+        else:
+            self._tail = index
+        return True
 
     def _may_map(self) -> bool:
         if self._can_map is None:
@@ -369,6 +364,7 @@ class FilePages:
     def reconsider(self) -> None:
         """Ask anew for what was refused: it may be cached by now, or the file longer."""
         self._refused.clear()
+        self._tail = -1
         self._size = -1
 
     def drop(self) -> None:

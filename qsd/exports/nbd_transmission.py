@@ -393,7 +393,7 @@ class Transmission:
                 return True
             if self._end - self._position < _HEADER_SIZE or self._outlet.closed:
                 return True
-            self._cost += taken // _HEADER_SIZE * REQUEST_COST * 2
+            self._cost += TURN_COST // 2
             if self._cost > TURN_COST:
                 self._yield()
                 return True

@@ -34,10 +34,14 @@ if TYPE_CHECKING:
     from qsd.exports.outlet import Outlet
     from qsd.wire.nbd.server import Session
 
-#: Bytes; longer reads have better ways.
-MAX_VIEW: Final = 32 << 10
+#: Bytes; longer reads are sent by sendfile(2).  That copies nothing here, but the client copies
+#: from pages that are in no processor's cache.  64 KiB at queue depth 16: 39,000/s, by sendfile(2)
+#: 31,300/s, because fio spends 21 us on each instead of 28.
+MAX_VIEW: Final = 64 << 10
 #: Requests of one run; each takes two of the 1024 pieces that sendmsg(2) accepts.
 MAX_RUN: Final = 256
+#: Bytes after which a run ends; a socket takes not much more at once.
+_RUN_BYTES: Final = 1 << 20
 #: A shorter run, with other requests behind it, is left to the hot loop, which answers all of them
 #: together.
 _MIN_RUN: Final = 8
@@ -106,17 +110,17 @@ class ViewReads:
         size, structured, known = self._size, self._structured, self._known
         stop = position + min((end - position) // _HEADER_SIZE, MAX_RUN) * _HEADER_SIZE
         for key, cookie, offset, length in _requests_in(incoming.view[position:stop]):
-            if key != _PLAIN_READ or offset + length > size or not 0 < length <= MAX_VIEW:
+            if (
+                key != _PLAIN_READ
+                or offset + length > size
+                or not 0 < length <= MAX_VIEW
+                or total > _RUN_BYTES
+            ):
                 break
-            if structured:
-                if (
-                    known[offset >> REGION_BITS] != DATA
-                    or known[(offset + length - 1) >> REGION_BITS] != DATA
-                ):
-                    break  # holes are told of
-                header = _pack_chunk(_CHUNK, cookie, 8 + length, offset)
-            else:
-                header = _pack_simple(_SIMPLE, cookie)
+            if structured and not (
+                known[offset >> REGION_BITS] == DATA == known[(offset + length - 1) >> REGION_BITS]
+            ):
+                break  # holes are told of
             view = see(offset, length)
             if view is None:
                 if copies is None:
@@ -125,12 +129,15 @@ class ViewReads:
                 if len(view) < length or not self._read(offset, view):
                     break
                 copied += length
-            add(header)
+            if structured:
+                add(_pack_chunk(_CHUNK, cookie, 8 + length, offset))
+            else:
+                add(_pack_simple(_SIMPLE, cookie))
             add(view)
             total += length
-        if copied * 2 > total:
-            self._pause = _PAUSE
         count = len(parts) // 2
+        if copied * 2 > total and count >= _MIN_RUN:
+            self._pause = _PAUSE
         if count >= _MIN_RUN or (count and position + count * _HEADER_SIZE >= end):
             count = self._send(incoming, position, parts, total)
         else:
