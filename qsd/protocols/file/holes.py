@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 """Block status of a file with many holes: a system call for each extent, and little else.
 
-The map of a file with 16384 extents takes a twentieth of the processor time that asking for one
+The map of a file with 16384 extents takes a tenth of the processor time that asking for one
 extent after the other does.
 """
 
