@@ -112,3 +112,21 @@ __all__ = [
     "chain", "layers", "is_filter", "skip_filters", "cow_layer", "contains", "overlay_of",
     "is_allocated", "is_allocated_above",
 ]  # fmt: skip
+
+
+def takes_compressed(node: Node) -> bool:
+    """Tell whether a node takes requests to compress, be it only to pass them on."""
+    driver = node.driver
+    if driver.family == "filter":
+        return driver.passes_compressed
+    return driver.supports_compressed
+
+
+def stores_compressed(node: Node) -> bool:
+    """Tell whether a node, or what it passes such requests to, stores data compressed on demand."""
+    while node.driver.passes_compressed:
+        below = backing_of(node)
+        if below is None:
+            return False
+        node = below
+    return node.driver.family != "filter" and node.driver.supports_compressed

@@ -280,8 +280,9 @@ async def open_node(graph: Graph, options: BlockdevOptions, inherited: Inherited
 
 def _modernise(options: BlockdevOptions) -> None:
     """Replace an old way to say that there is no backing file by the present one."""
-    if getattr(options.branch, "backing", None) == "":
-        options.branch.backing = NULL
+    branch: Any = options.branch
+    if getattr(branch, "backing", None) == "":
+        branch.backing = NULL
         sys.stderr.write(
             'warning: Use of "backing": "" is deprecated; use "backing": null instead\n'
         )

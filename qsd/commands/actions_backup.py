@@ -14,10 +14,10 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 from qsd.block import perms
+from qsd.block.chain import stores_compressed
 from qsd.block.status import backing_of
 from qsd.commands.transaction import DrainedAction
 from qsd.errors import QmpError, prefixed
-from qsd.filters.base import stores_compressed
 from qsd.jobs.block_job import check_not_busy
 
 if TYPE_CHECKING:

@@ -179,6 +179,7 @@ async def _commit_active(
     options.filter_name = args.filter_node_name
     options.auto_finalize = on_or_off(args.auto_finalize)
     options.auto_dismiss = on_or_off(args.auto_dismiss)
+    options.granularity = default_granularity(base)
     await start_active_commit(ctx.jobs, ctx.graph, args.job_id or "", active, base, options)
 
 

@@ -117,22 +117,6 @@ class FilterDriver(Driver):
         return Status(below.length, below.flags & _PASSED_STATUS | ST_OFFSET, offset, self.edge)
 
 
-def takes_compressed(node: Node) -> bool:
-    """Tell whether a node takes requests to compress, be it only to pass them on."""
-    driver = node.driver
-    if isinstance(driver, FilterDriver):
-        return driver.passes_compressed
-    return driver.supports_compressed
-
-
-def stores_compressed(node: Node) -> bool:
-    """Tell whether a node, or what it passes such requests to, stores data compressed on demand."""
-    driver = node.driver
-    if isinstance(driver, FilterDriver):
-        return driver.passes_compressed and stores_compressed(driver.edge.node)
-    return driver.supports_compressed
-
-
 def filtered_filename(edge: Edge) -> str | None:
     """Return the plain name of a child for a filter that goes by the same name."""
     from qsd.block.naming import exact_filename
@@ -154,10 +138,4 @@ def same_buffers(one: memoryview, other: memoryview) -> int:
     return low
 
 
-__all__ = [
-    "FilterDriver",
-    "filtered_filename",
-    "same_buffers",
-    "stores_compressed",
-    "takes_compressed",
-]
+__all__ = ["FilterDriver", "filtered_filename", "same_buffers"]

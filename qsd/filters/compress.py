@@ -11,10 +11,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from qsd.aio.rangelock import RangeLock
+from qsd.block.chain import takes_compressed
 from qsd.block.info import driver_info
 from qsd.block.mapping import COMPRESSED
 from qsd.errors import QmpError
-from qsd.filters.base import FilterDriver, takes_compressed
+from qsd.filters.base import FilterDriver
 from qsd.util.ranges import align_down, align_up
 
 if TYPE_CHECKING:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from qsd.qapi.schema.block_create import BlockdevCreateOptionsQcow2
 
 DEFAULT_CLUSTER_SIZE = 65536
+#: In shorter clusters the names of features would take the place of a backing file's name.
+_NAMES_FIT_BITS = 13
 #: Clusters of a new image: header, refcount table, refcount block.
 _FIRST_CLUSTERS = 3
 
@@ -137,7 +139,7 @@ async def _fill(
     data_name: str | None,
     plan: encryption.Plan | None,
 ) -> None:
-    if header.version >= 3:
+    if header.version >= 3 and header.cluster_bits >= _NAMES_FIT_BITS:
         header.extensions.append(Extension(layout.EXT_FEATURES, layout.pack_features()))
     try:
         await _write_empty(target, header)

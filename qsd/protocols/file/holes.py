@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from qsd.aio.slowness import SLOW_CALL, WriteWatch
 from qsd.block.mapping import ST_DATA, ST_ZERO
@@ -19,7 +19,8 @@ from qsd.block.runs import Runs
 from qsd.util.ranges import align_up
 
 if TYPE_CHECKING:
-    from qsd.protocols.file.driver import FileDriver
+    from qsd.aio.fdio import FileIO
+    from qsd.block.driver import Limits
 
 #: Extents; what is searched for in one go, so that others have their turn (a millisecond).
 _BATCH: Final = 1024
@@ -28,12 +29,30 @@ _BATCH: Final = 1024
 _LONG: Final = 1 << 20
 
 
+class SearchedFile(Protocol):
+    """What the search needs of the driver that it works for."""
+
+    io: FileIO
+    size: int
+    limits: Limits
+
+    @property
+    def knows_data(self) -> bool:
+        """Tell whether anything is remembered."""
+
+    def known_data_end(self, offset: int) -> int:
+        """Return where data ends that is known to begin at or before `offset`; 0 if none is."""
+
+    def note_data(self, start: int, end: int) -> None:
+        """Remember where data lies."""
+
+
 class HoleSearch:
     """Searches the file of a driver, as long as its file system answers at once."""
 
     __slots__ = ("_driver", "_watch")
 
-    def __init__(self, driver: FileDriver) -> None:
+    def __init__(self, driver: SearchedFile) -> None:
         self._driver = driver
         self._watch = WriteWatch()  # searches are watched like writes
 
