@@ -274,10 +274,10 @@ def _check_mirror(
     _check_target(ctx, target)
     sync = args.sync
     base = cow_layer(skip_filters(source) or source)
-    if sync in ("incremental", "bitmap"):
-        raise QmpError(f"Sync mode '{sync}' not supported")
     if args.replaces is not None:
         _check_replaces(ctx, args.replaces, source)
+    if sync in ("incremental", "bitmap"):
+        raise QmpError(f"Sync mode '{sync}' not supported")
     if args.buf_size is not None and args.buf_size < 0:
         raise QmpError("Invalid parameter 'buf-size'")
     if source is target:
