@@ -138,18 +138,17 @@ class Model:
 
     async def resize(self, offset: int) -> None:
         size = max(SIZE // 2 + offset, 65536)
-        old = len(self.model)
         try:
             await self.node.truncate(size)
         except QmpError as exc:
-            assert str(exc) == "Can't resize a v2 image which has snapshots"  # noqa: PT017
+            # Old images have no zero clusters to hide a longer backing file with.
+            assert str(exc) in (  # noqa: PT017
+                "Can't resize a v2 image which has snapshots",
+                "Failed to zero out new clusters: Operation not supported",
+            )
             return
-        if size > old and "backing" in self.node.children:
-            # What a backing file shows there is for it to say.
-            self.model.extend(await self.read(old, size - old))
-        else:
-            del self.model[size:]
-            self.model.extend(bytes(size - len(self.model)))
+        del self.model[size:]
+        self.model.extend(bytes(size - len(self.model)))
 
 
 OPERATIONS = st.tuples(
