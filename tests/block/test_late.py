@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qsd.aio import loop
-from qsd.aio.operations import OperationPool, PooledOperation
+from qsd.aio.operations import PooledOperation
 from qsd.block import perms
 from qsd.block.backend import Backend
 from qsd.block.drain import Drained
@@ -27,6 +27,7 @@ from qsd.formats.qcow2.driver import Qcow2Driver
 from qsd.formats.raw import RawDriver
 from qsd.protocols.file.driver import FileDriver
 from tests.support.memory import Rig
+from tests.support.rings import HeldRing
 from tests.support.tools import need
 
 LENGTH = 1 << 20
@@ -73,27 +74,6 @@ class LateRig(Rig):
             await asyncio.sleep(0)
         ended, self.ended = self.ended[:], []
         return ended
-
-
-class HeldRing:
-    """Stands for a ring: keeps what is begun until the test ends it."""
-
-    def __init__(self) -> None:
-        self.pool = OperationPool()
-        self.held: list[PooledOperation] = []
-
-    def start_all(self, opcode: int, fd: int, operations: list[PooledOperation]) -> None:
-        self.held += operations
-
-    def end(self, result: int | None = None) -> None:
-        held, self.held = self.held, []
-        for operation in held:
-            operation.result = operation.length if result is None else result
-        for sink in {operation.sink for operation in held}:
-            sink.finished([operation for operation in held if operation.sink is sink])
-
-    async def close(self) -> None:
-        assert not self.held
 
 
 def make_image(path: Path, fmt: str) -> bytes:

@@ -12,12 +12,12 @@ from typing import Any, Self, cast
 import pytest
 
 from qsd.aio import loop
-from qsd.aio.operations import OperationPool, PooledOperation
 from qsd.block.drain import Drained
 from qsd.exports import nbd_late
 from qsd.formats.raw import RawDriver
 from qsd.protocols.file.driver import FileDriver
 from tests.exports.rig import FLUSH, READ, WRITE, NbdRig
+from tests.support.rings import HeldRing
 
 MIB = 1 << 20
 
@@ -125,27 +125,6 @@ def test_a_client_that_leaves_is_waited_for() -> None:
 
 
 # In company: a file around the page cache.
-
-
-class HeldRing:
-    """Stands for a ring: keeps what is begun until the test ends it."""
-
-    def __init__(self) -> None:
-        self.pool = OperationPool()
-        self.held: list[PooledOperation] = []
-
-    def start_all(self, opcode: int, fd: int, operations: list[PooledOperation]) -> None:
-        self.held += operations
-
-    def advance(self) -> None:
-        """Nothing ends by itself."""
-
-    def end(self, result: int | None = None) -> None:
-        held, self.held = self.held, []
-        for operation in held:
-            operation.result = operation.length if result is None else result
-        for sink in {operation.sink for operation in held}:
-            sink.finished([operation for operation in held if operation.sink is sink])
 
 
 class DirectRig(NbdRig):

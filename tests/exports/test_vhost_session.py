@@ -265,18 +265,24 @@ def test_what_is_overlooked() -> None:
     assert serve(use) == []
 
 
+def begin_queue(frontend: Frontend) -> tuple[vf.Queue, bytes]:
+    """Set up all but one queue's addresses and events; return it and the message with addresses."""
+    frontend.negotiate()
+    frontend.set_memory()
+    queue = vf.Queue(frontend, 0, 64, 0)
+    frontend.queues.append(queue)
+    frontend.send(vf.SET_VRING_NUM, struct.pack("<II", 0, 64))
+    base = vf.USER_BASE
+    body = struct.pack("<IIQQQQ", 0, 0, base, base + queue.used, base + queue.avail, 0)
+    return queue, body
+
+
 def test_addresses_may_come_last() -> None:
     def use(frontend: Frontend) -> None:
-        frontend.negotiate()
-        frontend.set_memory()
-        queue = vf.Queue(frontend, 0, 64, 0)
-        frontend.queues.append(queue)
-        frontend.send(vf.SET_VRING_NUM, struct.pack("<II", 0, 64))
+        queue, body = begin_queue(frontend)
         frontend.send(vf.SET_VRING_KICK, u64(0), [queue.kick])
         frontend.send(vf.SET_VRING_CALL, u64(0), [queue.call])
         frontend.send(vf.SET_VRING_ENABLE, struct.pack("<II", 0, 1))
-        base = vf.USER_BASE
-        body = struct.pack("<IIQQQQ", 0, 0, base, base + queue.used, base + queue.avail, 0)
         frontend.send(vf.SET_VRING_ADDR, body)
         assert frontend.request(vf.GET_ID, read=20)[0] == 0
 
@@ -285,13 +291,7 @@ def test_addresses_may_come_last() -> None:
 
 def test_a_kick_that_cannot_be_waited_for() -> None:
     def use(frontend: Frontend) -> None:
-        frontend.negotiate()
-        frontend.set_memory()
-        queue = vf.Queue(frontend, 0, 64, 0)
-        frontend.queues.append(queue)
-        frontend.send(vf.SET_VRING_NUM, struct.pack("<II", 0, 64))
-        base = vf.USER_BASE
-        body = struct.pack("<IIQQQQ", 0, 0, base, base + queue.used, base + queue.avail, 0)
+        _, body = begin_queue(frontend)
         frontend.send(vf.SET_VRING_ADDR, body)
         frontend.send(vf.SET_VRING_KICK, u64(0), [frontend.memfd])
         frontend.send(vf.SET_VRING_ENABLE, struct.pack("<II", 0, 1))

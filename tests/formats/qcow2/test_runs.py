@@ -23,11 +23,12 @@ from qsd.block.mapping import (
 )
 from qsd.block.node import Node
 from qsd.block.runs import Runs
-from qsd.block.status import chain_runs_nowait, chain_status
+from qsd.block.status import chain_runs_nowait
 from qsd.formats.qcow2.driver import Qcow2Driver
 from qsd.formats.qcow2.layout import COMPRESSED, COPIED
 from tests.formats.qcow2.support import RecordingFile, add_image, make, rig
 from tests.formats.qcow2.support import run as tool
+from tests.support.extents import pairs, plainly
 from tests.support.tools import need
 
 #: Commands that leave clusters of every kind.
@@ -48,10 +49,6 @@ def driver_of(node: Node) -> Qcow2Driver:
     return node.driver
 
 
-def pairs(runs: Runs | None) -> list[tuple[int, int]]:
-    return [] if runs is None else list(zip(runs.lengths, runs.flags, strict=True))
-
-
 @pytest.fixture
 def dense_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files have no holes, and know it."""
@@ -61,16 +58,6 @@ def dense_files(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(RecordingFile, "block_status", all_data)
     monkeypatch.setattr(RecordingFile, "known_data_end", lambda file, offset: len(file.data))
-
-
-async def plainly(node: Node, start: int, end: int) -> list[tuple[int, int]]:
-    """Ask for one extent after the other."""
-    runs = Runs()
-    while start < end:
-        status = await chain_status(node, start, end - start)
-        runs.add(status.length, status.flags & (ST_DATA | ST_ZERO))
-        start += status.length
-    return pairs(runs)
 
 
 @pytest.mark.parametrize("backing", [None, "4M", "1600k"])

@@ -15,10 +15,10 @@ from qsd.aio import slowness
 from qsd.aio.loop import run
 from qsd.block.mapping import ST_DATA, ST_ZERO
 from qsd.block.node import Node
-from qsd.block.runs import Runs
-from qsd.block.status import chain_runs_nowait, chain_status
+from qsd.block.status import chain_runs_nowait
 from qsd.catalog import find_driver
 from qsd.protocols.file import holes
+from tests.support.extents import pairs, plainly
 from tests.support.memory import Rig
 
 UNIT = 65536
@@ -34,19 +34,6 @@ def make(path: Path, pieces: list[bool], tail: int = 0) -> int:
         length = len(pieces) * UNIT + tail
         file.truncate(length)
     return length
-
-
-def pairs(runs: Runs) -> list[tuple[int, int]]:
-    return list(zip(runs.lengths, runs.flags, strict=True))
-
-
-async def plainly(node: Node, start: int, end: int) -> list[tuple[int, int]]:
-    runs = Runs()
-    while start < end:
-        status = await chain_status(node, start, end - start)
-        runs.add(status.length, status.flags & (ST_DATA | ST_ZERO))
-        start += status.length
-    return pairs(runs)
 
 
 async def opened(rig: Rig, path: Path, kind: str, **more: object) -> Node:
