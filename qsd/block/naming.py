@@ -101,7 +101,7 @@ def strong_options(node: Node) -> dict[str, Any]:
             break
     else:
         return {}  # as nearly always, and queries ask for all nodes
-    given = _flat(to_json(branch))
+    given = flat(to_json(branch))
     return {
         key: value
         for key, value in given.items()
@@ -115,12 +115,13 @@ def _attributes(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple({name.partition(".")[0].replace("-", "_"): None for name in names})
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return what nested objects and lists hold, by dotted names."""
     items = value.items() if isinstance(value, dict) else enumerate(value)
     result: dict[str, Any] = {}
     for key, item in items:
         if isinstance(item, (dict, list)):
-            result.update(_flat(item, f"{prefix}{key}."))
+            result.update(flat(item, f"{prefix}{key}."))
         else:
             result[f"{prefix}{key}"] = item
     return result

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from qsd.block import perms
 from qsd.block.change import GraphChange
 from qsd.block.drain import Drained
+from qsd.block.naming import flat
 from qsd.block.node import Node
 from qsd.block.open import (
     ROOT,
@@ -33,6 +34,7 @@ from qsd.block.open import (
     inherited_by,
 )
 from qsd.errors import QmpError, ReadOnlyConflict
+from qsd.qapi.convert import to_json
 from qsd.qapi.member_order import ordered_names
 from qsd.qapi.model import NULL, Struct
 
@@ -70,23 +72,9 @@ def _flat_options(options: BlockdevOptions, strangers: Iterable[str] = ()) -> di
         options: All options.
         strangers: Children that are not staged although they are defined inside.
     """
-    from qsd.qapi.convert import to_json
-
-    flat: dict[str, Any] = {}
-
-    def flatten(name: str, value: Any) -> None:
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, item in items:
-            path = f"{name}.{key}" if name else str(key)
-            if isinstance(item, (dict, list)):
-                flatten(path, item)
-            else:
-                flat[path] = item
-
-    given = to_json(options)
     left_out = _ABSORBED | _STAGED_CHILDREN.difference(strangers)
-    flatten("", {name: value for name, value in given.items() if name not in left_out})
-    return flat
+    given = to_json(options)
+    return flat({name: value for name, value in given.items() if name not in left_out})
 
 
 def _check_resets(node: Node, old: dict[str, Any], new: dict[str, Any]) -> None:
