@@ -40,7 +40,7 @@ bps-total|poll-shrink top-node read_compressed cache-size zlib flush_total_time_
 qcow2|query-nodes discard-nb-ok|memory-backend-memfd|reduced-phys-bits full|fuse|hash-alg|url
 authz-listfile|backing-image|log-super-update-interval|quorum|sanity-check|serial|xts
 allow-other|wr_highest_offset mirror|on-success|wr_total_time_ns dmg
-concluded|dbus-vmstate|iters|x-bps-total-max-length read-zeroes|twofish-256 msg
+backing.driver|concluded|dbus-vmstate|iters|x-bps-total-max-length read-zeroes|twofish-256 msg
 compression-type|n|nospace iops-total-max-length compressed|current-progress|glob
 handle|l1_grow_activate_table stop active-l1|active-l2|refblock_alloc element-type
 cookie-secret|incremental l1_update|qom-type QMP|x-perf inject-error|recording|vsock
@@ -52,7 +52,7 @@ bitmaps|once aes-128|loaded|locked|read-pattern shared-perm grouped|spiceport
 cipher-alg|iops-write-max block-dirty-bitmap-merge|prealloc
 human-readable-text|pass-discard-snapshot|refcount-bits pwritev_rmw_tail auto-dismiss
 buf-size|perm|persistent|server.host|server.port max_queue_size image-node-name|mptcp
-blkdebug|start|state|stats|stdio|thread-context absolute-paths|tag|vvfat behind
+file.driver blkdebug|start|state|stats|stdio|thread-context absolute-paths|tag|vvfat behind
 backend|l2_alloc_cow_read vnet_hdr_support bochs|bps-write fat-type
 block-backend|cpu-affinity|cryptodev-backend-lkcf|filter-rewriter aio-max-batch|chardev|keyid
 background aligned-accesses authz-pam|completion-mode|wr_merged cow_read|poll-grow|threads
