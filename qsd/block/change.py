@@ -111,7 +111,7 @@ class GraphChange:
         Raises:
             QmpError: A conflict; every move was undone.
         """
-        self._roots = [*roots, *(node for node in self._unused if node.parents)]
+        self._roots = [*roots, *self._unused]
         try:
             self._graph.update(self._roots)
         except BaseException:

@@ -111,6 +111,11 @@ class DirtyBitmap:
 
     # Recording
 
+    @property
+    def takes_writes(self) -> bool:
+        """Whether writes change its own bits, not those of a successor."""
+        return self.enabled and self.successor is None
+
     def mark(self, offset: int, length: int) -> None:
         """Record a completed change, if that is wanted."""
         if self.enabled:
@@ -138,12 +143,12 @@ class DirtyBitmap:
         """Return the checksum of the content.
 
         It is taken over the bits as little-endian words of 64 bits, the last one filled up with
-        zeroes, as the C daemon keeps them.
+        zeroes, as the C daemon keeps them: one word at least.
         """
         digest = hashlib.sha256()
         bits = self.bits
         word = bits.granularity * _WORD_BITS
-        total = align_up(bits.length, word) // word * (_WORD_BITS // 8)
+        total = max(align_up(bits.length, word) // word, 1) * (_WORD_BITS // 8)
         done = 0
         for bit, data in bits.leaf_bytes():
             at = bit // 8
@@ -197,16 +202,16 @@ class DirtyBitmap:
                 hint="Try block-dirty-bitmap-remove to delete this bitmap from disk\n",
             )
 
-    def check_mergeable(self, target: DirtyBitmap) -> None:
-        """Refuse to be merged into a bitmap of another size.
+    def check_mergeable(self, length: int) -> None:
+        """Refuse to be merged into a bitmap of another length.
 
         Raises:
-            QmpError: The sizes differ.
+            QmpError: The lengths differ.
         """
-        if self.bits.length != target.bits.length:
+        if self.bits.length != length:
             raise QmpError(
-                "Bitmaps are of different sizes (destination size is "
-                f"{target.bits.length}, source size is {self.bits.length}) and can't be merged"
+                f"Bitmaps are of different sizes (destination size is {length}, source size is "
+                f"{self.bits.length}) and can't be merged"
             )
 
 
@@ -237,14 +242,23 @@ def check_granularity(granularity: int) -> None:
         raise QmpError(f"Granularity must be power of 2 and at least {MIN_GRANULARITY}")
 
 
+def check_free(node: Node, name: str) -> None:
+    """Refuse a name that another bitmap of the node has.
+
+    Raises:
+        QmpError: It is taken.
+    """
+    if name in node.bitmaps:
+        raise QmpError(f"Bitmap already exists: {name}")
+
+
 def check_new(node: Node, name: str) -> None:
     """Refuse a name for a new bitmap.
 
     Raises:
         QmpError: It is impossible or taken.
     """
-    if name in node.bitmaps:
-        raise QmpError(f"Bitmap already exists: {name}")
+    check_free(node, name)
     if len(name.encode()) > MAX_NAME:
         raise QmpError(f"Bitmap name too long: {name}")
 

@@ -38,7 +38,7 @@ STRONG_OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {
         "config", "inject-error", "set-state", "align", "max-transfer", "opt-write-zero",
         "max-write-zero", "opt-discard", "max-discard",
     ),
-    "blklogwrites": ("log-sector-size",),
+    "blklogwrites": ("log-sector-size", "log-append"),
     "file": ("filename",),
     "ftp": ("url",),
     "ftps": ("url",),
@@ -58,6 +58,8 @@ STRONG_OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {
 }  # fmt: skip
 """By driver, the options that decide about the content; "a.b" is member b of option a."""
 
+#: Filters with names of their own, "blkdebug:..." and the like.
+_NAMED_FILTERS: Final = frozenset({"blkdebug", "blkverify"})
 #: Drivers whose own name leaves their strong options out.
 _NAMELESS_WITH_OPTIONS: Final = frozenset({"null-aio", "null-co"})
 #: Filters that go by the name of what they filter, whatever it looks like.
@@ -86,8 +88,12 @@ def exact_filename(node: Node) -> str | None:
         return None
     if strong_options(node) or is_backing_overridden(node):
         return None
-    # Over another format the plain name would stand for the wrong interpretation.
-    return exact_filename(edge.node) if edge.node.driver.filename() is not None else None
+    # Over another format, or a filter that goes by the name of what it filters, the plain name
+    # would stand for the wrong interpretation.
+    below = edge.node.driver
+    if below.family == "filter" and below.name not in _NAMED_FILTERS:
+        return None
+    return exact_filename(edge.node) if below.filename() is not None else None
 
 
 def strong_options(node: Node) -> dict[str, Any]:

@@ -78,9 +78,15 @@ def _flat_options(options: BlockdevOptions, strangers: Iterable[str] = ()) -> di
 
 
 def _check_resets(node: Node, old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Refuse to leave out what was given once and has no way back to its default."""
+    """Refuse to leave out what was given once and has no way back to its default.
+
+    What defined a child does not count: it is the child's from then on.
+    """
     free = node.driver.resettable_options
+    children = tuple(node.children)
     for name in ordered_names(list(old)):
+        if name in children or name.startswith(tuple(f"{child}." for child in children)):
+            continue
         if name not in new and name.partition(".")[0] not in free:
             raise QmpError(f"Option '{name}' cannot be reset to its default value")
 
@@ -157,13 +163,13 @@ class Reopen:
         check_detect_zeroes(node)
         if node.read_only and not saved["read_only"]:
             await node.flush_for_reopen()
+        strangers = _strangers(node, options)
+        old, new = _flat_options(node.options), _flat_options(options, strangers)
+        _check_resets(node, old, new)
         if options.driver == node.options.driver or not node.driver.can_reopen():
             token = await node.driver.prepare_reopen(options.branch, node.read_only)
             self._prepared.append((node, token))
         # else the node keeps its driver, so this fails; what is said first is for the user to see.
-        strangers = _strangers(node, options)
-        old, new = _flat_options(node.options), _flat_options(options, strangers)
-        _check_resets(node, old, new)
         await self._stage_children(node, options)
         if options.branch is not node.options.branch:
             _check_unchanged(node, old, new)

@@ -19,12 +19,11 @@ The checks and their order follow the C daemon.
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from qsd.block import perms
 from qsd.block.change import GraphChange
 from qsd.block.node import Node
-from qsd.block.status import filtered_edge
 from qsd.commands.block import check_not_blocked
 from qsd.commands.transaction import DrainedAction
 from qsd.errors import QmpError, describe
@@ -227,12 +226,20 @@ def root_node(ctx: Context, device: str) -> Node:
     return node
 
 
+_CONTENT_ROLES: Final = perms.ROLE_DATA | perms.ROLE_METADATA | perms.ROLE_FILTERED
+
+
 def snapshot_holder(node: Node) -> Node | None:
-    """Return the node that keeps the snapshots of `node`: itself, or one that it only passes on."""
+    """Return the node that keeps the snapshots of `node`.
+
+    That is the node itself or the one it stands on, if nothing else belongs to its content: a
+    snapshot of one of several parts could not be gone back to.
+    """
     holder: Node | None = node
     while holder is not None and not holder.driver.supports_snapshots:
-        edge = filtered_edge(holder)
-        holder = edge.node if edge is not None else None
+        parts = [edge for edge in holder.children.values() if edge.role & _CONTENT_ROLES]
+        alone = len(parts) == 1 and parts[0].role & perms.ROLE_PRIMARY
+        holder = parts[0].node if alone else None
     return holder
 
 

@@ -125,7 +125,7 @@ def merge_bitmaps(
     merged = before.copy()
     for source in _find_sources(ctx, node, refs):
         source.check(CHECK_BUSY | CHECK_INCONSISTENT)
-        source.check_mergeable(found)
+        source.check_mergeable(before.length)
         merged.merge(source.bits)
     found.bits = merged
     return found, before

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qsd.block.drain import Drained
+from qsd.block.status import backing_of
 from qsd.commands.actions_snapshot import (
     ExternalSnapshot,
     InternalSnapshot,
@@ -87,21 +88,21 @@ async def blockdev_snapshot_delete_internal_sync(
 
 async def change_backing_file(ctx: Context, args: ChangeBackingFileArguments) -> None:
     """Record another backing file in an image (QMP reference, "change-backing-file")."""
-    from qsd.block.chain import contains, is_filter
+    from qsd.block.chain import contains
     from qsd.block.reopen import set_read_only
     from qsd.jobs.filters import check_root
 
     top = ctx.graph.lookup(args.device, args.device)
     check_root(top)
     node = ctx.graph.lookup(None, args.image_node_name)
-    if is_filter(node) or node.children.get("backing") is None:
+    backing = backing_of(node)
+    if backing is None:
         raise QmpError("not allowing backing file change on an image without a backing file")
     if not contains(top, node):
         raise QmpError(f"'{args.device}' and image file are not in the same chain")
     was_read_only = node.read_only
     if was_read_only:
         await set_read_only(ctx.graph, node, False)
-    backing = node.children["backing"].node
     try:
         async with Drained([node]):
             await node.driver.change_backing_file(args.backing_file, backing.driver.name)

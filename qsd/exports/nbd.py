@@ -103,7 +103,8 @@ class NbdExport(Export):
     @property
     def minimum_block(self) -> int:
         """Bytes; the alignment that the node would like requests to have."""
-        return self.backend.node.driver.limits.request_alignment
+        limits = self.backend.node.driver.limits
+        return max(limits.request_alignment, limits.write_alignment)
 
     @property
     def maximum_block(self) -> int:

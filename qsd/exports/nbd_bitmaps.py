@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, cast
 
+from qsd.block.runs import Runs
 from qsd.block.status import backing_of
 from qsd.errors import QmpError
 from qsd.wire.nbd import messages as nbd
@@ -23,15 +24,17 @@ class Bitmap(Protocol):
 
     Attributes:
         name: Its name.
-        enabled: Whether writes are recorded.
         busy: Whether an operation uses it, so that nobody else may change it.
         inconsistent: Whether its content is worthless.
     """
 
     name: str
-    enabled: bool
     busy: bool
     inconsistent: bool
+
+    @property
+    def takes_writes(self) -> bool:
+        """Whether writes change what it shows."""
 
     def next_dirty_area(self, offset: int, end: int) -> tuple[int, int] | None:
         """Return (offset, length) of the first dirty area in a range, clipped to it, or None."""
@@ -55,21 +58,22 @@ class ExportedBitmap:
         """Let others change the bitmap again."""
         self._bitmap.busy = False
 
-    def extents(self, offset: int, length: int, limit: int) -> list[tuple[int, int]]:
-        """Return (length, state) extents of a range, at most `limit` of them."""
-        extents: list[tuple[int, int]] = []
+    def runs(self, offset: int, length: int, limit: int) -> Runs:
+        """Describe the start of a range, in at most `limit` extents; "flags" are states."""
+        runs = Runs()
         end = offset + length
-        while offset < end and len(extents) < limit:
+        while offset < end and len(runs) <= limit:
             area = self._bitmap.next_dirty_area(offset, end)
             if area is None:
-                extents.append((end - offset, 0))
+                runs.add(end - offset, 0)
                 break
             start, dirty = area
             if start > offset:
-                extents.append((start - offset, 0))
-            extents.append((dirty, nbd.STATE_DIRTY))
+                runs.add(start - offset, 0)
+            runs.add(dirty, nbd.STATE_DIRTY)
             offset = start + dirty
-        return extents[:limit]
+        runs.cut(limit)
+        return runs
 
 
 def _find_below(node: Node, name: str) -> tuple[Node, Bitmap]:
@@ -104,9 +108,12 @@ def take_bitmaps(
         changes = False
         if isinstance(ref, str):
             layer, bitmap = _find_below(node, ref)
-            changes = bitmap.enabled and not layer.read_only
+            changes = bitmap.takes_writes and not layer.read_only
         else:
             bitmap = _find(graph, ref)
+        if read_only and changes:
+            # A read-only client may trust in what it reads once.  Who names the node knows better.
+            raise QmpError(f"Enabled bitmap '{bitmap.name}' incompatible with readonly export")
         if bitmap.busy:
             raise QmpError(
                 f"Bitmap '{bitmap.name}' is currently in use by another operation and cannot be "
@@ -114,9 +121,6 @@ def take_bitmaps(
             )
         if bitmap.inconsistent:
             raise QmpError(f"Bitmap '{bitmap.name}' is inconsistent and cannot be used")
-        if read_only and changes:
-            # A read-only client may trust in what it reads once.  Who names the node knows better.
-            raise QmpError(f"Enabled bitmap '{bitmap.name}' incompatible with readonly export")
         if len(bitmap.name) > nbd.MAX_STRING - 64:
             raise QmpError(f"Bitmap '{bitmap.name}' name too long for an export")
         found.append(bitmap)

@@ -99,6 +99,7 @@ class BlkdebugDriver(FilterDriver):
         )
         self._set_limits(options)
         self.debug_event("none")
+        _check_lists(options)
 
     def _set_limits(self, options: BlockdevOptionsBlkdebug) -> None:
         """Take over the limits that requests are cut to.
@@ -256,6 +257,20 @@ class BlkdebugDriver(FilterDriver):
         """Describe the child, or fail."""
         self._check("block-status", offset, length)
         return await super().block_status(offset, length, want_zero)
+
+
+def _check_lists(options: BlockdevOptionsBlkdebug) -> None:
+    """Refuse empty lists.
+
+    The C daemon takes each element away as it reads it; what is left of a list without any is an
+    option that nobody asked for.
+
+    Raises:
+        QmpError: There is one.
+    """
+    for name in ("set-state", "inject-error", "take-child-perms", "unshare-child-perms"):
+        if getattr(options, name.replace("-", "_")) == []:
+            raise QmpError(f"Block protocol 'blkdebug' doesn't support the option '{name}'")
 
 
 def _check_natural(name: str, value: int) -> None:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from qsd.block.open import ChildOpener
     from qsd.qapi.schema.block_options import BlockdevOptionsBlklogwrites
 
-_MIN_SECTOR: Final = 512
+_DEFAULT_SECTOR: Final = 512
 #: Bytes; from this size on the C daemon refuses a sector size.
 _SECTOR_LIMIT: Final = 1 << 24
 _DEFAULT_INTERVAL: Final = 4096
@@ -50,7 +50,7 @@ def check_sector_size(size: int) -> int:
     Raises:
         QmpError: It is not.
     """
-    if not _MIN_SECTOR <= size < _SECTOR_LIMIT or size & size - 1:
+    if not ENTRY_SIZE <= size < _SECTOR_LIMIT or size & size - 1:
         raise QmpError(f"Invalid log sector size {size}")
     return size
 
@@ -65,7 +65,7 @@ class BlklogwritesDriver(FilterDriver):
     def __init__(self, node: Node) -> None:
         super().__init__(node)
         self._log: Edge
-        self._sector = _MIN_SECTOR
+        self._sector = _DEFAULT_SECTOR
         self._interval = _DEFAULT_INTERVAL
         self._entries = 0
         self._next_sector = 1
@@ -82,7 +82,7 @@ class BlklogwritesDriver(FilterDriver):
             await self._find_end()
         else:
             size = options.log_sector_size
-            self._sector = check_sector_size(_MIN_SECTOR if size is None else size)
+            self._sector = check_sector_size(_DEFAULT_SECTOR if size is None else size)
         if interval is not None:
             if interval == 0:
                 raise QmpError(f"Invalid log superblock update interval {interval}")

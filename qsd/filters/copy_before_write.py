@@ -29,11 +29,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from qsd.aio.rangelock import RangeLock
 from qsd.block import perms
 from qsd.block.copy import COPY_UNIT, CopyError, NodeCopier, next_extent
-from qsd.block.dirty import WorkingSet
+from qsd.block.dirty import CHECK_BUSY, CHECK_INCONSISTENT, WorkingSet
 from qsd.block.info import driver_info
 from qsd.block.mapping import ST_DATA, ST_ZERO, Status
 from qsd.block.status import chain_status
-from qsd.errors import os_error
+from qsd.errors import QmpError, os_error, prefixed
 from qsd.filters.base import FilterDriver, filtered_filename
 from qsd.util.bitmap import Bitmap
 from qsd.util.ranges import align_down, align_up
@@ -115,13 +115,14 @@ class CopyBeforeWriteDriver(FilterDriver):
         self._timeout = options.cbw_timeout or None
         self.cluster_size = cluster_size_of(self._target.node)
         self.copier = NodeCopier(unit=max(COPY_UNIT, self.cluster_size))
+        self.copier.flush_follows = False
         length = self.length()
         self.pending = Bitmap(length, self.cluster_size)
         self._done = Bitmap(length, self.cluster_size)
         if source is None:
             self.pending.set(0, length)
         else:
-            self.pending.merge(source.bits)
+            _merge_bitmap(source, self.pending)
         self._readable = self.pending.copy()
         for shown in (self._done, self._readable):
             WorkingSet(shown, False).show(self.node)
@@ -362,6 +363,24 @@ class CopyBeforeWriteDriver(FilterDriver):
                 self._done.clear(*area)
         finally:
             self._ranges.release(hold)
+
+
+def _merge_bitmap(source: DirtyBitmap, pending: Bitmap) -> None:
+    """Take what is dirty in a bitmap for what is to be saved.
+
+    Raises:
+        QmpError: The bitmap is in use, inconsistent or of another size.
+    """
+    try:
+        source.check(CHECK_BUSY | CHECK_INCONSISTENT)
+        source.check_mergeable(pending.length)
+    except QmpError as exc:
+        raise prefixed(
+            exc,
+            "Cannot create block-copy-state: "
+            f"Failed to merge bitmap '{source.name}' to internal copy-bitmap: ",
+        ) from exc
+    pending.merge(source.bits)
 
 
 def _find_bitmap(node: Node, wanted: BlockDirtyBitmap) -> DirtyBitmap:

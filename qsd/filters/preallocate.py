@@ -108,10 +108,10 @@ class PreallocateDriver(FilterDriver):
 
     def child_perms(self, edge: Edge, perm: int, shared: int) -> tuple[int, int]:
         """Keep others from changing the file while its end is not where they think it is."""
-        if perm & perms.WRITE:
-            shared &= ~(perms.WRITE | perms.RESIZE)
         if perm & perms.WRITE and self._data_end >= 0:
             perm |= perms.RESIZE
+        if perm & _GROWING == _GROWING:
+            shared &= ~_GROWING
         return perm & perms.ALL, shared & perms.ALL
 
     def set_perms(self, perm: int, shared: int) -> None:

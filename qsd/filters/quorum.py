@@ -43,6 +43,11 @@ _SECTOR: Final = 512
 _ROLE: Final = perms.ROLE_DATA
 
 
+def _as_int(value: int) -> int:
+    """Return what the C daemon keeps of a number: its lower 32 bits, with a sign."""
+    return (value + (1 << 31)) % (1 << 32) - (1 << 31)
+
+
 class QuorumDriver(Driver):
     """Asks several children.
 
@@ -68,7 +73,7 @@ class QuorumDriver(Driver):
     async def open(self, options: BlockdevOptionsQuorum, opener: ChildOpener) -> None:
         """Check the options and attach all children."""
         count = len(options.children)
-        self._threshold = options.vote_threshold
+        self._threshold = _as_int(options.vote_threshold)
         if not count:
             raise QmpError("Number of provided children must be 1 or more")
         if self._threshold < 1:

@@ -70,6 +70,7 @@ def test_resizing() -> None:
             bitmap.attach()
             await node.write(0, memoryview(bytes(1 << 20)))
             bitmap.freeze()
+            assert not bitmap.takes_writes
             await node.write(900_000, memoryview(b"x"))
             await node.truncate(100_000)
             await node.truncate(1 << 20)
@@ -140,6 +141,8 @@ def test_checksum(size: int) -> None:
                 bitmap.bits.set(bit * 512, 1)
                 plain[bit // 8] |= 1 << bit % 8
             assert bitmap.sha256() == hashlib.sha256(plain).hexdigest()
+            bitmap.resized(0)
+            assert bitmap.sha256() == hashlib.sha256(bytes(8)).hexdigest()
 
     run(main())
 

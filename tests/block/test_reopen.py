@@ -83,6 +83,24 @@ def test_permissions_are_checked_before_anything_changes() -> None:
     run(main())
 
 
+def test_who_lost_his_user_takes_nothing_any_more() -> None:
+    async def main() -> None:
+        async with Rig() as rig:
+            one = (await rig.memory("one")).node
+            below = await rig.add(driver="copy-on-read", node_name="g", file="one")
+            top = await rig.add(driver="copy-on-read", node_name="f", file="g")
+            user = Backend(rig.graph, "u", "user")
+            user.attach(top, perms.WRITE, perms.ALL & ~perms.WRITE)
+            assert below.children["file"].perm & perms.WRITE
+            await reopen(rig.graph, [options(driver="copy-on-read", node_name="f", file="one")])
+            assert not below.children["file"].perm & perms.WRITE
+            assert below.children["file"].shared == perms.ALL
+            assert len(one.parents) == 2
+            await user.detach()
+
+    run(main())
+
+
 def test_children_can_be_replaced_by_reference() -> None:
     async def main() -> None:
         async with Rig() as rig:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,6 +92,25 @@ def test_a_guest_goes_on_meanwhile() -> None:
     tell(story)
 
 
+def test_snapshots_of_parts_are_refused() -> None:
+    async def story(daemon: ImageDaemon) -> None:
+        await daemon.image("a")
+        await daemon.rig.memory("n", 1 << 20)
+        take = "blockdev-snapshot-internal-sync"
+        log: dict[str, Any] = {"driver": "blklogwrites", "file": "a", "log": "n"}
+        window: dict[str, Any] = {"driver": "raw", "file": "a", "offset": 512}
+        await daemon.qmp("blockdev-add", node_name="top", **log)
+        assert await daemon.error(take, device="top", name="x") == (
+            "Block format 'blklogwrites' used by device 'top' does not support internal snapshots"
+        )
+        await daemon.qmp("blockdev-del", node_name="top")
+        await daemon.qmp("blockdev-add", node_name="top", **window)
+        await daemon.qmp(take, device="top", name="x")
+        await daemon.qmp("blockdev-del", node_name="top")
+
+    tell(story)
+
+
 def test_another_backing_file() -> None:
     async def story(daemon: ImageDaemon) -> None:
         await daemon.image("b")
@@ -112,6 +132,13 @@ def test_another_backing_file() -> None:
             await daemon.error(command, device="d", image_node_name="c", backing_file="x")
             == "'d' and image file are not in the same chain"
         )
+        # A filter has a place in the chain, but nothing to be changed.
+        await daemon.qmp("blockdev-add", driver="copy-on-read", node_name="f", file="d")
+        assert (
+            await daemon.error(command, device="f", image_node_name="f", backing_file="x")
+            == "Could not change backing file to 'x': Operation not supported"
+        )
+        await daemon.qmp("blockdev-del", node_name="f")
         # A read-only image in the middle of a chain is made writable for that.
         await daemon.qmp("blockdev-del", node_name="c")
         await daemon.qmp("blockdev-del", node_name="a")

@@ -14,9 +14,9 @@ from tests.exports.rig import REQ_ONE, STATUS, NbdRig
 class FakeBitmap:
     """A bitmap with fixed dirty areas."""
 
-    def __init__(self, name: str, *areas: tuple[int, int], enabled: bool = True) -> None:
+    def __init__(self, name: str, *areas: tuple[int, int], takes_writes: bool = True) -> None:
         self.name = name
-        self.enabled = enabled
+        self.takes_writes = takes_writes
         self.busy = False
         self.inconsistent = False
         self.areas = areas
@@ -74,6 +74,7 @@ def test_bitmaps_are_contexts() -> None:
         ({"bitmaps": [{"node": "m", "name": "x"}]}, "Dirty bitmap 'x' not found"),
         ({"bitmaps": [{"node": "y", "name": "x"}]}, "Node 'y' not found"),
         ({"bitmaps": ["b"]}, "Enabled bitmap 'b' incompatible with readonly export"),
+        ({"bitmaps": ["busy"]}, "Enabled bitmap 'busy' incompatible with readonly export"),
         (
             {"bitmaps": ["used"]},
             "Bitmap 'used' is currently in use by another operation and cannot be used",
@@ -84,9 +85,10 @@ def test_refusals(options: dict[str, Any], text: str) -> None:
     async def main() -> None:
         async with NbdRig() as rig:
             await rig.memory("m")
-            bitmap, used = FakeBitmap("b"), FakeBitmap("used")
-            used.busy = True
-            rig.graph.nodes["m"].bitmaps.update(b=bitmap, used=used)
+            bitmap, used, busy = FakeBitmap("b"), FakeBitmap("used"), FakeBitmap("busy")
+            used.takes_writes = False
+            used.busy = busy.busy = True
+            rig.graph.nodes["m"].bitmaps.update(b=bitmap, used=used, busy=busy)
             with pytest.raises(QmpError) as caught:
                 await rig.export("m", **options)
             assert caught.value.desc == text
@@ -100,7 +102,7 @@ def test_bitmaps_below_filters_are_found() -> None:
         async with NbdRig() as rig:
             await rig.memory("m")
             await rig.add(driver="copy-on-read", node_name="f", file="m")
-            rig.graph.nodes["m"].bitmaps["b"] = FakeBitmap("b", enabled=False)
+            rig.graph.nodes["m"].bitmaps["b"] = FakeBitmap("b", takes_writes=False)
             export = await rig.export("f", bitmaps=["b"])
             assert [name for _, name in export.contexts][-1] == "qemu:dirty-bitmap:b"
 

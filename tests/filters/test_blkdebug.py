@@ -204,6 +204,11 @@ def test_refusals() -> None:
                 rig, "Parameter 'align' expects a non-negative number below 2^64",
                 driver="blkdebug", node_name="b", image="n", align=-512,
             )  # fmt: skip
+            for name in ("inject-error", "set-state", "take-child-perms", "unshare-child-perms"):
+                await refuse(
+                    rig, f"Block protocol 'blkdebug' doesn't support the option '{name}'",
+                    driver="blkdebug", node_name="b", image="n", **{name: []},
+                )  # fmt: skip
 
     run(main())
 

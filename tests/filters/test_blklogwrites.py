@@ -41,7 +41,7 @@ async def add(rig: Any, **options: Any) -> tuple[Any, Any]:
     return node, driver_of(rig, "l")
 
 
-@pytest.mark.parametrize("unit", [512, 4096])
+@pytest.mark.parametrize("unit", [32, 512, 4096])
 def test_entries(unit: int) -> None:
     async def main() -> None:
         async with filter_rig() as rig:
@@ -126,7 +126,7 @@ def test_refusals() -> None:
             await rig.memory("n")
             await rig.memory("l")
             common = {"driver": "blklogwrites", "node-name": "f", "file": "n", "log": "l"}
-            for size in (0, 100, 1000, 1 << 24):
+            for size in (0, 16, 100, 1000, 1 << 24):
                 await refuse(
                     rig, f"Invalid log sector size {size}", **common, **{"log-sector-size": size}
                 )

@@ -20,6 +20,7 @@ def test_whole_clusters_are_written() -> None:
             driver = rig.graph.nodes["c"].driver
             assert isinstance(driver, Compressing)
             node = await rig.add(driver="compress", node_name="f", file="c")
+            assert node.driver.limits.write_alignment == CLUSTER
             await node.write(0, data(1, 2 * CLUSTER))
             await node.write(CLUSTER - 10, data(2, 20))
             assert driver.log == [("compressed", 0, 2 * CLUSTER)] * 2

@@ -191,6 +191,39 @@ def test_unknown_bitmaps() -> None:
     run(main())
 
 
+def test_bitmaps_that_cannot_be_used() -> None:
+    async def main() -> None:
+        async with filter_rig() as rig:
+            await rig.memory("n", LENGTH)
+            await rig.memory("t", LENGTH)
+            short = (await rig.memory("s", LENGTH // 2)).node
+            DirtyBitmap(short, "b", CLUSTER).attach()
+            file = rig.graph.nodes["n"]
+            busy, inconsistent = (DirtyBitmap(file, name, CLUSTER) for name in ("busy", "bad"))
+            busy.busy = inconsistent.inconsistent = True
+            busy.attach()
+            inconsistent.attach()
+            for node, name, reason in (
+                ("n", "busy", "is currently in use by another operation and cannot be used"),
+                ("n", "bad", "is inconsistent and cannot be used"),
+                (
+                    "s", "b",
+                    f"s are of different sizes (destination size is {LENGTH}, source size is "
+                    f"{LENGTH // 2}) and can't be merged",
+                ),
+            ):  # fmt: skip
+                what = f"Bitmap{reason}" if node == "s" else f"Bitmap '{name}' {reason}"
+                await refuse(
+                    rig,
+                    f"Cannot create block-copy-state: Failed to merge bitmap '{name}' to internal "
+                    f"copy-bitmap: {what}",
+                    driver="copy-before-write", node_name="f", file="n", target="t",
+                    bitmap={"node": node, "name": name},
+                )  # fmt: skip
+
+    run(main())
+
+
 def test_a_guess_is_said_aloud(capsys: pytest.CaptureFixture[str]) -> None:
     async def main() -> None:
         async with filter_rig() as rig:

@@ -12,7 +12,7 @@ from qsd.aio.loop import run
 from qsd.block import perms
 from qsd.block.backend import Backend
 from qsd.errors import QmpError
-from tests.filters.support import Growing, data, filter_rig, read, refuse
+from tests.filters.support import Growing, data, edges, filter_rig, read, refuse
 
 ALL = perms.CONSISTENT_READ | perms.WRITE | perms.RESIZE
 
@@ -34,6 +34,8 @@ def test_growing() -> None:
     async def main() -> None:
         async with filter_rig() as rig:
             node, file, user = await add(rig)
+            alone = perms.ALL & ~(perms.WRITE | perms.RESIZE)
+            assert edges(node) == {"file": (ALL, alone)}
             await node.write(1024, data(2, 100))
             assert len(file.data) == 12288
             assert node.length() == 1536  # whole sectors
@@ -67,6 +69,7 @@ def test_who_may_not_resize_does_not_grow() -> None:
     async def main() -> None:
         async with filter_rig() as rig:
             node, file, user = await add(rig, perms.WRITE)
+            assert edges(node) == {"file": (perms.WRITE, perms.ALL)}
             await node.write(0, data(2, 1024))
             assert len(file.data) == 1024
             await user.detach()
@@ -83,6 +86,8 @@ def test_options() -> None:
                 message = f"Option '{missing}' cannot be reset to its default value"
                 with pytest.raises(QmpError, match=message):
                     await rig.reopen(node, **{missing: None})
+            with pytest.raises(QmpError, match="'prealloc-size' cannot be reset"):
+                await rig.reopen(node, **{"prealloc-size": None, "prealloc-align": 1000})
             await user.detach()
             common = {"driver": "preallocate", "node-name": "g", "file": "n"}
             await refuse(

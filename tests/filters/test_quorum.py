@@ -170,6 +170,9 @@ def test_refusals() -> None:
         ("Number of provided children must be 1 or more", "", 1, {}),
         ("Parameter 'vote-threshold' expects a value >= 1", "a", 0, {}),
         ("threshold may not exceed children count", "a", 2, {}),
+        # Numbers are cut to 32 bits.
+        ("Parameter 'vote-threshold' expects a value >= 1", "a", 1 << 31, {}),
+        ("threshold may not exceed children count", "a", (1 << 32) + 2, {}),
         (blkverify, "ab", 1, {"blkverify": True}),
         (
             "rewrite-corrupted=on cannot be used with blkverify=on", "ab", 2,

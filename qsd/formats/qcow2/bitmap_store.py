@@ -17,7 +17,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Final
 
-from qsd.block.dirty import DirtyBitmap, bitmaps_of
+from qsd.block.dirty import MAX_NAME, DirtyBitmap, bitmaps_of, check_free
 from qsd.errors import QmpError, describe
 from qsd.formats.qcow2 import bitmaps as directory_io
 from qsd.formats.qcow2 import header as header_io
@@ -59,6 +59,11 @@ def check_storable(
     Raises:
         QmpError: It cannot.
     """
+    check_free(image.node, name)
+    _check_room(image, entries, name, granularity)
+
+
+def _check_room(image: Image, entries: Iterable[BitmapEntry], name: str, granularity: int) -> None:
     node = image.node
     problem = _problem(image, entries, name, granularity)
     if problem is not None:
@@ -77,6 +82,8 @@ def _problem(
         return f"Granularity is under minimum ({1 << _MIN_GRANULARITY_BITS} bytes)"
     if data_size(image.header.size, granularity) > _MAX_DATA:
         return "Too much space will be occupied by the bitmap. Use larger granularity"
+    if len(name.encode()) > MAX_NAME:
+        return f"Name length exceeds maximum ({MAX_NAME} characters)"
     stored = list(entries)
     names = {entry.name for entry in stored}
     for bitmap in bitmaps_of(image.node):
@@ -189,7 +196,7 @@ async def store(image: Image, entries: list[BitmapEntry]) -> list[BitmapEntry]:
     order = [entry.name for entry in entries]
     for name, bitmap in fresh.items():
         if name not in order:
-            check_storable(image, entries, name, bitmap.granularity)
+            _check_room(image, entries, name, bitmap.granularity)
             order.append(name)
     old = {entry.name: entry for entry in entries}
     taken = _Taken(image)
