@@ -356,6 +356,19 @@ class Driver:
         """
         return None
 
+    def lend_for_write_nowait(
+        self, offset: int, length: int
+    ) -> tuple[int, int, Callable[[], None]] | None:
+        """Let somebody else overwrite a range in a file, in another thread if need be.
+
+        Only for nodes whose `write_nowait` is the driver's: nobody else wants to see the write.
+
+        Returns:
+            Descriptor and host offset, and what must be called from the loop after the write,
+            whether it went well or not.  None if the range is not plainly there.
+        """
+        return None
+
     async def change_backing_file(self, filename: str | None, fmt: str | None) -> None:
         """Record another backing file in the image; the graph stays as it is.
 

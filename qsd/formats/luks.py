@@ -27,7 +27,6 @@ from qsd.formats.encryption import (
     check_create_options,
     find_password,
 )
-from qsd.formats.sectors import GATHER_LENGTH
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -141,10 +140,9 @@ class LuksDriver(Driver):
         return self._sectors.read_nowait(self._edge.node, offset, offset + self._payload, view)
 
     def read_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
-        """Fast: decrypt a short request together with others."""
-        return len(view) <= GATHER_LENGTH and self._sectors.read_later(
-            self._edge.node, offset, offset + self._payload, view, done
-        )
+        """Fast: decrypt a short request together with others, or a long one in a thread."""
+        host = offset + self._payload
+        return self._sectors.read_later(self._edge.node, offset, host, view, done)
 
     async def read(self, offset: int, view: memoryview) -> None:
         """Read and decrypt whole sectors."""
@@ -166,12 +164,9 @@ class LuksDriver(Driver):
         return True
 
     def write_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
-        """Fast: encrypt a short request together with others."""
-        if len(view) > GATHER_LENGTH:
-            return False
+        """Fast: encrypt a short request together with others, or a long one in a thread."""
         host = offset + self._payload
-        self._sectors.write_later(self._edge.node, offset, host, view, done)
-        return True
+        return self._sectors.write_later(self._edge.node, offset, host, view, done)
 
     async def write(self, offset: int, view: memoryview, flags: int) -> None:
         """Encrypt and write whole sectors."""

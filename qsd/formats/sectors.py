@@ -5,9 +5,10 @@
 ====================  ============================================================================
 up to GATHER_LENGTH   when several come in one turn of the loop, they wait for its end and go
                       through the cipher together; else at once
-up to INLINE_LENGTH   at once: a thread would cost more
-longer                in worker threads, in pieces of CHUNK; with one processor on the loop, in
-                      shorter pieces
+up to INLINE_LENGTH   at once, if no other is on its way: a thread would cost more
+longer                in worker threads: those of :mod:`qsd.formats.sector_jobs` where the data lies
+                      plainly in a file, else in pieces of CHUNK that the loop reads and writes;
+                      with one processor on the loop, in shorter pieces
 ====================  ============================================================================
 
 *Why to gather.*  A call of a cipher mode costs some 12 us however short its text is, which is more
@@ -32,6 +33,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from qsd.aio.bounce import BouncePool
 from qsd.crypto.rows import SECTOR
+from qsd.formats.sector_jobs import SectorJob, SectorJobs
 from qsd.util.namedtuple import NamedTuple
 
 if TYPE_CHECKING:
@@ -120,6 +122,7 @@ class Sectors:
         "_inline_length",
         "_is_gathering",
         "_is_scheduled",
+        "_jobs",
         "_pool",
         "_reads",
         "_together",
@@ -132,6 +135,7 @@ class Sectors:
         self.volume = volume
         self._pool = pool
         self._bounces = BouncePool()
+        self._jobs = SectorJobs(volume, pool, self._bounces, _THREADS)
         self._turns = asyncio.Semaphore(max(_THREADS, 1))
         self._inline_length = _TOGETHER_SLOWLY if volume.is_slow else INLINE_LENGTH
         self._together = _TOGETHER_SLOWLY if volume.is_slow else _TOGETHER
@@ -204,12 +208,13 @@ class Sectors:
     def defers(self, offset: int, length: int) -> bool:
         """Tell whether a request should not be served at once; also counts it.
 
-        True for one that cannot be: too long, or not of whole sectors.
+        True for one that cannot be: too long, or not of whole sectors; and for one of some length
+        that others keep company, so that more than one processor works on them.
         """
-        if length > GATHER_LENGTH:
-            return length > self._inline_length or bool((offset | length) & (SECTOR - 1))
-        if (offset | length) & (SECTOR - 1) or not length:
+        if (offset | length) & (SECTOR - 1) or not 0 < length <= self._inline_length:
             return True
+        if length > GATHER_LENGTH:
+            return self._jobs.is_busy or monotonic() - self._ended < _GAP
         if not self._is_gathering:
             if monotonic() - self._ended > _GAP:
                 self._count = 0
@@ -248,15 +253,17 @@ class Sectors:
             self._bounces.give(bounce)
             self._ended = monotonic()
 
-    # Short requests, gathered
+    # Short requests, gathered, and long ones, handed on
 
     def read_later(
         self, node: Node, offset: int, host: int, view: memoryview, done: Callable[[bool], None]
     ) -> bool:
-        """Fast: read and decrypt at the end of the turn; see the driver's `read_later`.
+        """Fast: read and decrypt at the end of the turn, or in a thread; see the driver's function.
 
         Other arguments as those of :meth:`read_nowait`.
         """
+        if len(view) > GATHER_LENGTH:
+            return self._read_in_thread(node, offset, host, view, done)
         if self.read_in_memory(node, offset, host, view, done):
             return True
 
@@ -284,13 +291,45 @@ class Sectors:
 
     def write_later(
         self, node: Node, offset: int, host: int, view: memoryview, done: Callable[[bool], None]
-    ) -> None:
-        """Fast: encrypt and write at the end of the turn; see the driver's `write_later`.
+    ) -> bool:
+        """Fast: encrypt and write at the end of the turn, or in a thread.
 
-        Other arguments as those of :meth:`write_nowait`.
+        See the driver's `write_later`; other arguments as those of :meth:`write_nowait`.
         """
+        if len(view) > GATHER_LENGTH:
+            return self._write_in_thread(node, offset, host, view, done)
         self._writes.append(_Write(offset, view, node, host, done))
         self._schedule()
+        return True
+
+    # Long requests, in threads
+
+    def _read_in_thread(
+        self, node: Node, offset: int, host: int, view: memoryview, done: Callable[[bool], None]
+    ) -> bool:
+        place = node.driver.locate_nowait(host, len(view)) if _THREADS else None
+        if place is None:
+            return False
+        self._jobs.add(SectorJob(False, offset, view, place, done))
+        return True
+
+    def _write_in_thread(
+        self, node: Node, offset: int, host: int, view: memoryview, done: Callable[[bool], None]
+    ) -> bool:
+        driver = node.driver
+        if not _THREADS or node.write_nowait != driver.write_nowait:
+            return False
+        lent = driver.lend_for_write_nowait(host, len(view))
+        if lent is None:
+            return False
+        descriptor, start, written = lent
+
+        def finished(full: bool) -> None:
+            written()
+            done(full)
+
+        self._jobs.add(SectorJob(True, offset, view, (descriptor, start), finished))
+        return True
 
     def _schedule(self) -> None:
         if not self._is_scheduled:
@@ -357,6 +396,7 @@ class Sectors:
         """Drop the key, and the memory that encrypted and plain text went through."""
         self.volume.forget()
         self._bounces = BouncePool()
+        self._jobs = SectorJobs(self.volume, self._pool, self._bounces, _THREADS)
 
 
 def _take(queue: deque[_Note], room: int) -> list[_Note]:

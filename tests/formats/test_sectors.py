@@ -57,7 +57,8 @@ class Bench:
         return self.sectors.read_later(self.node, offset, PLACE + offset, view, done)
 
     def write_later(self, offset: int, data: bytes, done: Callable[[bool], None]) -> None:
-        self.sectors.write_later(self.node, offset, PLACE + offset, memoryview(data), done)
+        view = memoryview(data)
+        assert self.sectors.write_later(self.node, offset, PLACE + offset, view, done)
 
 
 def on_bench(body: Callable[[Bench], Awaitable[None]]) -> None:
@@ -174,7 +175,9 @@ def test_gathering_starts_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
             now += 1
             assert at_once()
         assert [at_once() for _ in range(_ENOUGH + 1)] == [True] * (_ENOUGH - 1) + [False] * 2
-        # A request too long for that is not gathered all the same.
+        # One that is too long for that goes to a thread if it has company, else not.
+        assert sectors.defers(0, GATHER_LENGTH + 512)
+        now += 1
         assert not sectors.defers(0, GATHER_LENGTH + 512)
         ends = Ends()
         for turn in range(2):

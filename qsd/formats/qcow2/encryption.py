@@ -252,14 +252,12 @@ class Encryption:
     ) -> bool:
         """Fast: decrypt together with other requests; see the driver's function."""
         length = len(view)
-        if length > GATHER_LENGTH:
-            return False
         place = self._find(driver, offset, length, writable=False)
         if place is None:
             return False
         node, host = place
         start = host if self._by_host else offset
-        if self._sectors.read_in_memory(node, start, host, view, done):
+        if length <= GATHER_LENGTH and self._sectors.read_in_memory(node, start, host, view, done):
             return True
         held = _hold(driver, offset, length, done)
         if held is None:
@@ -274,8 +272,6 @@ class Encryption:
     ) -> bool:
         """Fast: encrypt together with other requests; see the driver's function."""
         length = len(view)
-        if length > GATHER_LENGTH:
-            return False
         place = self._find(driver, offset, length, writable=True)
         if place is None:
             return False
@@ -283,8 +279,11 @@ class Encryption:
         if held is None:
             return False
         node, host = place
-        self._sectors.write_later(node, host if self._by_host else offset, host, view, held)
-        return True
+        start = host if self._by_host else offset
+        if self._sectors.write_later(node, start, host, view, held):
+            return True
+        driver.ranges.release(held.hold)
+        return False
 
     async def amend(self, graph: Graph, given: Any, *, force: bool) -> None:
         """Change the keys, as QCryptoBlockAmendOptions says.

@@ -527,6 +527,25 @@ class FileDriver(Driver):
             return None
         return self.io.fd, offset
 
+    def lend_for_write_nowait(
+        self, offset: int, length: int
+    ) -> tuple[int, int, Callable[[], None]] | None:
+        """Return the descriptor, unless the write would go around the page cache or grow the file.
+
+        What was written counts as a change that a flush has to make durable.
+        """
+        place = self.locate_nowait(offset, length)
+        if place is None:
+            return None
+
+        def written() -> None:
+            self._written += 1
+            node = self.node
+            if offset + length > node.wr_highest_offset:
+                node.wr_highest_offset = offset + length
+
+        return (*place, written)
+
     def lend_nowait(self, offset: int, length: int) -> Lent | None:
         """Lend what is in the page cache: what is where in a file never changes."""
         place = self.locate_nowait(offset, length)
