@@ -118,9 +118,10 @@ class NodeCopier:
         compress: Whether data is to be stored compressed; ranges must then suit the target's
             clusters.
         use_descriptors: Whether to try copying from descriptor to descriptor.
+        flush_follows: Whether the target is flushed in the end, and better prepared for that.
     """
 
-    __slots__ = ("_buffers", "_lanes", "compress", "unmap", "use_descriptors")
+    __slots__ = ("_buffers", "_lanes", "compress", "flush_follows", "unmap", "use_descriptors")
 
     def __init__(
         self,
@@ -133,6 +134,7 @@ class NodeCopier:
         self.unmap = unmap
         self.compress = compress
         self.use_descriptors = use_descriptors and not compress
+        self.flush_follows = True
         self._buffers = BufferPool(unit)
         self._lanes = asyncio.Semaphore(_DESCRIPTOR_COPIES)
 
@@ -158,6 +160,8 @@ class NodeCopier:
         if self.use_descriptors:
             async with self._lanes:
                 if count := await copy_descriptors(source, target, offset, length):
+                    if self.flush_follows:
+                        target.driver.write_behind()
                     return count
         buffer = self._buffers.take()
         try:

@@ -415,6 +415,15 @@ class Driver:
             if edge.role & perms.ROLE_FILTERED:
                 edge.node.driver.cancel_in_flight()
 
+    def write_behind(self) -> None:
+        """Start to make durable what was copied here (see `write_from`): a flush will follow.
+
+        A hint; nothing is durable before that flush.
+        """
+        for edge in self.node.children.values():
+            if edge.role & (perms.ROLE_DATA | perms.ROLE_FILTERED):
+                edge.node.driver.write_behind()
+
     def debug_event(self, event: str) -> None:
         """Learn that the parent got to a point that has a name (QMP reference, "BlkdebugEvent")."""
 

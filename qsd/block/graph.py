@@ -240,7 +240,7 @@ class Graph:
         if not node.parents:
             await self.close_node(node)
 
-    async def close_node(self, node: Node) -> None:
+    async def close_node(self, node: Node, *, flush: bool = True) -> None:
         """Flush and close a node without users, then let go of its children."""
         if node.closed:
             return
@@ -249,7 +249,7 @@ class Graph:
             del self.nodes[node.name]
         await node.wait_idle()
         try:
-            if not node.read_only:
+            if flush and not node.read_only:
                 await node.flush()
         except OSError:
             # Closing goes on: there is nobody left to tell, and the descriptor must not leak.

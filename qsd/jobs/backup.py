@@ -95,7 +95,7 @@ class BackupJob(BlockJob):
 
     TYPE: ClassVar[JobType] = "backup"
 
-    __slots__ = ("_ahead", "_cbw", "_failures", "_filter", "_plan")
+    __slots__ = ("_ahead", "_cbw", "_failures", "_filter", "_plan", "_target")
 
     def __init__(
         self,
@@ -143,6 +143,8 @@ class BackupJob(BlockJob):
         self._ahead = ZERO_CHUNK
         if not plan.use_copy_range:
             cbw.copier.use_descriptors = False
+        self._target = target
+        cbw.copier.flush_follows = has_tables(target)
         try:
             self.use_node(filter_node, "main node", 0, perms.ALL)
             self.use_node(target, "target", 0, perms.ALL)
@@ -246,7 +248,7 @@ class BackupJob(BlockJob):
                 if workers.in_flight:
                     await workers.wait_one()
                 elif not self._failures:
-                    if not pending:
+                    if not pending and await self._write_tables():
                         return
                     position = 0
                 continue
@@ -257,6 +259,20 @@ class BackupJob(BlockJob):
             limit.spend(asyncio.get_running_loop().time(), count, self.speed)
             position = offset + count
             await workers.start(self._save(offset, count))
+
+    async def _write_tables(self) -> bool:
+        """Leave no table of the target in memory only; return whether that succeeded.
+
+        What ends as a success should be there.  Bytes of plain files are where they belong, if not
+        durable, and the C daemon leaves it at that.
+        """
+        if has_tables(self._target):
+            try:
+                await self._target.flush()
+            except OSError as exc:
+                self._failures.append(CopyError(False, 0, exc))
+                return False
+        return True
 
     async def _chunk(self, offset: int, extent: int) -> int:
         """Return how much to copy with one request."""
@@ -334,11 +350,17 @@ class BackupJob(BlockJob):
         async with Drained([node]):
             # The job may be its only user, but it must not be closed by that.
             node.monitor_owned = True
-            try:
-                await self.release_nodes()
-            finally:
-                node.monitor_owned = False
+            await self.release_nodes()
             await drop_filter(node)
+
+
+def has_tables(node: Node) -> bool:
+    """Tell whether a node may keep in memory where its data is."""
+    return any(
+        edge.role & perms.ROLE_METADATA
+        for member in node.graph.descend([node])
+        for edge in member.children.values()
+    )
 
 
 async def drop_filter(filter_node: Node) -> None:
@@ -349,9 +371,10 @@ async def drop_filter(filter_node: Node) -> None:
     change = GraphChange(graph)
     change.move_users(filter_node, source)
     change.apply([source, filter_node])
+    filter_node.monitor_owned = False
+    # Flushing is up to those who use the nodes below, which do not close with the filter.
+    await graph.close_node(filter_node, flush=False)
     await change.finish()
-    if not filter_node.closed:  # it had no users
-        await graph.close_node(filter_node)
 
 
 def insert_filter(filter_node: Node, source: Node) -> None:

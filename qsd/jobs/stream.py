@@ -131,6 +131,7 @@ class StreamJob(ChunkedJob):
         await begin_all(self._user)
         try:
             await self._user.node.copy_up(offset, length)
+            self._top.driver.write_behind()
         except OSError as exc:
             raise CopyError(True, await self._first_left(offset, length), exc) from exc
         finally:

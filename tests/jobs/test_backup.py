@@ -21,6 +21,8 @@ from qsd.filters.copy_before_write import CopyBeforeWriteDriver
 from qsd.jobs.backup import BackupJob
 from tests.commands.support import Daemon
 from tests.support.memory import MemoryDriver, Rig
+from tests.support.toyformat import CLUSTER as TOY_CLUSTER
+from tests.support.toyformat import ToyFormat
 
 SIZE = 1 << 20
 CLUSTER = 65536
@@ -246,6 +248,52 @@ def test_a_target_that_fails_fails_the_guest_not_the_backup() -> None:
         assert job.status == "running"
 
     tell(story)
+
+
+def test_the_end_of_a_backup_to_a_plain_file_waits_for_no_flush() -> None:
+    async def story(world: World) -> None:
+        job = await world.start(sync="full")
+        await job.wait_end()
+        assert job.error is None
+        assert "flush" not in {operation for operation, _, _ in world.target.log}
+
+    tell(story)
+
+
+@pytest.mark.parametrize("policy", ["report", "stop"])
+def test_tables_of_the_target_are_written_before_the_end(policy: str) -> None:
+    async def main() -> None:
+        rig = Rig(null_co=Disk, copy_before_write=CopyBeforeWriteDriver, qcow2=ToyFormat)
+        async with Daemon(rig) as daemon:
+            source = await rig.memory("a", 64 * TOY_CLUSTER)
+            source.data[:] = random.Random(1).randbytes(len(source.data))
+            file = await rig.memory("f", 8 << 20)
+            target = await rig.add(driver="qcow2", node_name="t", file="f")
+            failing = True
+            file.fail = lambda what, offset: errno.EIO if what == "flush" and failing else 0
+            await daemon.qmp(
+                "blockdev-backup",
+                job_id="j", device="a", target="t", sync="full", on_target_error=policy,
+            )  # fmt: skip
+            job = daemon.context.jobs.get("j")
+            assert isinstance(job, BackupJob)
+            if policy == "report":
+                await job.wait_end()
+                assert isinstance(job.error, OSError)
+                return
+            while job.status != "paused" or job.io_status != "failed":
+                await _turn()
+            failing = False
+            job.user_resume()
+            await job.wait_end()
+            assert job.error is None
+            view = memoryview(bytearray(len(source.data)))
+            await target.read(0, view)
+            assert view == source.data
+            writes = [entry[0] for entry in file.log if entry[0] in ("write", "flush")]
+            assert writes[-1] == "flush"
+
+    run(main())
 
 
 def test_two_backups_of_one_node() -> None:

@@ -170,7 +170,7 @@ class FileDriver(Driver):
         self.io = FileIO(fd, graph.pool)
         if stat.S_ISREG(self.file.mode):
             self.pages = FilePages(graph.maps, fd)
-        self._copier = FileCopier(self.io, graph.tasks, writes_behind=not self.node.cache_no_flush)
+        self._copier = FileCopier(self.io, graph.tasks)
         self.size = self.file.size
         self._use_file()
         if options.locking != "off" and CAN_LOCK:
@@ -570,6 +570,11 @@ class FileDriver(Driver):
         if done:
             self._grow(offset + length)
         return done
+
+    def write_behind(self) -> None:
+        """Start to write back what was copied here; a node that is never flushed does not."""
+        if not self.node.cache_no_flush:
+            self._copier.write_behind()
 
     # Status
 
