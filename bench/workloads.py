@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from bench import clients, crypto, fuse, images, jobs, nbd_client, vhost
+from bench import bitmaps, clients, crypto, fuse, images, jobs, nbd_client, vhost
 from bench.daemon import Daemon
 from bench.figures import Figure, Run, metered
 
@@ -417,6 +417,7 @@ def table() -> list[Workload]:
                 ("raw", "raw"),
             )
         ),
+        *(Workload(*row) for row in bitmaps.rows()),
         *(Workload(name, run, "op/s", aim) for name, run, aim in nbd_client.rows()),
         *(Workload(name, run, "op/s", aim) for name, run, aim in crypto.rows()),
         *(Workload(name, run, "op/s", aim) for name, run, aim in fuse.rows()),

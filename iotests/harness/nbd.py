@@ -35,13 +35,22 @@ class Client:
     def __init__(self, path: Path, export: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(60)
-        self._socket.connect(str(path))
+        self.size = self.flags = 0
+        self._reads: dict[int, int] = {}
+        try:
+            self._socket.connect(str(path))
+            self._go(export)
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def _go(self, export: str) -> None:
+        """Get to the transmission phase."""
         self._take(18)
         self._socket.sendall(struct.pack(">I", 3))
         name = export.encode()
         body = struct.pack(">I", len(name)) + name + struct.pack(">H", 0)
         self._socket.sendall(b"IHAVEOPT" + struct.pack(">II", 7, len(body)) + body)
-        self.size = self.flags = 0
         while True:
             _, _, kind, length = struct.unpack(">QIII", self._take(20))
             data = self._take(length)
@@ -51,7 +60,6 @@ class Client:
                 raise RuntimeError(f"NBD_OPT_GO failed: {data!r}")
             if kind == 3 and data[:2] == b"\0\0":
                 self.size, self.flags = struct.unpack(">QH", data[2:12])
-        self._reads: dict[int, int] = {}
 
     def _take(self, length: int) -> bytes:
         data = bytearray()
