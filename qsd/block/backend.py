@@ -24,17 +24,18 @@ from qsd.errors import os_error
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from qsd.block.driver import RunPath
     from qsd.block.graph import Edge, Graph
     from qsd.block.late import Route
     from qsd.block.runs import Runs
 
 
 @functools.cache
-def _chain_runs_nowait() -> Callable[[Node, int, int, int], Runs | None]:
-    """Import the fast path of block status; not every daemon needs it."""
-    from qsd.block.status import chain_runs_nowait
+def _finders() -> tuple[Callable[[Node, int, int, int], Runs | None], ...]:
+    """Import the fast paths of block status; not every daemon needs them."""
+    from qsd.block.status import chain_runs_nowait, depth_runs_nowait
 
-    return chain_runs_nowait
+    return chain_runs_nowait, depth_runs_nowait
 
 
 class BackendListener:
@@ -293,6 +294,14 @@ class Backend:
         self.in_flight += 1
         return True
 
+    def run_path(self) -> RunPath | None:
+        """Return the node's fast path for several requests at once, good for this generation."""
+        edge = self.edge
+        if edge is None or self.quiesced or self.force_writethrough:
+            return None
+        driver = edge.node.driver
+        return driver.run_path() if edge.node.write_nowait == driver.write_nowait else None
+
     async def read(self, offset: int, view: memoryview) -> None:
         """Fill `view`."""
         node = await self._enter()
@@ -360,7 +369,14 @@ class Backend:
         edge = self.edge
         if edge is None or self.quiesced:
             return None
-        return _chain_runs_nowait()(edge.node, offset, length, limit)
+        return _finders()[0](edge.node, offset, length, limit)
+
+    def depths_nowait(self, offset: int, length: int, limit: int) -> Runs | None:
+        """Fast path of :meth:`allocation_depth`; see `depth_runs_nowait`."""
+        edge = self.edge
+        if edge is None or self.quiesced:
+            return None
+        return _finders()[1](edge.node, offset, length, limit)
 
     async def runs(self, offset: int, length: int, limit: int) -> Runs | None:
         """Describe several extents by one question to whom the node asks; see the driver's."""

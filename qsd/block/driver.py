@@ -82,6 +82,22 @@ class Limits:
         self.write_alignment = 1
 
 
+class RunPath(Protocol):
+    """Serves several short requests together, at once."""
+
+    def read_run(self, requests: Sequence[tuple[int, memoryview]]) -> int:
+        """Fill all views, which belong to their offsets; return how many were served.
+
+        None or all; what is not served takes the plain way.
+        """
+
+    def write_run(self, requests: Sequence[tuple[int, memoryview]]) -> int:
+        """Write the first of several; return how many.
+
+        Of the others some may have been written too, wholly or in part.
+        """
+
+
 class Driver:
     """Base of all drivers; the defaults suit a driver that can do nothing special."""
 
@@ -331,6 +347,26 @@ class Driver:
         """
         return None
 
+    def extent_path(self) -> Callable[[int, int], tuple[int, int] | None] | None:
+        """Return a function that does what `runs_nowait` does for a single extent.
+
+        It takes offset and length and returns (length, flags) of an extent that ends there, or None
+        if something must be waited for.  None if there is no quicker way to find a single extent.
+        """
+        return None
+
+    def allocated_nowait(self, offset: int, length: int, limit: int) -> Runs | None:
+        """Tell of several extents whether this layer decides their content.
+
+        The fast path of block status without zeroes; it may always give up.  Arguments are those
+        of :meth:`runs_nowait`.
+
+        Returns:
+            What is found from `offset` on without waiting, not empty: 1 for what is allocated in
+            this layer, otherwise 0.  None if something must be waited for.
+        """
+        return None
+
     async def runs(self, offset: int, length: int, limit: int) -> Runs | None:
         """Describe several extents by one question to somebody else, e.g. a server.
 
@@ -353,6 +389,13 @@ class Driver:
         """Return (descriptor, host offset) if the whole range is plainly there, else None.
 
         For sendfile and copy_file_range; the answer holds until the caller awaits.
+        """
+        return None
+
+    def run_path(self) -> RunPath | None:
+        """Return what several requests at once are cheaper by than one by one, if there is such.
+
+        Only for nodes whose `write_nowait` is the driver's: nobody else wants to see each write.
         """
         return None
 

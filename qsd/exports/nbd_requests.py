@@ -13,11 +13,10 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from qsd.block.mapping import FUA, MAY_UNMAP, NO_FALLBACK, ST_DATA, ST_ZERO
-from qsd.block.runs import Runs
+from qsd.block.mapping import FUA, MAY_UNMAP, NO_FALLBACK, ST_ZERO
 from qsd.errors import describe
+from qsd.exports.nbd_status import StatusRequests
 from qsd.wire.nbd import messages as nbd
-from qsd.wire.nbd import metacontext
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,17 +40,6 @@ _DATA_BYTE: Final = bytes([DATA])
 _LOOK_AHEAD: Final = 1 << 30
 #: Bytes; the piece in which a cache request reads.
 _CACHE_STEP: Final = 2 << 20
-#: Extents; after so many a long status request lets others run.
-_STATUS_TURN: Final = 256
-#: Extents; so many from a fast path take as long as one that was asked for by itself.
-_EXTENTS_PER_ASK: Final = 32
-#: What most clients ask for.
-_ONLY_ALLOCATION: Final = (metacontext.BASE_ALLOCATION_ID,)
-#: Flags of runs to states of extents.
-_STATES: Final = bytes(
-    (0 if flags & ST_DATA else nbd.STATE_HOLE) | (nbd.STATE_ZERO if flags & ST_ZERO else 0)
-    for flags in range(256)
-)
 #: Bytes in front of a payload in a reply buffer: the longest header.
 _HEADER: Final = 32
 
@@ -83,15 +71,20 @@ class KnownData:
 
     Attributes:
         regions: The state of each region, for the hot loop to look at.
+        start: Where the extent of data begins that a client was told of last.
+        end: Where it ends.
     """
 
-    __slots__ = ("regions",)
+    __slots__ = ("end", "regions", "start")
 
     def __init__(self, size: int) -> None:
         self.regions = bytearray((size + _REGION - 1) // _REGION)
+        self.start = self.end = 0
 
     def covers(self, offset: int, length: int) -> bool:
         """Tell whether all of a range is known to be data."""
+        if self.start <= offset and offset + length <= self.end:
+            return True
         regions = self.regions
         first, last = offset // _REGION, (offset + length - 1) // _REGION
         if first == last:
@@ -101,6 +94,11 @@ class KnownData:
     def is_unknown(self, offset: int) -> bool:
         """Tell whether nobody has looked for holes around an offset yet."""
         return not self.regions[offset // _REGION]
+
+    def note_extent(self, offset: int, length: int) -> None:
+        """Take note of data that a client was told of: it is what it will read."""
+        self.start = offset
+        self.end = offset + length
 
     def add(self, offset: int, length: int) -> None:
         """Take note that a range is data as far as it fills regions; its ends may be mixed."""
@@ -116,6 +114,7 @@ class KnownData:
         """Holes may have come into being in a range."""
         first, last = offset // _REGION, -(-(offset + length) // _REGION)
         self.regions[first:last] = bytes(last - first)
+        self.start = self.end = 0
 
 
 class Requests:
@@ -123,9 +122,10 @@ class Requests:
 
     Attributes:
         known_data: See :class:`KnownData`.
+        status: Answers block status.
     """
 
-    __slots__ = ("_backend", "_bitmaps", "_outlet", "_pool", "_session", "known_data")
+    __slots__ = ("_backend", "_outlet", "_pool", "_session", "known_data", "status")
 
     def __init__(
         self,
@@ -138,8 +138,8 @@ class Requests:
     ) -> None:
         self._backend = backend
         self._session = session
-        self._bitmaps = bitmaps
         self.known_data = known_data
+        self.status = StatusRequests(backend, session, bitmaps, known_data, outlet)
         self._outlet = outlet
         self._pool = pool
 
@@ -175,7 +175,7 @@ class Requests:
                     await self._read_chunks(cookie, offset, length)
                 return
             if command == nbd.CMD_BLOCK_STATUS:
-                await self._block_status(flags, cookie, offset, length)
+                await self.status.answer(flags, cookie, offset, length)
                 return
             await self._change(flags, command, offset, length, payload)
             reply = nbd.simple_reply(cookie)
@@ -405,96 +405,3 @@ class Requests:
                 break
             offset += extent
         return offset
-
-    # Block status
-
-    def answer_status_nowait(self, flags: int, cookie: int, offset: int, length: int) -> bool:
-        """Fast: answer a block status request for one extent of one context, if it is known.
-
-        The plain way is :meth:`_block_status`.  A client that asks for one extent after the other
-        (``qemu-img`` does) waits for each answer.
-
-        Returns:
-            Whether the reply is on its way.
-        """
-        if self._session.contexts != _ONLY_ALLOCATION or not flags & nbd.CMD_FLAG_REQ_ONE:
-            return False
-        runs = self._backend.runs_nowait(offset, length, 2)
-        if runs is None or (len(runs) == 1 and runs.total < length):
-            return False  # the extent may go on
-        state = _STATES[runs.flags[0]]
-        context = metacontext.BASE_ALLOCATION_ID
-        self._outlet.put(nbd.status_chunk(cookie, context, [(runs.lengths[0], state)], True))
-        return True
-
-    async def _block_status(self, flags: int, cookie: int, offset: int, length: int) -> None:
-        """Answer with one chunk for each negotiated context."""
-        limit = 1 if flags & nbd.CMD_FLAG_REQ_ONE else nbd.MAX_EXTENTS
-        contexts = self._session.contexts
-        for context in contexts:
-            final = context == contexts[-1]
-            if context == metacontext.BASE_ALLOCATION_ID:
-                runs = await self._allocation(offset, length, limit)
-                states = runs.flags.translate(_STATES)
-                self._outlet.put(
-                    nbd.packed_status_chunk(cookie, context, runs.lengths, states, final)
-                )
-                continue
-            if context == metacontext.ALLOCATION_DEPTH_ID:
-                extents = await self._depths(offset, length, limit)
-            else:
-                bitmap = self._bitmaps[context - metacontext.FIRST_BITMAP_ID]
-                extents = bitmap.extents(offset, length, limit)
-            self._outlet.put(nbd.status_chunk(cookie, context, extents, final))
-
-    async def _allocation(self, offset: int, length: int, limit: int) -> Runs:
-        """Return what a range is made of, at most `limit` extents from its start."""
-        runs = Runs()
-        end = offset + length
-        asked = 0
-        while offset < end and len(runs) <= limit:
-            # One more than there is room for: the last one must be known to its end.
-            room = limit + 1 - len(runs)
-            some = self._backend.runs_nowait(offset, end - offset, room)
-            if some is None:
-                some = await self._backend.runs(offset, end - offset, room)
-            if some is not None:
-                runs.extend_by(some)
-                offset += some.total
-                asked += len(some) // _EXTENTS_PER_ASK
-            else:
-                status = await self._backend.block_status(offset, end - offset)
-                runs.add(status.length, status.flags & (ST_DATA | ST_ZERO))
-                offset += status.length
-            asked += 1
-            if asked >= _STATUS_TURN:
-                asked = 0
-                await _turn()
-        runs.cut(limit)
-        return runs
-
-    async def _depths(self, offset: int, length: int, limit: int) -> list[tuple[int, int]]:
-        """Return (length, depth) of the extents of a range, at most `limit` from its start."""
-        extents: list[tuple[int, int]] = []
-        end = offset + length
-        asked = 0
-        while offset < end:
-            extent, depth = await self._backend.allocation_depth(offset, end - offset)
-            if extents and extents[-1][1] == depth:
-                extents[-1] = (extents[-1][0] + extent, depth)
-            elif len(extents) == limit:
-                break
-            else:
-                extents.append((extent, depth))
-            offset += extent
-            asked += 1
-            if not asked % _STATUS_TURN:
-                await _turn()
-        return extents
-
-
-async def _turn() -> None:
-    """Let others run."""
-    from asyncio import sleep
-
-    await sleep(0)

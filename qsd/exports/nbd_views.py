@@ -18,6 +18,7 @@ one read into the batch of replies for each request.
 
 from __future__ import annotations
 
+import socket
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from qsd.exports.buffers import Buffer, BufferPool
     from qsd.exports.nbd_requests import KnownData
     from qsd.exports.outlet import Outlet
+    from qsd.net.tls import StreamSocket
     from qsd.wire.nbd.server import Session
 
 #: Bytes; longer reads are sent by sendfile(2).  That copies nothing here, but the client copies
@@ -45,6 +47,9 @@ _RUN_BYTES: Final = 1 << 20
 #: A shorter run, with other requests behind it, is left to the hot loop, which answers all of them
 #: together.
 _MIN_RUN: Final = 8
+#: Bytes; neither is a run of so many, which would not be copied there.  `qemu-img convert` sends a
+#: long read together with its next question.
+_ENOUGH: Final = 32 << 10
 #: Batches that are left to the hot loop after one that was not cached for the most part.
 _PAUSE: Final = 16
 #: Seconds; a call that took longer may have waited for a disk.
@@ -64,7 +69,9 @@ _pack_chunk = nbd.KEYED_DATA_CHUNK.pack
 class ViewReads:
     """Serves the reads of one connection that can be served so."""
 
-    __slots__ = ("_backend", "_known", "_outlet", "_pause", "_pool", "_size", "_structured")
+    __slots__ = (
+        "_backend", "_is_unix", "_known", "_outlet", "_pause", "_pool", "_size", "_structured",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -72,12 +79,14 @@ class ViewReads:
         session: Session,
         known_data: KnownData,
         outlet: Outlet,
+        sock: StreamSocket,
         pool: BufferPool,
     ) -> None:
         self._backend = backend
         self._size = session.size
         self._structured = session.structured
-        self._known = known_data.regions
+        self._is_unix = isinstance(sock, socket.socket) and sock.family == socket.AF_UNIX
+        self._known = known_data
         self._outlet = outlet
         self._pool = pool
         self._pause = 0  # batches to come that are left to the hot loop
@@ -107,7 +116,7 @@ class ViewReads:
         add = parts.append
         total = copied = 0
         copies = None
-        size, structured, known = self._size, self._structured, self._known
+        size, structured, known = self._size, self._structured, self._known.regions
         stop = position + min((end - position) // _HEADER_SIZE, MAX_RUN) * _HEADER_SIZE
         for key, cookie, offset, length in _requests_in(incoming.view[position:stop]):
             if (
@@ -117,8 +126,14 @@ class ViewReads:
                 or total > _RUN_BYTES
             ):
                 break
-            if structured and not (
-                known[offset >> REGION_BITS] == DATA == known[(offset + length - 1) >> REGION_BITS]
+            if (
+                structured
+                and not (
+                    known[offset >> REGION_BITS]
+                    == DATA
+                    == known[(offset + length - 1) >> REGION_BITS]
+                )
+                and not self._known.covers(offset, length)
             ):
                 break  # holes are told of
             view = see(offset, length)
@@ -138,13 +153,47 @@ class ViewReads:
         count = len(parts) // 2
         if copied * 2 > total and count >= _MIN_RUN:
             self._pause = _PAUSE
-        if count >= _MIN_RUN or (count and position + count * _HEADER_SIZE >= end):
+        if (
+            count >= _MIN_RUN
+            or total > _ENOUGH
+            or (count and position + count * _HEADER_SIZE >= end)
+        ):
             count = self._send(incoming, position, parts, total)
         else:
             count = 0
         if copies is not None:
             copies.drop()
         return count * _HEADER_SIZE
+
+    def send_file(self, cookie: int, offset: int, length: int, flags: int) -> bool:
+        """Fast path: answer a long read with pages of the kernel's cache, without copying them.
+
+        Only for a range that is known to be data, lies in one piece in a plain file and is in the
+        page cache.  For 64 KiB over a unix socket this takes 9 us of processor time where reading
+        and sending takes 24 (measured).  Pages of formats that move data about are lent, see
+        :mod:`qsd.block.loans`.  Nothing may be waiting in the outlet.
+
+        Returns:
+            Whether the reply is on its way.
+        """
+        backend = self._backend
+        if backend.quiesced or (
+            self._structured and not flags and not self._known.covers(offset, length)
+        ):
+            return False
+        lent = backend.node.driver.lend_nowait(offset, length)
+        if lent is None or not backend.graph.maps.probe.is_cached(lent.fd, lent.offset, length):
+            return False
+        if lent.loans is not None and not self._is_unix:
+            return False  # nobody can tell when the client has taken the pages
+        if self._structured:
+            header = nbd.data_header(cookie, offset, length, final=True)
+        else:
+            header = nbd.simple_reply(cookie)
+        self._outlet.send_file(header, lent.fd, lent.offset, length)
+        if lent.loans is not None:
+            lent.loans.note(self._outlet, self._outlet.position)
+        return True
 
     def _read(self, offset: int, view: memoryview) -> bool:
         """Copy a range; False if it is not in memory or not to be read."""

@@ -240,6 +240,22 @@ class Outlet:
         self.flush()
         return False
 
+    def send(self, data: bytes) -> None:
+        """Send bytes now, behind what waits already; what the socket does not take waits too."""
+        if not self._queue and not self.closed:
+            try:
+                sent = self._sock.send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError as exc:
+                self._fail(exc)
+                return
+            self.sent += sent
+            if sent == len(data):
+                return
+            data = data[sent:]
+        self.put(data)
+
     def send_parts(self, parts: list[bytes | memoryview]) -> int:
         """Send as much as the socket takes now; nothing may be waiting before.
 

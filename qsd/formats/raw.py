@@ -251,6 +251,18 @@ class RawDriver(Driver):
             return None
         return chain_runs_nowait(child, start, min(length, available), limit)
 
+    def extent_path(self) -> Callable[[int, int], tuple[int, int] | None] | None:
+        """Return the child's function, unless there is a window."""
+        return self._edge.node.driver.extent_path() if self._window == (0, None) else None
+
+    def allocated_nowait(self, offset: int, length: int, limit: int) -> Runs | None:
+        """Ask the child alone, without its layers."""
+        child, start = self._edge.node, offset + self.offset
+        available = child.length() - start
+        if available <= 0 or child.closed:
+            return None
+        return child.driver.allocated_nowait(start, min(length, available), limit)
+
     async def runs(self, offset: int, length: int, limit: int) -> Runs | None:
         """Ask the child."""
         child, start = self._edge.node, offset + self.offset

@@ -7,7 +7,7 @@ from itertools import groupby
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qsd.block.runs import Runs
+from qsd.block.runs import Runs, all_allocated, split
 
 EXTENTS = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3)), max_size=9)
 
@@ -45,3 +45,20 @@ def test_neighbours_of_one_kind_are_one(
     runs.cut(limit)
     assert pairs(runs) == both[:limit]
     assert runs.total == sum(length for length, _ in both[:limit])
+
+
+@given(st.lists(st.sampled_from((0, 1, 2, 5)), min_size=1, max_size=40), st.integers(9, 21))
+def test_split(flags: list[int], bits: int) -> None:
+    lengths, kinds = split(bytes(flags), bits)
+    assert list(zip(lengths, kinds, strict=True)) == joined([(1 << bits, one) for one in flags])
+
+
+def test_what_was_cut_is_known_to_end() -> None:
+    runs = runs_of([(3, 1), (4, 2)])
+    ends = []
+    for limit in (2, 1):
+        runs.cut(limit)
+        ends.append(runs.ends)
+    assert ends == [False, True]
+    assert pairs(runs) == [(3, 1)]
+    assert pairs(all_allocated(7)) == [(7, 1)]

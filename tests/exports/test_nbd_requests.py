@@ -5,107 +5,11 @@ from __future__ import annotations
 import errno
 
 from qsd.aio import loop
-from qsd.block.mapping import ST_ALLOCATED, ST_DATA, ST_ZERO, Status
-from qsd.block.runs import Runs
+from qsd.block.mapping import ST_ALLOCATED, ST_DATA, Status
 from qsd.exports.nbd_requests import KnownData
-from tests.exports.rig import CACHE, FAST, FUA, NO_HOLE, READ, REQ_ONE, STATUS, TRIM, ZEROES, NbdRig
+from tests.exports.rig import CACHE, FAST, FUA, NO_HOLE, READ, TRIM, ZEROES, NbdRig
 
 MIB = 1 << 20
-BASE, DEPTH = "base:allocation", "qemu:allocation-depth"
-
-
-def test_block_status() -> None:
-    async def main() -> None:
-        async with NbdRig() as rig:
-            disk = await rig.memory("m", size=65536)
-            disk.data[:8192] = b"x" * 8192
-            disk.data[16384:20480] = b"y" * 4096
-            await rig.export("m", allocation_depth=True)
-            client = await rig.go("m", structured=True, contexts=[BASE, DEPTH])
-            assert await client.ask(STATUS, 0, 65536) == [
-                ("status", 0, [(8192, 0), (8192, 3), (4096, 0), (45056, 3)]),
-                ("status", 1, [(65536, 1)]),
-            ]
-            assert await client.ask(STATUS, 0, 65536, REQ_ONE) == [
-                ("status", 0, [(8192, 0)]),
-                ("status", 1, [(65536, 1)]),
-            ]
-            assert await client.ask(STATUS, 8000, 400) == [
-                ("status", 0, [(192, 0), (208, 3)]),
-                ("status", 1, [(400, 1)]),
-            ]
-            only = await rig.go("m", structured=True, contexts=[DEPTH])
-            assert await only.ask(STATUS, 8000, 400) == [("status", 1, [(400, 1)])]
-
-    loop.run(main())
-
-
-def test_states_of_base_allocation() -> None:
-    async def main() -> None:
-        async with NbdRig() as rig:
-            disk = await rig.memory("m", size=4096)
-            await rig.export("m")
-            client = await rig.go("m", structured=True, contexts=[BASE])
-            for flags, state in [
-                (ST_DATA | ST_ALLOCATED, 0),
-                (ST_ALLOCATED, 1),
-                (ST_DATA | ST_ZERO | ST_ALLOCATED, 2),
-                (ST_ZERO | ST_ALLOCATED, 3),
-            ]:
-
-                async def status(
-                    offset: int, length: int, want_zero: bool, flags: int = flags
-                ) -> Status:
-                    return Status(length, flags)
-
-                disk.block_status = status  # type: ignore[method-assign]
-                assert await client.ask(STATUS, 0, 4096) == [("status", 0, [(4096, state)])]
-
-            async def fail(offset: int, length: int, want_zero: bool) -> Status:
-                raise OSError(errno.EIO, "Input/output error")
-
-            disk.block_status = fail  # type: ignore[method-assign]
-            assert await client.ask(STATUS, 0, 4096) == [("error", 5, "can't get block status")]
-            assert await client.ask(READ, 0, 4096) == [
-                ("error", 5, "unable to check for holes: Input/output error")
-            ]
-
-    loop.run(main())
-
-
-def test_one_extent_is_told_at_once() -> None:
-    async def main() -> None:
-        async with NbdRig() as rig:
-            disk = await rig.memory("m", size=65536)
-            disk.data[8192:16384] = b"x" * 8192
-            await rig.export("m")
-            client = await rig.go("m", structured=True, contexts=[BASE])
-            asked = [(offset, 65536 - offset) for offset in (0, 512, 8192, 12288, 16384, 65024)]
-            plain = [await client.ask(STATUS, *where, REQ_ONE) for where in asked]
-
-            def runs(offset: int, length: int, limit: int) -> Runs:
-                found, end = Runs(), offset + length
-                for start, stop, flags in (
-                    (0, 8192, ST_ZERO), (8192, 16384, ST_DATA), (16384, 65536, ST_ZERO)
-                ):  # fmt: skip
-                    if (size := min(stop, end) - max(start, offset)) > 0:
-                        found.add(size, flags)
-                found.cut(limit)
-                return found
-
-            async def fail(offset: int, length: int, want_zero: bool) -> Status:
-                raise AssertionError("the plain way")
-
-            disk.runs_nowait = runs  # type: ignore[method-assign]
-            whole, disk.block_status = disk.block_status, fail  # type: ignore[method-assign]
-            assert [await client.ask(STATUS, *where, REQ_ONE) for where in asked] == plain
-
-            # One extent that does not fill the request is not known to its end.
-            disk.runs_nowait = lambda offset, length, limit: runs(offset, 512, 9)  # type: ignore[method-assign]
-            disk.block_status = whole  # type: ignore[method-assign]
-            assert [await client.ask(STATUS, *where, REQ_ONE) for where in asked] == plain
-
-    loop.run(main())
 
 
 def test_flags_reach_the_image() -> None:

@@ -60,6 +60,27 @@ def test_what_is_put_in_one_turn_leaves_together() -> None:
     loop.run(main())
 
 
+def test_bytes_are_sent_at_once() -> None:
+    async def main() -> None:
+        async with pair() as both:
+            both.outlet.send(b"one")
+            assert both.theirs.recv(9) == b"one"
+            assert (both.outlet.pending, both.outlet.sent) == (0, 3)
+            data = os.urandom(3 << 20)
+            both.outlet.send(data)
+            assert 0 < both.outlet.pending < len(data)
+            both.outlet.send(b"two")  # behind the rest
+            assert await both.get(len(data) + 3) == data + b"two"
+            both.theirs.close()
+            both.outlet.send(b"three")
+            assert both.outlet.closed
+            assert len(both.lost) == 1
+            both.outlet.send(b"four")
+            assert both.outlet.pending == 0
+
+    loop.run(main())
+
+
 def test_buffers_are_dropped_when_sent() -> None:
     async def main() -> None:
         async with pair() as both:

@@ -43,6 +43,7 @@ from qsd.block import perms
 from qsd.block.driver import Driver
 from qsd.block.loans import Lent
 from qsd.block.mapping import MAY_UNMAP, ST_ALLOCATED, ST_DATA, ST_OFFSET, ST_ZERO, Status
+from qsd.block.runs import Runs, all_allocated
 from qsd.errors import QmpError, os_error
 from qsd.protocols.file.copying import FileCopier
 from qsd.protocols.file.holes import HoleSearch
@@ -59,7 +60,6 @@ if TYPE_CHECKING:
     from qsd.block.late import AnyLate, LatePath
     from qsd.block.node import Node
     from qsd.block.open import ChildOpener
-    from qsd.block.runs import Runs
     from qsd.qapi.schema.block_protocols import BlockdevOptionsFile
 
 #: What makes an auto-read-only file writable.
@@ -92,6 +92,7 @@ class FileDriver(Driver):
     Attributes:
         options: The options in force.
         file: What was found when the file was opened.
+        data: Where searches found data.
         io: Does the I/O; its `fd` never changes.
         pages: What can be seen of the file without reading it; None where it has no type for that.
         size: Size of the file in bytes as far as we know; others may change it behind our back.
@@ -109,7 +110,6 @@ class FileDriver(Driver):
         "_can_seek",
         "_can_zero",
         "_copier",
-        "_data",
         "_discard_bytes",
         "_discards",
         "_durable",
@@ -121,6 +121,7 @@ class FileDriver(Driver):
         "_staged",
         "_syncing",
         "_written",
+        "data",
         "file",
         "io",
         "options",
@@ -146,7 +147,7 @@ class FileDriver(Driver):
         self._broken = False
         self._syncing: asyncio.Future[None] | None = None
         #: Data that searches found; holes are not remembered, since any write may fill them.
-        self._data = Extents()
+        self.data = Extents()
         # Kernel features are tried once.
         self._can_zero = True
         self._can_discard = True
@@ -329,13 +330,13 @@ class FileDriver(Driver):
 
     async def truncate(self, length: int, exact: bool, prealloc: str, flags: int) -> None:
         """Set the size of the file."""
-        self._data.clear()
+        self.data.clear()
         try:
             await self.io.call(resize, self.size, length, prealloc)
             self.size = length
         finally:
             self._written += 1
-            self._data.clear()
+            self.data.clear()
             if self.pages is not None:
                 self.pages.forget()
 
@@ -444,7 +445,7 @@ class FileDriver(Driver):
             self._grow(offset + length)
         finally:
             self._written += 1
-            self._data.forget(offset, offset + length)
+            self.data.forget(offset, offset + length)
 
     async def _zero_in_place(self, offset: int, length: int) -> None:
         """Zero a range so that its space stays reserved."""
@@ -471,7 +472,7 @@ class FileDriver(Driver):
             raise
         finally:
             self._written += 1
-            self._data.forget(offset, offset + length)
+            self.data.forget(offset, offset + length)
         self._discards += 1
         self._discard_bytes += length
 
@@ -566,7 +567,7 @@ class FileDriver(Driver):
             done = await self._copier.copy(descriptor, host_offset, offset, length)
         finally:
             self._written += 1
-            self._data.clear()
+            self.data.clear()
         if done:
             self._grow(offset + length)
         return done
@@ -580,13 +581,13 @@ class FileDriver(Driver):
 
     def known_data_end(self, offset: int) -> int:
         """Tell what searches found."""
-        return self._data.end_of(offset)
+        return self.data.end_of(offset)
 
     async def block_status(self, offset: int, length: int, want_zero: bool) -> Status:
         """Tell data from holes; data that was found is remembered."""
         if not want_zero or not self._can_seek:
             return Status(length, ST_DATA | ST_OFFSET | ST_ALLOCATED, offset)
-        end = self._data.end_of(offset)
+        end = self.data.end_of(offset)
         if not end:
             changes = self._written
             try:
@@ -602,21 +603,20 @@ class FileDriver(Driver):
                 end = align_up(end, self.limits.request_alignment)
             if changes == self._written:
                 # Searching the file system costs milliseconds where a file is in many pieces.
-                self._data.add(offset, end)
+                self.data.add(offset, end)
         return Status(min(length, end - offset), ST_DATA | ST_OFFSET | ST_ALLOCATED, offset)
-
-    @property
-    def knows_data(self) -> bool:
-        """Whether anything at all is known to be data."""
-        return bool(self._data)
-
-    def note_data(self, start: int, end: int) -> None:
-        """Take note of what a search has just found."""
-        self._data.add(start, end)
 
     def runs_nowait(self, offset: int, length: int, limit: int) -> Runs | None:
         """Fast: several extents at once."""
         return self._holes.runs_nowait(offset, length, limit) if self._can_seek else None
+
+    def extent_path(self) -> Callable[[int, int], tuple[int, int] | None] | None:
+        """Return the search's function."""
+        return self._holes.extent_nowait if self._can_seek else None
+
+    def allocated_nowait(self, offset: int, length: int, limit: int) -> Runs | None:
+        """Fast: holes too are nobody else's."""
+        return all_allocated(length)
 
     # Description
 

@@ -170,6 +170,10 @@ EXTENT: Final = Struct(">II")
 
 # The same layouts with the fields that are constants in usual messages as one number.
 
+KEYED_EXTENT_CHUNK: Final = Struct(">QQIIII")
+"""STRUCTURED_REPLY_MAGIC, reply flags and chunk type as one number; cookie, length of what follows;
+context, and one extent."""
+
 KEYED_REQUEST: Final = Struct(">QQQI")
 """REQUEST_MAGIC, command flags and type as one number; cookie, offset, length."""
 

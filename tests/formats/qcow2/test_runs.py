@@ -98,13 +98,14 @@ def test_a_chain_of_images(tmp_path: Path, backing: str | None, dense_files: Non
 
 
 @pytest.mark.parametrize("bits", [9, 16, 21])
-@pytest.mark.parametrize("version", ["0.10", "1.1"])
-def test_any_table(tmp_path: Path, bits: int, version: str, dense_files: None) -> None:
+@pytest.mark.parametrize("kind", ["compat=0.10", "compat=1.1", "data_file={},data_file_raw=on"])
+def test_any_table(tmp_path: Path, bits: int, kind: str, dense_files: None) -> None:
     """Whatever stands in a table, damage too."""
     need("qemu-img", "qemu-io")
     size = 1 << bits
     span = min(size // 8, 600) << bits
-    path = make(tmp_path / "i.qcow2", span, f"cluster_size={size},compat={version}")
+    options = kind.format(tmp_path / "data")
+    path = make(tmp_path / "i.qcow2", span, f"cluster_size={size},{options}")
     tool("qemu-io", "-f", "qcow2", "-c", "write 0 512", path)
 
     host = st.integers(1, 1 << 20).map(lambda number: number << bits)
@@ -125,7 +126,7 @@ def test_any_table(tmp_path: Path, bits: int, version: str, dense_files: None) -
             await driver.map(0, 1)
             table = driver.image.l2.get(0)
             assert table is not None
-            file = driver.image.file.driver
+            file = driver.image.data_edge.node.driver
             file.known_data_end = lambda offset: 1 << 62  # type: ignore[method-assign]
 
             @settings(max_examples=60, deadline=None)
@@ -135,14 +136,19 @@ def test_any_table(tmp_path: Path, bits: int, version: str, dense_files: None) -
                 used = min(len(table), len(flat))
                 table[:used] = type(table)("Q", flat[:used])
                 end = min(start + length, span)
-                plain = Runs()
+                plain, allocated = Runs(), Runs()
                 at = start
                 while at < end and (mapping := driver.map_nowait(at, end - at)) is not None:
                     flags = {DATA: ST_DATA, SPECIAL: ST_DATA, HOLE: ST_ZERO}
                     plain.add(mapping.length, flags.get(mapping.kind, ST_ZERO))
+                    allocated.add(mapping.length, mapping.kind != HOLE)
                     at += mapping.length
                 fast = driver.runs_nowait(start, end - start, limit)
                 assert pairs(fast) == pairs(plain)[:limit]
+                if fast is not None and len(plain) > limit:
+                    assert fast.ends
+                fast = driver.allocated_nowait(start, end - start, limit)
+                assert pairs(fast) == pairs(allocated)[:limit]
 
             compare()
 
@@ -173,16 +179,21 @@ def test_it_does_not_guess_what_is_a_hole_of_the_file(tmp_path: Path) -> None:
     run(main())
 
 
-@pytest.mark.parametrize("options", ["extended_l2=on", "data_file=d,data_file_raw=on"])
-def test_other_layouts_are_left_to_the_plain_way(tmp_path: Path, options: str) -> None:
-    need("qemu-img")
-    (tmp_path / "d").write_bytes(b"")
-    path = make(tmp_path / "i.qcow2", "1M", options.replace("=d,", f"={tmp_path}/d,"))
+def test_subclusters_are_left_to_the_plain_way(tmp_path: Path) -> None:
+    need("qemu-img", "qemu-io")
+    path = make(tmp_path / "i.qcow2", "1M", "extended_l2=on")
 
-    async def main() -> None:
+    async def main(is_left: bool) -> None:
         async with rig() as graph:
             node = await add_image(graph, path, read_only=True)
             await node.driver.block_status(0, 1, True)
-            assert node.driver.runs_nowait(0, 1 << 20, 9) is None
+            found = [
+                node.driver.runs_nowait(0, 1 << 20, 9),
+                node.driver.allocated_nowait(0, 1 << 20, 9),
+            ]
+            expected: list[list[tuple[int, int]]] = [[(1 << 20, ST_ZERO)], [(1 << 20, 0)]]
+            assert [*map(pairs, found)] == ([[], []] if is_left else expected)
 
-    run(main())
+    run(main(False))  # there is no table at all
+    tool("qemu-io", "-f", "qcow2", "-c", "write 0 512", path)
+    run(main(True))
