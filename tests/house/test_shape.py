@@ -24,7 +24,7 @@ SPDX = (
 )
 
 #: Interfaces, where the base class says "a subclass has to".
-INTERFACES = {"qsd/block/driver.py", "qsd/block/mapped.py", "qsd/exports/base.py"}
+INTERFACES = {"qsd/block/driver.py", "qsd/block/mapped_io.py", "qsd/exports/base.py"}
 
 
 @pytest.mark.parametrize("path", python_files("qsd", "tests", "iotests"), ids=relative)

@@ -14,8 +14,11 @@ from typing import Any
 from qsd.block.mapped import MappedDriver
 from qsd.block.mapping import DATA, HOLE, ZERO, Allocation, Mapping
 from qsd.block.node import Node
+from tests.support.memory import MemoryDriver, Rig
 
 CLUSTER = 4096
+#: Bytes; the length of the image.
+SIZE = 64 * CLUSTER
 ZERO_CLUSTER = -1
 
 
@@ -112,3 +115,28 @@ class ToyFormat(MappedDriver):
 
     async def discard_aligned(self, offset: int, length: int) -> None:
         await self.zero_aligned(offset, length, 0)
+
+
+def toy_rig() -> Rig:
+    """Return a graph whose "qcow2" is the toy."""
+    return Rig(qcow2=ToyFormat)
+
+
+async def add_toy(rig: Rig, backing: bool = False) -> tuple[Node, ToyFormat, MemoryDriver]:
+    """Open a toy image, over a backing file of half its length if wanted."""
+    memory = await rig.memory("data", 4 << 20)
+    if backing:
+        base = await rig.memory("base", SIZE // 2)
+        base.data[:] = bytes(range(256)) * (SIZE // 2 // 256)
+        node = await rig.add(driver="qcow2", node_name="q", file="data", backing="base")
+    else:
+        node = await rig.add(driver="qcow2", node_name="q", file="data", discard="unmap")
+    assert isinstance(node.driver, ToyFormat)
+    return node, node.driver, memory
+
+
+async def content(node: Node) -> bytes:
+    """Read all of a node."""
+    view = memoryview(bytearray(node.length()))
+    await node.read(0, view)
+    return bytes(view)
