@@ -62,6 +62,9 @@ _PARAMS_FLAGS: Final = struct.Struct("=8xI108x")
 _SQE = struct.Struct("=QQQIIQ")
 _SQE_SIZE = 64
 _CQE_SIZE = 16
+_READV: Final = 1
+#: IOSQE_ASYNC, in the byte of flags beside the opcode.
+_ASYNC: Final = 1 << 4 + 8
 _MASK: Final = 0xFFFFFFFF
 _SIGN: Final = 1 << 31
 
@@ -237,6 +240,20 @@ class Ring:
                 errno.
         """
         self.start_all(opcode, fd, (CalledOperation(address, length, offset, keep, done),))
+
+    def start_aside(
+        self, fd: int, operations: Iterable[Operation], *, vectored: bool = False
+    ) -> None:
+        """Begin reads in threads of the kernel, now: they copy while this one does other things.
+
+        Args:
+            fd: Descriptor, for all.
+            operations: As for :meth:`start_all`.
+            vectored: At each one's address are so many (`length`) struct iovec.
+        """
+        self.start_all((_READV if vectored else READ) | _ASYNC, fd, operations)
+        if self._unsubmitted:
+            self._submit()
 
     def start_all(self, opcode: int, fd: int, operations: Iterable[Operation]) -> None:
         """Begin operations; the kernel learns of them at the end of the turn.

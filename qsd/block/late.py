@@ -34,9 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from qsd.aio.fdio import FileIO
-    from qsd.aio.operations import LateOperation, PooledOperation
+    from qsd.aio.operations import LateOperation, OperationPool, PooledOperation
     from qsd.aio.rangelock import RangeLock
-    from qsd.aio.uring import Ring
 
 AnyLate = TypeVar("AnyLate", bound="LateOperation")
 
@@ -73,6 +72,22 @@ class Written(Protocol):
 
     def after_write(self, offset: int, length: int) -> None:
         """Account for a change."""
+
+
+class Starter(Protocol):
+    """What operations begin in: a ring.
+
+    Attributes:
+        pool: Operations with memory.
+    """
+
+    pool: OperationPool
+
+    def start_all(self, opcode: int, fd: int, operations: list[Any]) -> None:
+        """Begin operations."""
+
+    def advance(self) -> None:
+        """Tell sinks what has ended by now."""
 
 
 class LateLayer(Protocol):
@@ -198,7 +213,7 @@ class Route:
         self,
         backend: User,
         path: LatePath,
-        ring: Ring,
+        ring: Starter,
         is_write: bool,
         done: Callable[[list[Any]], None],
     ) -> None:
@@ -212,6 +227,10 @@ class Route:
         self._done = done
         self.is_direct = path.io.bounce is not None
         self.memory_align = path.io.memory_align
+
+    def go_through(self, starter: Callable[[Any], Starter]) -> None:
+        """Begin operations in what the function makes of the ring."""
+        self._ring = starter(self._ring)
 
     def advance(self) -> None:
         """Tell owners what has ended by now, while there is more to begin."""

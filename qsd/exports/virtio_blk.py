@@ -203,7 +203,7 @@ class VirtioBlk:
         length = sum(map(len, views))
         if not self._is_range(offset, length):
             return blk.IOERR, 0
-        if len(views) > 1 and self._read_pieces_at_once(offset, length, views):
+        if len(views) > 1 and self.read_pieces_nowait(offset, length, views):
             return blk.OK, length
         for group in _groups(views):
             if len(group) == 1:
@@ -221,7 +221,7 @@ class VirtioBlk:
             offset += size
         return blk.OK, length
 
-    def _read_pieces_at_once(self, offset: int, length: int, views: list[memoryview]) -> bool:
+    def read_pieces_nowait(self, offset: int, length: int, views: list[memoryview]) -> bool:
         """Fast path: fill all pieces by one system call, if their bytes are in the page cache."""
         backend = self.backend
         if backend.quiesced or len(views) > _MAX_PIECES:
@@ -237,7 +237,7 @@ class VirtioBlk:
     async def _write(self, offset: int, views: list[memoryview]) -> int:
         if not self.writable or not self._is_range(offset, sum(map(len, views))):
             return blk.IOERR
-        if len(views) > 1 and self._write_pieces_at_once(offset, views):
+        if len(views) > 1 and self.write_pieces_nowait(offset, views):
             return blk.OK
         for group in _groups(views):
             if len(group) == 1:
@@ -255,7 +255,7 @@ class VirtioBlk:
             offset += size
         return blk.OK
 
-    def _write_pieces_at_once(self, offset: int, views: list[memoryview]) -> bool:
+    def write_pieces_nowait(self, offset: int, views: list[memoryview]) -> bool:
         """Fast path: write large pieces where they lie, if that is but a memory copy.
 
         What was written before a piece that must wait is written once more, which does no harm.

@@ -29,21 +29,23 @@ from typing import TYPE_CHECKING, Final
 
 from qsd.aio import eager
 from qsd.errors import PeerError, QmpError
+from qsd.exports.virtio_large import LARGE, LargeRequests
 from qsd.exports.virtio_late import LateShapes
 from qsd.wire.virtio import blk
 from qsd.wire.virtio.memory import Region
 from qsd.wire.virtio.ring import area_sizes
-from qsd.wire.virtio.usual import UsualRequests
+from qsd.wire.virtio.usual import Shape, UsualRequests
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from qsd.exports.vhost_log import DirtyLog
     from qsd.exports.virtio_blk import VirtioBlk
+    from qsd.exports.virtio_large import LargeRead
     from qsd.exports.virtio_late import GuestOperation
     from qsd.wire.virtio.inflight import InflightLog
     from qsd.wire.virtio.ring import SplitRing
-    from qsd.wire.virtio.usual import Shape
+    from qsd.wire.virtio.usual import Scattered
 
 #: Chains after which the driver is called.
 _BATCH: Final = 16
@@ -72,6 +74,7 @@ class BlkQueue:
         "_idle",
         "_idle_since",
         "_kick",
+        "_large",
         "_late",
         "_log",
         "_loop",
@@ -144,7 +147,13 @@ class BlkQueue:
         usable = self._dirty is None and not self._region.view.readonly
         region = self._region if usable else _NO_REGION
         self._usual = UsualRequests(ring.desc, region, indirect=ring.indirect)
-        self._late = LateShapes(self._device, region, self._late_ended) if region.size else None
+        self._late: LateShapes | None = None
+        self._large: LargeRequests | None = None
+        if region.size:
+            self._late = LateShapes(self._device, region, self._late_ended)
+            self._large = LargeRequests(
+                self._device, region, self._began, self._late_ended, self._give_back
+            )
 
     # Life cycle
 
@@ -274,6 +283,8 @@ class BlkQueue:
             for head in heads:
                 log.begin(head)
         rest = self._serve_at_once(heads)
+        if rest and self._large is not None:
+            rest = self._serve_large(rest, self._large)
         if rest and self._late is not None:
             rest = self._begin_late(rest, self._late)
         for head, shape in rest:
@@ -299,8 +310,8 @@ class BlkQueue:
         rest: list[tuple[int, Shape | None]] = []
         for head in heads:
             shape = find(table, head)
-            if shape is None:
-                rest.append((head, None))
+            if shape is None or shape.length >= LARGE:
+                rest.append((head, shape))
                 continue
             _, at, is_read, view, length, status, _ = shape
             kind, sector = _header(memory, at)
@@ -324,6 +335,34 @@ class BlkQueue:
         self._push_all(finished)
         return rest
 
+    def _serve_large(
+        self, chains: list[tuple[int, Shape | None]], large: LargeRequests
+    ) -> list[tuple[int, Shape | None]]:
+        """Fast path: serve large requests, and those in several pieces; return what is left."""
+        if self.in_flight + len(chains) > self.ring.size:
+            return chains  # there is something wrong, which the plain path meets
+        usual = self._usual
+        table = usual.descriptors()
+        known: list[tuple[int, Shape | Scattered]] = []
+        rest: list[tuple[int, Shape | None]] = []
+        for head, shape in chains:
+            found = usual.find_scattered(table, head) if shape is None else shape
+            if found is None or (shape is not None and shape.length < LARGE):
+                rest.append((head, shape))
+            else:
+                known.append((head, found))
+        for head, left in large.serve(known, usual.memory):
+            rest.append((head, left if isinstance(left, Shape) else None))
+        return rest
+
+    def _began(self) -> None:
+        self.in_flight += 1
+
+    def _give_back(self, finished: list[int]) -> None:
+        """Give chains back: heads, and how much was written for each; call the driver."""
+        self._push_all(finished)
+        self._signal()
+
     def _begin_late(
         self, chains: list[tuple[int, Shape | None]], late: LateShapes
     ) -> list[tuple[int, Shape | None]]:
@@ -334,7 +373,7 @@ class BlkQueue:
         self.in_flight += len(chains) - len(left)
         return left
 
-    def _late_ended(self, operations: list[GuestOperation]) -> None:
+    def _late_ended(self, operations: Sequence[GuestOperation | LargeRead]) -> None:
         """Give back chains whose payload was moved all at once, and call the driver."""
         if self._dirty is not None:
             for operation in operations:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -240,6 +241,39 @@ def test_results_of_each(file: int) -> None:
         ring.start_all(READ, file, operations)
         await until(lambda: len(ends.ended) == 3)
         assert [each.result for each in operations] == [4096, 100, -errno.EINVAL]
+        await ring.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("vectored", [False, True])
+def test_threads_of_the_kernel(file: int, vectored: bool) -> None:
+    """What goes there is begun at once, to one place or to several."""
+
+    async def main() -> None:
+        ring = make()
+        ends = Ends()
+        operation = ring.pool.take(4096)
+        memory, address = operation.memory, operation.address
+        operation.sink = ends
+        operation.offset = 1000
+        vector = AlignedBuffer(4096)
+        if vectored:
+            words = address, 100, address + 2048, 50
+            vector.view[:32] = struct.pack("=4Q", *words)
+            operation.address, operation.length = vector.address, 2
+        ring.start_aside(file, (operation,), vectored=vectored)
+        assert not ring._unsubmitted
+        await until(lambda: len(ends.ended) == 1)
+        content = bytes(range(256)) * 20
+        at = address - memory.address
+        if vectored:
+            assert operation.result == 150
+            assert memory.view[at : at + 100] == content[1000:1100]
+            assert memory.view[at + 2048 : at + 2098] == content[1100:1150]
+        else:
+            assert operation.result == 4096
+            assert memory.view[at : at + 4096] == content[1000:5096]
         await ring.close()
 
     run(main())

@@ -13,6 +13,9 @@ A shape depends on the bytes of its key and on the table of memory alone, and it
 of the guest's memory, so it is valid as long as that table.  What is not usual, or wrong, is left
 to :meth:`SplitRing.chain`, the plain path.
 
+The same is done for requests whose payload lies in several places, as that of large ones does: only
+their keys are longer (:class:`Scattered`).
+
 Verdict of the benchmark (4k reads, 32 at a time): 7 us less of 12 for each request.
 """
 
@@ -23,19 +26,22 @@ from typing import TYPE_CHECKING, Final
 
 from qsd.util.namedtuple import NamedTuple
 from qsd.wire.virtio import blk
-from qsd.wire.virtio.ring import D_INDIRECT, D_NEXT, D_WRITE
+from qsd.wire.virtio.ring import D_INDIRECT, D_NEXT, D_WRITE, MAX_CHAIN
 
 if TYPE_CHECKING:
     from qsd.wire.virtio.memory import Region
 
 #: Shapes that are remembered; a queue with 128 requests in flight has some thousand.
 _MAX_KNOWN: Final = 4096
+#: The same of requests in several pieces, which take more memory.
+_MAX_SCATTERED: Final = 512
 #: Bytes; a longer table of descriptors is not copied for each batch.
 _MAX_COPY: Final = 16 << 10
 _DESC: Final = 16
 _THREE: Final = 3 * _DESC
 _FLAGS_OFFSET: Final = 12
 _ADDRESS = struct.Struct("<QI")
+_ONE = struct.Struct("<QIHH")
 _CHAIN = struct.Struct("<QIHHQIHHQIHH")
 
 
@@ -61,6 +67,28 @@ class Shape(NamedTuple):
     place: int
 
 
+class Scattered(NamedTuple):
+    """What more than three descriptors mean: a request whose payload lies in several places.
+
+    Attributes:
+        head: Which descriptor the first of them is.
+        header: Where the header lies in :attr:`UsualRequests.memory`.
+        is_read: Whether the payload is to be written by the device.
+        pieces: The payload's memory, in order; whole sectors together.
+        length: Its length.
+        status: Where the status byte lies.
+        places: Where the pieces lie in :attr:`UsualRequests.memory`.
+    """
+
+    head: int
+    header: int
+    is_read: bool
+    pieces: list[memoryview]
+    length: int
+    status: int
+    places: list[int]
+
+
 class UsualRequests:
     """Recognises requests of one ring in one table of memory.
 
@@ -68,7 +96,7 @@ class UsualRequests:
         memory: The region that all parts of a usual request lie in: the largest.
     """
 
-    __slots__ = ("_base", "_desc", "_indirect", "_known", "_size", "memory")
+    __slots__ = ("_base", "_desc", "_indirect", "_known", "_scattered", "_size", "memory")
 
     def __init__(self, desc: memoryview, region: Region, *, indirect: bool) -> None:
         """Begin with nothing known.
@@ -83,6 +111,7 @@ class UsualRequests:
         self._size = region.size
         self._indirect = indirect
         self._known: dict[bytes, Shape | None] = {}
+        self._scattered: dict[bytes, Scattered] = {}
         self.memory = region.view
 
     def descriptors(self) -> bytes | memoryview:
@@ -107,7 +136,7 @@ class UsualRequests:
         if key[_FLAGS_OFFSET] & D_INDIRECT:
             address, length = _ADDRESS.unpack_from(key)
             at = address - self._base
-            if length != _THREE or at < 0 or not self._indirect:
+            if length != _THREE or at < 0 or not self._indirect or key[_FLAGS_OFFSET] & D_NEXT:
                 return None
             head = 0
             key = bytes(self.memory[at : at + _THREE])
@@ -121,6 +150,40 @@ class UsualRequests:
             self._known[key] = shape
         # The links count from the beginning of the table: elsewhere they mean something else.
         return shape if shape.head == head else None
+
+    def find_scattered(self, table: bytes | memoryview, head: int) -> Scattered | None:
+        """Return what a chain is that :meth:`find` does not know, None if it is not usual either.
+
+        Args:
+            table: What :meth:`descriptors` returned.
+            head: Any number up to 65535.
+        """
+        at = _DESC * head
+        if at >= len(table):
+            return None
+        if table[at + _FLAGS_OFFSET] & D_INDIRECT:
+            key, head = self._indirect_table(bytes(table[at : at + _DESC])), 0
+        else:
+            key = bytes(table[at : at + _DESC * _count(table, at)])
+        known = self._scattered.get(key)
+        if known is None:
+            known = self._take_scattered_apart(key)
+            if known is None:
+                return None
+            if len(self._scattered) >= _MAX_SCATTERED:
+                self._scattered.clear()
+            self._scattered[key] = known
+        return known if known.head == head else None
+
+    def _indirect_table(self, descriptor: bytes) -> bytes:
+        """Return a table elsewhere in memory, an empty one unless it is a usual one."""
+        address, length = _ADDRESS.unpack_from(descriptor)
+        at = address - self._base
+        if descriptor[_FLAGS_OFFSET] & D_NEXT or not self._indirect:
+            return b""
+        if at < 0 or length % _DESC or length > _DESC * MAX_CHAIN:
+            return b""
+        return bytes(self.memory[at : at + length])
 
     def request(self, shape: Shape, head: int) -> blk.Request:
         """Return the whole request, as the plain path would."""
@@ -157,3 +220,41 @@ class UsualRequests:
         return Shape(
             second_at - 1, header - base, is_read, payload, length, status - base, data - base
         )
+
+    def _take_scattered_apart(self, key: bytes) -> Scattered | None:
+        if len(key) <= _THREE or len(key) % _DESC:
+            return None
+        (header, header_length, first, link), *payload = _ONE.iter_unpack(key)
+        status, status_length, last, _ = payload.pop()
+        kind = payload[0][2]
+        if (first, last) != (D_NEXT, D_WRITE) or kind & ~D_WRITE != D_NEXT:
+            return None
+        if header_length != blk.HEADER.size or status_length != 1:
+            return None
+        base, end = self._base, self._base + self._size
+        if not (base <= header <= end - blk.HEADER.size and base <= status < end):
+            return None
+        places, pieces, total = [], [], 0
+        for number, (data, length, flags, following) in enumerate(payload, link + 1):
+            if flags != kind or following != number or not length:
+                return None
+            if not base <= data <= end - length:
+                return None
+            places.append(data - base)
+            pieces.append(self.memory[data - base : data - base + length])
+            total += length
+        if total % blk.SECTOR:
+            return None
+        is_read = bool(kind & D_WRITE)
+        return Scattered(link - 1, header - base, is_read, pieces, total, status - base, places)
+
+
+def _count(table: bytes | memoryview, at: int) -> int:
+    """Return how many descriptors side by side belong together, 0 if there is no end."""
+    for count in range(1, MAX_CHAIN + 1):
+        if at >= len(table):
+            return 0
+        if not table[at + _FLAGS_OFFSET] & D_NEXT:
+            return count
+        at += _DESC
+    return 0

@@ -15,7 +15,7 @@ from qsd.errors import PeerError
 from qsd.wire.virtio import blk
 from qsd.wire.virtio.memory import GuestMemory, Region
 from qsd.wire.virtio.ring import F_INDIRECT_DESC, SplitRing, area_sizes
-from qsd.wire.virtio.usual import Shape, UsualRequests
+from qsd.wire.virtio.usual import Scattered, Shape, UsualRequests
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
 SIZE = 8
@@ -152,6 +152,113 @@ def test_so_many_shapes_that_some_are_forgotten() -> None:
     memory.same(0, shape)
 
 
+PIECES = [(5120, 1000), (7000, 24), (6144, 512)]
+
+
+def scattered(memory: Memory, table: int, index: int, write: int = WRITE) -> None:
+    """Put a request with its payload in several places into a table."""
+    at = table + 16 * index
+    memory.desc(at, BASE + 4096, 16, NEXT, index + 1)
+    for number, (place, length) in enumerate(PIECES, 1):
+        memory.desc(at + 16 * number, BASE + place, length, NEXT | write, index + number + 1)
+    memory.desc(at + 64, BASE + 4200, 1, WRITE, 0)
+
+
+def find_scattered(memory: Memory, head: int) -> Scattered | None:
+    return memory.usual.find_scattered(memory.usual.descriptors(), head)
+
+
+def same_scattered(memory: Memory, head: int, found: Scattered) -> None:
+    """Check that the plain path understands the chain in the same way."""
+    struct.pack_into("<IIQ", memory.mem, found.header, 4711, 0, 99)
+    memory.mem[found.status] = 0xEE
+    request = blk.request(memory.ring.chain(head))
+    assert (request.kind, request.sector, request.status[0]) == (4711, 99, 0xEE)
+    assert (request.writable if found.is_read else request.readable) == found.pieces
+    assert not (request.readable if found.is_read else request.writable)
+    assert sum(map(len, found.pieces)) == found.length
+    for place, piece in zip(found.places, found.pieces, strict=True):
+        memory.mem[place] ^= 0xFF
+        assert piece[0] == memory.mem[place]
+
+
+@pytest.mark.parametrize("write", [0, WRITE])
+@pytest.mark.parametrize("indirect", [False, True])
+def test_several_pieces(write: int, indirect: bool) -> None:
+    memory = Memory()
+    scattered(memory, TABLE if indirect else 0, 0 if indirect else 2, write)
+    memory.desc(0, BASE + TABLE, 80, INDIRECT, 0)
+    head = 0 if indirect else 2
+    assert memory.find(head) is None
+    for _ in range(2):  # taken apart, then remembered
+        found = find_scattered(memory, head)
+        assert found is not None
+        assert found.is_read == bool(write)
+        assert found.places == [place for place, _ in PIECES]
+        same_scattered(memory, head, found)
+
+
+def test_pieces_elsewhere_link_to_other_descriptors() -> None:
+    memory = Memory()
+    scattered(memory, 0, 0)
+    assert find_scattered(memory, 0) is not None
+    memory.mem[48:128] = memory.mem[:80]
+    assert find_scattered(memory, 3) is None
+
+
+def test_tables_with_pieces_need_the_feature() -> None:
+    memory = Memory(indirect=False)
+    scattered(memory, TABLE, 0)
+    memory.desc(0, BASE + TABLE, 80, INDIRECT, 0)
+    assert find_scattered(memory, 0) is None
+
+
+def test_so_many_scattered_ones_that_some_are_forgotten() -> None:
+    memory = Memory()
+    scattered(memory, 0, 0)
+    for address in range(1100):
+        memory.desc(16, BASE + 5120 + address, 1000, NEXT | WRITE, 2)
+        assert find_scattered(memory, 0) is not None
+
+
+DAMAGED = {
+    "long header": (0, BASE + 4096, 32, NEXT, 1),
+    "header outside": (0, BASE - 1, 16, NEXT, 1),
+    "odd payload": (1, BASE + 5120, 999, NEXT | WRITE, 2),
+    "empty piece": (2, BASE + 5120, 0, NEXT | WRITE, 3),
+    "piece outside": (2, BASE + 8192 - 23, 24, NEXT | WRITE, 3),
+    "piece far away": (2, (1 << 64) - 24, 24, NEXT | WRITE, 3),
+    "piece elsewhere": (2, BASE + 7000, 24, NEXT | WRITE, 5),
+    "other direction": (2, BASE + 7000, 24, NEXT, 3),
+    "nested table": (2, BASE + 7000, 24, NEXT | WRITE | INDIRECT, 3),
+    "long status": (4, BASE + 4200, 2, WRITE, 0),
+    "status to read": (4, BASE + 4200, 1, 0, 0),
+    "status outside": (4, BASE + 8192, 1, WRITE, 0),
+    "table with a link": (0, BASE + TABLE, 80, INDIRECT | NEXT, 1),
+    "odd table": (0, BASE + TABLE, 79, INDIRECT, 0),
+    "endless table": (0, BASE, 16 * 1025, INDIRECT, 0),
+    "table outside": (0, BASE + 8192 - 64, 80, INDIRECT, 0),
+    "table before the memory": (0, BASE - 16, 80, INDIRECT, 0),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_pieces_that_are_left_to_the_plain_path(name: str) -> None:
+    memory = Memory()
+    scattered(memory, 0, 0)
+    scattered(memory, TABLE, 0)
+    index, *rest = DAMAGED[name]
+    memory.desc(16 * index, *rest)
+    assert find_scattered(memory, 0) is None
+
+
+@pytest.mark.parametrize("head", [SIZE - 1, SIZE, 65535])
+def test_pieces_at_the_end_and_beyond(head: int) -> None:
+    memory = Memory()
+    memory.desc(16 * (SIZE - 1), BASE + 4096, 16, NEXT, 0)
+    assert find_scattered(memory, head) is None
+
+
 _DESCRIPTOR = st.tuples(
     st.sampled_from([BASE + 4096, BASE + 5120, BASE + TABLE, BASE + 8192 - 512, BASE - 16, 0]),
     st.sampled_from([16, 1, 512, 1024, 48, 0]),
@@ -175,11 +282,14 @@ def test_whatever_is_recognised_is_a_request_for_the_plain_path(
         memory.request(TABLE, 0)
         memory.request(0, source.randrange(SIZE - 2))
     shape = memory.find(head)
-    if shape is None:
+    found = find_scattered(memory, head)
+    if shape is None and found is None:
         return
     try:
         memory.ring.chain(head)
     except PeerError:
         pytest.fail("recognised what is damaged")
+    if shape is None:
+        return
     if not TABLE - 16 <= shape.header <= TABLE + 48 and shape.header > 16 * SIZE:
         memory.same(head, shape)
