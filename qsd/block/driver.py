@@ -25,14 +25,14 @@ the engine.  ``close`` is called exactly once after a successful ``open``, with 
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from qsd.block import perms
 from qsd.block.mapping import ST_ALLOCATED, ST_DATA, Status
 from qsd.errors import QmpError, os_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from qsd.block.graph import Edge
     from qsd.block.late import LatePath

@@ -39,7 +39,7 @@ from qsd.util.ranges import align_down, align_up
 from qsd.util.zeroes import ZERO_CHUNK, ZEROES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from qsd.block.graph import Edge
     from qsd.block.late import LatePath
@@ -389,11 +389,20 @@ class Qcow2Driver(Lookups, MappedDriver):
             return self._ready and self._encryption.write_later(self, offset, view, done)
         return super().write_later(offset, view, done)
 
-    def run_path(self) -> RunPath | None:
+    def run_path(self) -> Qcow2Driver | None:
         """Several requests at once are cheaper if they are encrypted."""
+        encrypts = self._encryption is not None and not self._encryption.is_slow
+        return self if encrypts else None
+
+    def read_run(self, requests: Sequence[tuple[int, memoryview]]) -> int:
+        """Fast: read and decrypt together."""
+        return self._encryption.read_run(self, requests) if self._encryption is not None else 0
+
+    def write_run(self, requests: Sequence[tuple[int, memoryview]]) -> int:
+        """Fast: encrypt together, and overwrite in place."""
         if self._encryption is None or not self._ready:
-            return None
-        return self._encryption.run_path(self)
+            return 0
+        return self._encryption.write_run(self, requests)
 
     def late_path(self, is_write: bool) -> LatePath | None:
         """Fast: as for any format, unless there is something to be decrypted."""

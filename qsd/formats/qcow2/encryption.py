@@ -22,6 +22,7 @@ import errno
 from typing import TYPE_CHECKING, Any, Final
 
 from qsd.block.mapping import DATA
+from qsd.crypto.rows import SECTOR
 from qsd.crypto.volume import CipherSpec, Volume
 from qsd.errors import QmpError, os_error
 from qsd.formats.encryption import (
@@ -37,7 +38,7 @@ from qsd.formats.qcow2.layout import Extension
 from qsd.formats.sectors import GATHER_LENGTH, Sectors
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from qsd.aio.rangelock import RangeHold, RangeLock
     from qsd.block.graph import Edge, Graph
@@ -284,6 +285,54 @@ class Encryption:
             return True
         driver.ranges.release(held.hold)
         return False
+
+    # Several requests at once: see :mod:`qsd.exports.nbd_runs`
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether the cipher is what short requests cost, not the calls."""
+        return self._sectors.volume.is_slow
+
+    def read_run(self, driver: MappedDriver, requests: Sequence[tuple[int, memoryview]]) -> int:
+        """Fast: read and decrypt several short requests."""
+        pieces = self._pieces(driver, requests, writable=False)
+        if not pieces or not self._sectors.read_run(driver.data_edge().node, pieces):
+            return 0
+        return len(pieces)
+
+    def write_run(self, driver: MappedDriver, requests: Sequence[tuple[int, memoryview]]) -> int:
+        """Fast: encrypt several short requests, and overwrite in place."""
+        node = driver.node
+        if node.rmw is not None and node.rmw.exclusive_count:
+            return 0  # somebody reads sectors in order to write them back
+        pieces = self._pieces(driver, requests, writable=True)
+        if not pieces:
+            return 0
+        count = self._sectors.write_run(driver.data_edge().node, pieces)
+        for offset, view in requests[:count]:
+            if offset + len(view) > node.wr_highest_offset:
+                node.wr_highest_offset = offset + len(view)
+        return count
+
+    def _pieces(
+        self,
+        driver: MappedDriver,
+        requests: Sequence[tuple[int, memoryview]],
+        *,
+        writable: bool,
+    ) -> list[tuple[int, int, memoryview]]:
+        """Return where requests are, up to the first one that is not plainly there."""
+        pieces: list[tuple[int, int, memoryview]] = []
+        file = driver.data_edge().node
+        for offset, view in requests:
+            if (offset | len(view)) & (SECTOR - 1):
+                break
+            place = self._find(driver, offset, len(view), writable=writable)
+            if place is None or place[0] is not file:
+                break
+            host = place[1]
+            pieces.append((host if self._by_host else offset, host, view))
+        return pieces
 
     async def amend(self, graph: Graph, given: Any, *, force: bool) -> None:
         """Change the keys, as QCryptoBlockAmendOptions says.
