@@ -21,7 +21,6 @@ import os
 import socket
 from typing import TYPE_CHECKING, Final, Protocol
 
-from qsd.aio.pagecache import CacheProbe
 from qsd.errors import QmpError, QsdError, describe
 from qsd.exports.buffers import BufferPool
 from qsd.exports.nbd import NbdClient, NbdDirectory, NbdExport
@@ -84,7 +83,6 @@ class NbdServer(NbdDirectory):
         "_listening",
         "_loop",
         "pool",
-        "probe",
         "report",
         "tasks",
         "tls",
@@ -115,7 +113,6 @@ class NbdServer(NbdDirectory):
         self.tls = tls
         self.report = report
         self.pool = BufferPool()
-        self.probe = CacheProbe()
         self._clients: set[_Connection] = set()
         self._accepting = False
         self._is_short = False  # of descriptors, as of the last attempt
@@ -335,7 +332,17 @@ class _Connection(NbdClient):
             self._watch()
 
     def _begin(self) -> None:
-        """Hand the socket to the data plane."""
+        """Hand the socket to the data plane, or give the client up if that cannot be."""
+        try:
+            self._transmit()
+        except Exception as exc:
+            # A defect of ours: the client must not wait for ever, nor count as one.
+            self._loop.call_exception_handler({"message": "NBD export failed", "exception": exc})
+            if self._transmission is None and self._export is not None:
+                self._export.remove_client(self)
+            self.kill()
+
+    def _transmit(self) -> None:
         export = self._handshake.export
         assert isinstance(export, NbdExport)
         assert self._sock is not None
@@ -357,7 +364,7 @@ class _Connection(NbdClient):
             export.bitmaps,
             export.known_data,
             self._server.pool,
-            self._server.probe if self._sock is self._raw else None,
+            self._sock is not self._raw,
             self._server.tasks,
             self._server.report,
             self._gone,

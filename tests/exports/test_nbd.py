@@ -12,7 +12,7 @@ import pytest
 
 from qsd.aio import loop
 from qsd.aio.pagecache import CacheProbe
-from qsd.exports import nbd_transmission
+from qsd.exports.nbd_views import ViewReads
 from qsd.formats.raw import RawDriver
 from qsd.protocols.file.driver import FileDriver
 from tests.exports.rig import DF, READ, NbdRig
@@ -31,16 +31,14 @@ def joined(chunks: list[Any]) -> bytes:
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, bool]]:
     """Return a list that gets (offset, length, sent) of every try to send a file."""
     tries: list[tuple[int, int, bool]] = []
-    send_file = nbd_transmission.Transmission._send_file
+    send_file = ViewReads.send_file
 
-    def spy(
-        self: nbd_transmission.Transmission, cookie: int, offset: int, length: int, flags: int
-    ) -> bool:
+    def spy(self: ViewReads, cookie: int, offset: int, length: int, flags: int) -> bool:
         done = send_file(self, cookie, offset, length, flags)
         tries.append((offset, length, done))
         return done
 
-    monkeypatch.setattr(nbd_transmission.Transmission, "_send_file", spy)
+    monkeypatch.setattr(ViewReads, "send_file", spy)
     monkeypatch.setattr(CacheProbe, "is_cached", lambda *_: True)
     monkeypatch.setattr("qsd.exports.nbd_views.MAX_VIEW", 0)
     return tries

@@ -14,6 +14,7 @@ from qsd.aio import loop
 from qsd.errors import QmpError
 from qsd.exports import nbd_server
 from qsd.exports.nbd_server import start_nbd_server, stop_nbd_server
+from qsd.exports.nbd_transmission import Transmission
 from qsd.qapi.convert import from_json
 from qsd.qapi.schema.sockets import SocketAddress
 from tests.exports.rig import READ, NbdRig, go_data
@@ -117,6 +118,31 @@ def test_failed_negotiation_is_reported() -> None:
             assert await aborting.option(2) == [(1, b"")]
             assert await aborting.at_end()
             assert len(rig.reports) == 1
+
+    loop.run(main())
+
+
+@pytest.mark.parametrize("name", ["__init__", "start"])
+def test_a_client_that_cannot_be_served_is_dropped(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    async def main() -> None:
+        noted: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: noted.append(context))
+        async with NbdRig(max_connections=1) as rig:
+            await rig.memory("m")
+            export = await rig.export("m")
+            with monkeypatch.context() as patch:
+                patch.setattr(Transmission, name, fail)
+                client = await rig.go("m")
+                assert await client.at_end()
+            assert [type(context["exception"]) for context in noted] == [MemoryError]
+            assert not export.clients
+            # There is room for one client only.
+            assert await (await rig.go("m")).ask(READ, 0, 4) == [bytes(4)]
 
     loop.run(main())
 
