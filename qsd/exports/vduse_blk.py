@@ -16,7 +16,7 @@ import os
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from qsd.block import perms
-from qsd.errors import QmpError
+from qsd.errors import QmpError, os_error
 from qsd.exports.base import DELETED, Export
 from qsd.exports.vduse_device import VduseDevice, log_size
 from qsd.exports.vduse_kernel import VduseControl, VduseFile
@@ -66,7 +66,7 @@ class VduseBlkExport(Export):
         size = _DEFAULT_QUEUE_SIZE if options.queue_size is None else options.queue_size
         if not _MIN_QUEUE_SIZE <= size <= _MAX_QUEUE_SIZE or size & (size - 1):
             raise QmpError("queue-size is invalid")
-        block_size = check_block_size(self.id, options.logical_block_size)
+        block_size = check_block_size(self.id, options.logical_block_size or None)
         # The driver can be told of a new length.
         perm = perms.CONSISTENT_READ | (perms.WRITE if self.writable else 0)
         self.backend.set_perms(perm, perms.ALL)
@@ -79,9 +79,15 @@ class VduseBlkExport(Export):
             serial=(options.serial or "").encode(),
             seg_max=size - 2,
         )
-        control = await self._open_control()
         try:
             self._name = vduse.name(options.name)
+        except ValueError as exc:
+            self.registry.report("Invalid parameter for vduse")
+            raise QmpError("failed to create vduse device") from exc
+        control = await self._open_control()
+        try:
+            if not options.name or "/" in options.name:
+                raise os_error(errno.EINVAL)  # no name for a device file
             is_new = self._create(control, device)
             self._is_ours = is_new
             self._file = control.open(options.name)
@@ -89,7 +95,7 @@ class VduseBlkExport(Export):
             for index in range(num_queues if is_new else 0):
                 self._file.set_up_queue(index, size)
             log = self._open_log(options.name, log_size(num_queues, size), is_new)
-        except (OSError, ValueError) as exc:
+        except OSError as exc:
             self._close(control)
             self.registry.report(f"vduse-blk export '{self.id}': {exc}")
             raise QmpError("failed to create vduse device") from exc

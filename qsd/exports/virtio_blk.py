@@ -50,8 +50,10 @@ def check_block_size(export_id: str, block_size: int | None) -> int:
         return blk.SECTOR
     name = f"{export_id}.logical-block-size"
     if not _MIN_BLOCK <= block_size <= _MAX_BLOCK:
+        # The C daemon prints it as a signed number.
+        shown = block_size - (1 << 64) if block_size >> 63 else block_size
         raise QmpError(
-            f"Property {name} doesn't take value {block_size} "
+            f"Property {name} doesn't take value {shown} "
             f"(minimum: {_MIN_BLOCK}, maximum: {_MAX_BLOCK})"
         )
     if block_size & (block_size - 1):

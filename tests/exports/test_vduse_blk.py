@@ -184,3 +184,29 @@ def test_failures_leave_nothing(control: FakeControl, tmp_path: Path, why: str) 
     loop.run(main())
     assert control.closed == 1
     assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("name", ["a..b", "n" * 256])
+def test_names_that_are_not_even_tried(control: FakeControl, name: str) -> None:
+    async def main() -> None:
+        async with ExportRig() as rig:
+            await rig.memory("m")
+            with pytest.raises(QmpError) as caught:
+                await rig.export("vduse-blk", "m", name=name)
+            assert caught.value.desc == NO_DEVICE
+            assert rig.reports == ["Invalid parameter for vduse"]
+
+    loop.run(main())
+    assert not control.closed
+
+
+def test_a_block_size_of_nothing_is_the_default(control: FakeControl) -> None:
+    """Unlike that of a vhost-user disk."""
+
+    async def main() -> None:
+        async with ExportRig() as rig:
+            await rig.memory("m")
+            await rig.export("vduse-blk", "m", name="x", logical_block_size=0)
+
+    loop.run(main())
+    assert struct.unpack_from("=I", control.made, 336 + 20) == (512,)

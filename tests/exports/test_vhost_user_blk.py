@@ -39,6 +39,10 @@ REFUSED = [
         "Property e.logical-block-size doesn't take value 4194304 (minimum: 512, maximum: 2097152)",
     ),
     (
+        {"logical_block_size": (1 << 64) - 1},
+        "Property e.logical-block-size doesn't take value -1 (minimum: 512, maximum: 2097152)",
+    ),
+    (
         {"logical_block_size": 3000},
         "Property e.logical-block-size doesn't take value '3000', it's not a power of 2",
     ),

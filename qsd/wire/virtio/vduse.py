@@ -132,7 +132,7 @@ def name(text: str) -> bytes:
         ValueError: It cannot be one.
     """
     data = text.encode()
-    if not data or len(data) >= NAME_MAX or b"/" in data or b"\0" in data:
+    if len(data) >= NAME_MAX or b".." in data or b"\0" in data:
         raise ValueError(f"'{text}' cannot be the name of a device")
     return data.ljust(NAME_MAX, b"\0")
 
