@@ -44,6 +44,8 @@ def check_authority(certificate: x509.Certificate, name: str) -> None:
         QmpError: It is not fit.
     """
     _check_validity(certificate, f"The CA certificate {name}")
+    if _extension(certificate, x509.BasicConstraints) is None:
+        raise QmpError(f"The certificate {name} is missing basic constraints for a CA")
     if not _is_authority(certificate):
         raise QmpError(f"The certificate {name} basic constraints do not show a CA")
     usage = _extension(certificate, x509.KeyUsage)
@@ -85,29 +87,24 @@ def check_leaf(certificate: x509.Certificate, name: str, role: str) -> None:
 
 
 def check_issued(
-    chain: Sequence[x509.Certificate],
+    certificate: x509.Certificate,
     authorities: Sequence[x509.Certificate],
     name: str,
     authority_name: str,
 ) -> None:
-    """Refuse a certificate that none of the authorities stands behind.
+    """Refuse a certificate that none of the authorities has issued.
 
     Args:
-        chain: The certificate, then those between it and the authorities.
+        certificate: It; others in its file are not looked at.
         authorities: Those that are trusted.
         name: The file's name, for messages.
         authority_name: The name of the authorities' file.
 
     Raises:
-        QmpError: The chain ends nowhere.
+        QmpError: None has.
     """
-    current = chain[0]
-    for step in (*chain[1:], None):
-        if current in authorities or any(_issued(current, above) for above in authorities):
-            return
-        if step is None or not _issued(current, step):
-            break
-        current = step
+    if certificate in authorities or any(_issued(certificate, each) for each in authorities):
+        return
     raise QmpError(
         f"Our own certificate {name} failed validation against {authority_name}: "
         "The certificate hasn't got a known issuer"

@@ -84,8 +84,8 @@ def _escaped(value: str) -> str:
 
 def reason_of(exc: ssl.SSLError) -> str:
     """Return what went wrong in words, without OpenSSL's places in its source."""
-    if isinstance(exc, ssl.SSLCertVerificationError):
-        return f"certificate verify failed: {exc.verify_message}"
+    if exc.reason == "BINDER_DOES_NOT_VERIFY":  # another key than ours
+        return "An illegal parameter has been received."
     reason = exc.reason or (exc.args[1] if len(exc.args) > 1 else str(exc))
     return str(reason).lower().replace("_", " ")
 
@@ -95,9 +95,10 @@ class TlsSession:
 
     Attributes:
         is_ready: Whether the handshake is over.
+        is_truncated: The stream ended without a word from the peer, who alone may end it.
     """
 
-    __slots__ = ("_in", "_object", "_out", "check", "is_ready")
+    __slots__ = ("_hostname", "_in", "_object", "_out", "check", "is_ready", "is_truncated")
 
     def __init__(
         self,
@@ -117,13 +118,17 @@ class TlsSession:
         """
         self._in = ssl.MemoryBIO()
         self._out = ssl.MemoryBIO()
+        self._hostname = hostname
         self.check = check
         self.is_ready = False
+        self.is_truncated = False
         try:
             self._object = context.wrap_bio(
                 self._in, self._out, server_side=server_side, server_hostname=hostname
             )
-        except (ValueError, ssl.SSLError) as exc:
+        except ValueError:  # not the form of a name, so no certificate has it
+            raise QmpError(f"Certificate does not match the hostname {hostname}") from None
+        except ssl.SSLError as exc:
             raise QmpError(f"Unable to set up TLS: {exc}") from None
 
     def feed(self, data: bytes | memoryview) -> None:
@@ -154,7 +159,13 @@ class TlsSession:
             raise ConnectionAbortedError(
                 errno.ECONNABORTED, "The TLS connection was non-properly terminated."
             ) from None
+        except ssl.SSLCertVerificationError as exc:
+            from qsd.net.tls_verify import refusal
+
+            raise QmpError(refusal(exc, self._hostname)) from None
         except ssl.SSLError as exc:
+            if exc.reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
+                raise QmpError("Verify failed: No certificate was found.") from None
             raise QmpError(f"TLS handshake failed: {reason_of(exc)}") from None
         if self.check is not None:
             self.check(self)
@@ -165,6 +176,10 @@ class TlsSession:
         """Return the distinguished name of the peer, None if it showed no certificate."""
         certificate = self._object.getpeercert()
         return distinguished_name(dict(certificate)) if certificate else None
+
+    def peer_certificate(self) -> bytes | None:
+        """Return the peer's certificate in DER form, None if it showed none."""
+        return self._object.getpeercert(binary_form=True)
 
     def read_into(self, buffer: memoryview) -> int | None:
         """Decrypt into a buffer.
@@ -187,7 +202,10 @@ class TlsSession:
                 total += count
         except ssl.SSLWantReadError:
             return total or None
-        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+        except ssl.SSLZeroReturnError:
+            return total
+        except ssl.SSLEOFError:
+            self.is_truncated = True
             return total
         return total
 
@@ -294,6 +312,11 @@ class TlsSocket:
     def _fill(self) -> None:
         count = self._sock.recv_into(self._scratch)
         self._session.feed(self._scratch[:count])
+
+    @property
+    def is_truncated(self) -> bool:
+        """Whether the stream ended without a word from the peer, who alone may end it."""
+        return self._session.is_truncated
 
     # What a socket does
 

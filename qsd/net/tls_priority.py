@@ -27,6 +27,8 @@ _SETS: Final = {
     "SECURE192": "AES256:CHACHA20:!aNULL",
     "SECURE256": "AES256:CHACHA20:!aNULL",
 }
+#: OpenSSL's security level: RSA keys of 1024 bits will do, as for GnuTLS; old hashes will not.
+LEVEL: Final = "@SECLEVEL=1"
 _VERSIONS: Final = {
     "VERS-TLS1.2": ssl.TLSVersion.TLSv1_2,
     "VERS-TLS1.3": ssl.TLSVersion.TLSv1_3,
@@ -59,7 +61,7 @@ def apply_priority(context: ssl.SSLContext, priority: str, *, ciphers: str | Non
     first, *words = priority.upper().split(":")
     if first not in _SETS:
         raise QmpError(f"Unable to set TLS session priority {priority}: The request is invalid.")
-    context.set_ciphers(ciphers or _SETS[first])
+    context.set_ciphers(ciphers or f"{_SETS[first]}:{LEVEL}")
     allowed = set(_VERSIONS.values())
     for word in words:
         if word in _SWITCHES:

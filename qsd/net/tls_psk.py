@@ -40,22 +40,27 @@ _CLIENT_CALLBACK: Final = ctypes.CFUNCTYPE(
 _CONTEXT_OFFSET: Final = object.__basicsize__
 
 
-def _library() -> ctypes.CDLL:
-    """Return the OpenSSL that the ``ssl`` module uses.
+def find_library(symbol: str) -> ctypes.CDLL | None:
+    """Return the OpenSSL that the ``ssl`` module uses; None if it does not show a symbol.
 
-    Raises:
-        QmpError: It is not a shared library of its own.
+    It does where it is a shared library of its own.
     """
     import _ssl
 
     # Looking a symbol up through the extension module finds it in the libraries it is linked to.
     library = ctypes.CDLL(_ssl.__file__)
-    if not hasattr(library, "SSL_CTX_set_psk_server_callback"):
+    return library if hasattr(library, symbol) else None
+
+
+def _library() -> ctypes.CDLL:
+    library = find_library("SSL_CTX_set_psk_server_callback")
+    if library is None:
         raise QmpError("TLS with pre-shared keys is not available with this Python and OpenSSL")
     return library
 
 
-def _pointer(context: ssl.SSLContext) -> ctypes.c_void_p:
+def context_pointer(context: ssl.SSLContext) -> ctypes.c_void_p:
+    """Return the SSL_CTX behind a context."""
     return ctypes.c_void_p.from_address(id(context) + _CONTEXT_OFFSET)
 
 
@@ -85,7 +90,7 @@ def serve_keys(context: ssl.SSLContext, find: Callable[[bytes], bytes | None]) -
         return len(key)
 
     kept = _SERVER_CALLBACK(callback)
-    _library().SSL_CTX_set_psk_server_callback(_pointer(context), kept)
+    _library().SSL_CTX_set_psk_server_callback(context_pointer(context), kept)
     return kept
 
 
@@ -114,6 +119,6 @@ def use_key(context: ssl.SSLContext, user: bytes, key: bytes) -> object:
     library = _library()
     # In TLS 1.3 OpenSSL treats the key as a session, and refuses it where the context has a name
     # for its sessions, which Python gives to every context.
-    library.SSL_CTX_set_session_id_context(_pointer(context), b"", 0)
-    library.SSL_CTX_set_psk_client_callback(_pointer(context), kept)
+    library.SSL_CTX_set_session_id_context(context_pointer(context), b"", 0)
+    library.SSL_CTX_set_psk_client_callback(context_pointer(context), kept)
     return kept

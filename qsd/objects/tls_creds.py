@@ -31,11 +31,14 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from qsd.net.tls import TlsSession, TlsSocket
+    from qsd.net.tls_verify import Revoked
     from qsd.objects.base import Surroundings
     from qsd.objects.tree import ObjectTree
 
 DEFAULT_PRIORITY: Final = "NORMAL"
 DEFAULT_USER: Final = "qemu"
+#: Bytes; GnuTLS takes no shorter ones.
+_SHORTEST_KEY: Final = 4
 #: Bytes; longest file of certificates or keys that is read.
 _MAX_FILE: Final = 16 << 20
 
@@ -167,9 +170,12 @@ class TlsCreds(UserCreatable):
         try:
             context.load_dh_params(path)
         except OSError:  # ssl.SSLError is one too
-            raise QmpError(
-                f"Unable to load DH parameters from {path}: Base64 unexpected header error."
-            ) from None
+            from qsd.net.tls_verify import pem_fault
+
+            data = _read(path)
+            # A file without any parameters is told from a damaged one everywhere but here.
+            fault = pem_fault(data) if b"-----BEGIN " in data else "Base64 unexpected header error."
+            raise QmpError(f"Unable to load DH parameters from {path}: {fault}") from None
 
 
 class TlsCredsAnon(TlsCreds):
@@ -245,11 +251,27 @@ class TlsCredsPsk(TlsCreds):
         assert path is not None
         self._keys = path
         if not self.is_server:
-            user = self.username or DEFAULT_USER
-            key = self.find_key(user.encode("utf-8", "surrogateescape"))
-            if key is None:
-                raise QmpError(f"Username {user} not found in PSK file {path}")
+            self._check_key(DEFAULT_USER if self.username is None else self.username, path)
         self.load_dh_params(_bare_context(self))
+
+    def _check_key(self, user: str, path: str) -> None:
+        """Look whether a client has a key.
+
+        Raises:
+            QmpError: It has none that can be used.
+        """
+        if os.path.isdir(path):
+            reason = f"Error reading file \u201c{path}\u201d: Is a directory"
+            raise QmpError(f"Cannot read PSK file {path}: {reason}")
+        digits = self._digits_of(user.encode("utf-8", "surrogateescape")) if user else None
+        if digits is None:
+            raise QmpError(f"Username {user} not found in PSK file {path}")
+        try:
+            key = binascii.unhexlify(digits)
+        except binascii.Error:
+            raise QmpError("Cannot set PSK client credentials: Error in parsing.") from None
+        if len(key) < _SHORTEST_KEY:
+            raise QmpError("Cannot set PSK client credentials: The request is invalid.")
 
     async def finalize(self) -> None:
         """Let the context go, as soon as no connection uses it."""
@@ -258,6 +280,13 @@ class TlsCredsPsk(TlsCreds):
     def find_key(self, user: bytes) -> bytes | None:
         """Return the key of a user; the file is read each time, so that new users are known."""
         try:
+            return binascii.unhexlify(self._digits_of(user) or b"") or None
+        except binascii.Error:
+            return None
+
+    def _digits_of(self, user: bytes) -> bytes | None:
+        """Return what the file says behind the name of a user."""
+        try:
             with open(self._keys, "rb") as handle:
                 content = handle.read(_MAX_FILE)
         except OSError:
@@ -265,10 +294,7 @@ class TlsCredsPsk(TlsCreds):
         for line in content.splitlines():
             name, colon, digits = line.partition(b":")
             if colon and name == user and not line.startswith(b"#"):
-                try:
-                    return binascii.unhexlify(digits.strip())
-                except binascii.Error:
-                    return None
+                return digits.strip()
         return None
 
     def context(self) -> ssl.SSLContext:
@@ -311,6 +337,7 @@ class TlsCredsX509(TlsCreds):
         self.sanity_check = True
         self.passwordid: str | None = None
         self._context: ssl.SSLContext | None = None
+        self._revoked: Revoked | None = None
 
     async def complete(self) -> None:
         """Load and check all files.
@@ -335,23 +362,19 @@ class TlsCredsX509(TlsCreds):
     ) -> ssl.SSLContext:
         import ssl
 
+        from qsd.net.tls_priority import LEVEL
+        from qsd.net.tls_verify import allow_any_purpose
+
         context = ssl.SSLContext(
             ssl.PROTOCOL_TLS_SERVER if self.is_server else ssl.PROTOCOL_TLS_CLIENT
         )
-        try:
-            context.load_verify_locations(authority)
-        except OSError:
-            raise QmpError(
-                f"Cannot load CA certificate '{authority}': Base64 unexpected header error."
-            ) from None
+        context.set_ciphers(f"DEFAULT:{LEVEL}")  # before certificates, whose keys it is about
+        allow_any_purpose(context)
+        _load_authorities(context, authority)
         if own is not None and key is not None:
             self._load_own(context, own, key)
         if revoked is not None:
-            try:
-                context.load_verify_locations(revoked)
-            except OSError:
-                raise QmpError(f"Cannot load CRL '{revoked}': Base64 decoding error.") from None
-            context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+            self._revoked = _load_revoked(revoked)
         # Any certificate of the file is trusted, also one that somebody else has issued.
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         self.load_dh_params(context)
@@ -375,7 +398,7 @@ class TlsCredsX509(TlsCreds):
             elif "DECRYPT" in reason or "PASSWORD" in reason:
                 text = "Decryption has failed."
             else:
-                text = _why_not(key)
+                text = _why_not(own, key)
             raise QmpError(f"Cannot load certificate '{own}' & key '{key}': {text}") from None
         except OSError as exc:
             raise QmpError(
@@ -401,17 +424,63 @@ class TlsCredsX509(TlsCreds):
             return None
         if hostname is None and self.verify_peer:
             raise QmpError("No hostname for certificate validation")
-        return hostname
+        return hostname if self.verify_peer else hostname or None
+
+    def identify(self, session: TlsSession) -> str | None:
+        """Return the distinguished name of a client after the handshake, as far as it is known.
+
+        Raises:
+            QmpError: It must show a certificate, and that one is revoked or names nobody.
+        """
+        name = session.peer_name()
+        if self.verify_peer:
+            if self._revoked is not None and (shown := session.peer_certificate()) is not None:
+                self._revoked.check(shown)
+            if not name:
+                raise QmpError(
+                    "Cannot get client distinguished name: The requested data were not available."
+                )
+        return name
 
     async def finalize(self) -> None:
         """Forget the key."""
         self._context = None
 
 
-def _why_not(key: str) -> str:
-    """Tell why a key could not be loaded, where OpenSSL only says that PEM failed."""
-    if b"ENCRYPTED" in _read(key):
+def _load_authorities(context: ssl.SSLContext, path: str) -> None:
+    """Trust the certificates of a file; there may be none."""
+    try:
+        context.load_verify_locations(path)
+    except OSError:
+        data = _read(path)
+        if b"-----BEGIN " in data:
+            from qsd.net.tls_verify import pem_fault
+
+            raise QmpError(f"Cannot load CA certificate '{path}': {pem_fault(data)}") from None
+
+
+def _load_revoked(path: str) -> Revoked:
+    from qsd.net.tls_verify import load_revoked, pem_fault
+
+    data = _read(path)
+    try:
+        return load_revoked(data)
+    except ValueError:
+        raise QmpError(f"Cannot load CRL '{path}': {pem_fault(data)}") from None
+
+
+def _why_not(own: str, key: str) -> str:
+    """Tell why a pair could not be loaded, where OpenSSL only says that PEM failed."""
+    from qsd.crypto.x509 import load_certificates
+    from qsd.net.tls_verify import pem_fault
+
+    if not load_certificates(_read(own)):
+        return pem_fault(_read(own))
+    secret = _read(key)
+    if b"ENCRYPTED" in secret:
         return "Decryption has failed."
+    if b"-----BEGIN " in secret:
+        return pem_fault(secret)
     return "The requested data were not available."
 
 
@@ -446,7 +515,7 @@ def _check_files(role: str, authority: str, own: str | None) -> None:
     for certificate in authorities:
         check_authority(certificate, authority)
     if chain:
-        check_issued(chain, authorities, own or "", authority)
+        check_issued(chain[0], authorities, own or "", authority)
 
 
 class TlsCipherSuites(TlsCreds):
@@ -511,7 +580,10 @@ class ServerTls:
 
         Only certificates name their owner: other kinds of credentials are not asked about.
         """
-        if self.authz is None or not isinstance(self.creds, TlsCredsX509):
+        if not isinstance(self.creds, TlsCredsX509):
+            return
+        name = self.creds.identify(session)
+        if self.authz is None:
             return
         from qsd.objects.authz import Authz
 
@@ -520,6 +592,5 @@ class ServerTls:
             raise QmpError(f"Cannot find QAuthZ object ID {self.authz}")
         if not isinstance(found, Authz):
             raise QmpError(f"Object '{self.authz}' is not a QAuthZ subclass")
-        name = session.peer_name()
         if name is None or not found.is_allowed(name):
             raise QmpError(f"TLS x509 authz check for {name} is denied")

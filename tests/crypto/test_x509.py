@@ -7,6 +7,9 @@ from __future__ import annotations
 import datetime as dt
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from qsd.crypto import pki
 from qsd.crypto.x509 import check_authority, check_issued, check_leaf, load_certificates
@@ -44,11 +47,25 @@ def test_strangers() -> None:
     mine, other = pki.make_authority("test", 1), pki.make_authority("test", 1)
     leaf = pki.make_leaf(mine, "server", "s", [], 1).certificate
     with pytest.raises(QmpError) as caught:
-        check_issued([leaf], [other.certificate], "f", "ca")
+        check_issued(leaf, [other.certificate], "f", "ca")
     assert caught.value.desc == (
         "Our own certificate f failed validation against ca: "
         "The certificate hasn't got a known issuer"
     )
+    check_issued(leaf, [other.certificate, mine.certificate], "f", "ca")
+    check_issued(leaf, [leaf], "f", "ca")
+
+
+def test_authority_without_constraints() -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "old")])
+    now = dt.datetime.now(dt.UTC)
+    builder = x509.CertificateBuilder(
+        name, name, key.public_key(), 1, now - dt.timedelta(1), now + dt.timedelta(1)
+    )
+    with pytest.raises(QmpError) as caught:
+        check_authority(builder.sign(key, hashes.SHA256()), "f")
+    assert caught.value.desc == "The certificate f is missing basic constraints for a CA"
 
 
 def test_no_certificates() -> None:

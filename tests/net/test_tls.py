@@ -60,7 +60,7 @@ def test_wrong_host(tmp_path: Path) -> None:
     server.feed(client.output())
     server.handshake()
     client.feed(server.output())
-    with pytest.raises(QmpError, match="certificate verify failed: Hostname mismatch"):
+    with pytest.raises(QmpError, match=r"^Certificate does not match the hostname elsewhere"):
         client.handshake()
 
 

@@ -13,7 +13,13 @@ import pytest
 from cryptography import x509 as x509_library
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from qsd.aio.loop import run
 from qsd.aio.tasks import TaskOwner
@@ -118,18 +124,20 @@ def test_certificates_and_authorization(tmp_path: Path) -> None:
         await meet(ServerTls(tree, server, "y"), client, "localhost")
         with pytest.raises((QsdError, OSError)):
             await meet(ServerTls(tree, server, None), client, "elsewhere")
+        with pytest.raises(QmpError, match=r"^Certificate does not match the hostname $"):
+            client.session(hostname="")
 
     run(main())
 
 
-def revoke(place: Path, certificate: Path, target: Path) -> None:
-    """Make a revocation list of the authority with one certificate on it."""
+def revoke(place: Path, certificate: Path, target: Path, *, age: int = 1) -> None:
+    """Make a revocation list of the authority, so many days old, with one certificate on it."""
     authority = x509_library.load_pem_x509_certificate((place / "ca" / "ca-cert.pem").read_bytes())
     key = load_pem_private_key((place / "ca" / "ca-key.pem").read_bytes(), None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     serial = x509_library.load_pem_x509_certificate(certificate.read_bytes()).serial_number
-    now = dt.datetime.now(dt.UTC)
     day = dt.timedelta(days=1)
+    now = dt.datetime.now(dt.UTC) - (age - 1) * day
     entry = x509_library.RevokedCertificateBuilder(serial, now - day).build()
     issued = x509_library.CertificateRevocationListBuilder(
         authority.subject, now - day, now + day, revoked_certificates=[entry]
@@ -137,9 +145,12 @@ def revoke(place: Path, certificate: Path, target: Path) -> None:
     target.write_bytes(issued.public_bytes(Encoding.PEM))
 
 
-def test_a_server_turns_away_who_was_revoked(tmp_path: Path) -> None:
+@pytest.mark.parametrize("age", [1, 30])
+def test_a_server_turns_away_who_was_revoked(age: int, tmp_path: Path) -> None:
+    """Also when the list should have been replaced by a newer one long ago."""
     make(str(tmp_path), ["localhost"], ["alice", "bob"], 2)
-    revoke(tmp_path, tmp_path / "client-alice/client-cert.pem", tmp_path / "server/ca-crl.pem")
+    target = tmp_path / "server/ca-crl.pem"
+    revoke(tmp_path, tmp_path / "client-alice/client-cert.pem", target, age=age)
 
     async def main() -> None:
         tree = ObjectTree()
@@ -149,8 +160,88 @@ def test_a_server_turns_away_who_was_revoked(tmp_path: Path) -> None:
             place = str(tmp_path / f"client-{name}")
             await tree.create("tls-creds-x509", name, x509("client", place))
         await meet(server, find_creds(tree, "bob", "client"), "localhost")
-        with pytest.raises(QmpError, match="certificate revoked"):
+        with pytest.raises(QmpError, match=r"^The certificate has been revoked$"):
             await meet(server, find_creds(tree, "alice", "client"), "localhost")
+
+    run(main())
+
+
+def test_a_list_of_another_authority_says_nothing(tmp_path: Path) -> None:
+    server_dir, client_dir = make_directories(tmp_path / "one")
+    make_directories(tmp_path / "two")
+    (tmp_path / "two/ca/ca-cert.pem").write_bytes(other_authority(tmp_path / "two/ca"))
+    mine = Path(client_dir, "client-cert.pem")
+    revoke(tmp_path / "two", mine, Path(server_dir, "ca-crl.pem"))
+
+    async def main() -> None:
+        tree = ObjectTree()
+        await both(tree, "tls-creds-x509", x509("server", server_dir), x509("client", client_dir))
+        server = ServerTls(tree, find_creds(tree, "s", "server"), None)
+        await meet(server, find_creds(tree, "c", "client"), "localhost")
+
+    run(main())
+
+
+def other_authority(place: Path) -> bytes:
+    """Return an authority's certificate with a name of its own, for the key in a directory."""
+    key = load_pem_private_key((place / "ca-key.pem").read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    return certificate("other", key).public_bytes(Encoding.PEM)
+
+
+def certificate(
+    name: str, key: ec.EllipticCurvePrivateKey, issuer: Path | None = None, *, purpose: str = ""
+) -> x509_library.Certificate:
+    """Make a certificate, of an authority in a directory or of its own; a name may be empty."""
+    subject = x509_library.Name(
+        [x509_library.NameAttribute(x509_library.NameOID.COMMON_NAME, name)] if name else []
+    )
+    signer, issued_by = key, subject
+    if issuer is not None:
+        loaded = load_pem_private_key((issuer / "ca-key.pem").read_bytes(), None)
+        assert isinstance(loaded, ec.EllipticCurvePrivateKey)
+        signer = loaded
+        data = (issuer / "ca-cert.pem").read_bytes()
+        issued_by = x509_library.load_pem_x509_certificate(data).subject
+    now = dt.datetime.now(dt.UTC)
+    day = dt.timedelta(days=1)
+    builder = x509_library.CertificateBuilder(
+        issued_by, subject, key.public_key(), x509_library.random_serial_number(), now - day,
+        now + day,
+    )  # fmt: skip
+    if purpose:
+        usage = x509_library.ExtendedKeyUsage([x509_library.ObjectIdentifier(purpose)])
+        builder = builder.add_extension(usage, critical=False)
+    return builder.sign(signer, hashes.SHA256())
+
+
+@pytest.mark.parametrize(
+    ("name", "purpose", "refusal"),
+    [
+        # A client that shows a server's certificate; for the C daemon's library that is fine.
+        ("bob", ExtendedKeyUsageOID.SERVER_AUTH.dotted_string, None),
+        ("", "", "Cannot get client distinguished name: The requested data were not available."),
+    ],
+)
+def test_unusual_certificates(name: str, purpose: str, refusal: str | None, tmp_path: Path) -> None:
+    server_dir, client_dir = make_directories(tmp_path)
+    key = ec.generate_private_key(ec.SECP256R1())
+    shown = certificate(name, key, tmp_path / "ca", purpose=purpose)
+    Path(client_dir, "client-cert.pem").write_bytes(shown.public_bytes(Encoding.PEM))
+    Path(client_dir, "client-key.pem").write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    )
+
+    async def main() -> None:
+        tree = ObjectTree()
+        await both(tree, "tls-creds-x509", x509("server", server_dir), x509("client", client_dir))
+        server = ServerTls(tree, find_creds(tree, "s", "server"), None)
+        if refusal is None:
+            await meet(server, find_creds(tree, "c", "client"), "localhost")
+        else:
+            with pytest.raises(QmpError) as caught:
+                await meet(server, find_creds(tree, "c", "client"), "localhost")
+            assert caught.value.desc == refusal
 
     run(main())
 
@@ -178,7 +269,7 @@ def test_only_the_authority_is_needed_by_a_client(tmp_path: Path) -> None:
         tree = ObjectTree()
         await both(tree, "tls-creds-x509", x509("server", server_dir), x509("client", client_dir))
         server, client = find_creds(tree, "s", "server"), find_creds(tree, "c", "client")
-        with pytest.raises(QmpError, match="did not return a certificate"):
+        with pytest.raises(QmpError, match=r"^Verify failed: No certificate was found\.$"):
             await meet(ServerTls(tree, server, None), client, "localhost")
         server.verify_peer = False
         await meet(ServerTls(tree, server, None), client, "localhost")
@@ -187,7 +278,9 @@ def test_only_the_authority_is_needed_by_a_client(tmp_path: Path) -> None:
 
 
 def test_keys(tmp_path: Path) -> None:
-    (tmp_path / "keys.psk").write_text("# comment\nalice:00112233445566778899aabbccddeeff\n")
+    (tmp_path / "keys.psk").write_text(
+        "# comment\nalice:00112233445566778899aabbccddeeff\nodd:abc\nshort:001122\n"
+    )
 
     async def main() -> None:
         tree = ObjectTree()
@@ -201,6 +294,15 @@ def test_keys(tmp_path: Path) -> None:
         )
         with pytest.raises(QmpError, match=r"^Username qemu not found in PSK file "):
             await tree.create("tls-creds-psk", "d", TlsCredsPskProperties(dir=str(tmp_path)))
+        for name, message in (
+            ("odd", "Cannot set PSK client credentials: Error in parsing."),
+            ("short", "Cannot set PSK client credentials: The request is invalid."),
+            ("", f"Username  not found in PSK file {tmp_path}/keys.psk"),
+        ):
+            client = TlsCredsPskProperties(dir=str(tmp_path), username=name)
+            with pytest.raises(QmpError) as caught:
+                await tree.create("tls-creds-psk", "d", client)
+            assert caught.value.desc == message
 
     run(main())
 
@@ -250,6 +352,23 @@ def test_damaged_files(name: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(QmpError) as caught:
         run(ObjectTree().create("tls-creds-x509", "t", x509("server", place)))
     assert caught.value.desc == message.format(place)
+
+
+def test_an_authority_is_not_needed_where_nobody_looks(tmp_path: Path) -> None:
+    """As the original: without the check, a file without certificates is a list of none."""
+    place, _ = make_directories(tmp_path)
+    Path(place, "ca-cert.pem").write_text("garbage\n")
+    options = from_json(
+        TlsCredsX509Properties, {"endpoint": "server", "dir": place, "sanity-check": False}
+    )
+    run(ObjectTree().create("tls-creds-x509", "t", options))
+    damaged = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
+    Path(place, "ca-cert.pem").write_text(damaged)
+    with pytest.raises(QmpError) as caught:
+        run(ObjectTree().create("tls-creds-x509", "t", options))
+    assert caught.value.desc == (
+        f"Cannot load CA certificate '{place}/ca-cert.pem': ASN1 parser: Error in TAG."
+    )
 
 
 def test_key_of_another(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from qsd.errors import QmpError, QsdError, describe, os_error
 from qsd.net.connect import connect
 from qsd.protocols.nbd.connection import Connection
 from qsd.wire.nbd.client import ClientHandshake
-from qsd.wire.nbd.machine import DONE, TLS
+from qsd.wire.nbd.machine import DONE, EOF_TEXT, TLS
 from qsd.wire.nbd.metacontext import BASE_ALLOCATION
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ LONGEST_PAUSE: Final = 10.0
 ATTEMPT_LIMIT: Final = 30.0
 #: Bytes; one receive during the handshake.
 _RECEIVE: Final = 16 << 10
+#: What is said of a TLS connection that ends although the server has not said so.
+_TRUNCATED: Final = "Cannot read from TLS channel: Software caused connection abort"
 #: Bytes that the kernel takes of requests before it says that the socket is full; a wish.
 _SOCKET_BUFFER: Final = 1 << 20
 
@@ -132,7 +134,7 @@ async def negotiate(
         except OSError as exc:
             handshake.eof(f"Unable to read from socket: {describe(exc)}")
         if not count:
-            handshake.eof()
+            handshake.eof(_TRUNCATED if getattr(stream, "is_truncated", False) else EOF_TEXT)
         try:
             handshake.receive(buffer[:count])
         except QmpError:
