@@ -43,6 +43,14 @@ _CACHE_STEP: Final = 2 << 20
 #: Bytes in front of a payload in a reply buffer: the longest header.
 _HEADER: Final = 32
 
+#: Bytes; holes of files start and end at multiples of it.
+_HOLE_UNIT: Final = 512
+#: A range without such a run of zeroes has no hole, but for one of which it has only an edge.  Up
+#: to 99 bytes CPython searches at once, by skipping; a longer needle is analysed first, which costs
+#: more than the search (measured: 0.1 us against 2.5 us for 4 KiB).
+_RUN: Final = 96
+_ZERO_RUN: Final = bytes(_RUN)
+
 #: What a failure of a command is called.
 _FAILURES: Final = {
     nbd.CMD_READ: "reading from file failed",
@@ -53,6 +61,23 @@ _FAILURES: Final = {
     nbd.CMD_WRITE_ZEROES: "writing to file failed",
     nbd.CMD_BLOCK_STATUS: "can't get block status",
 }
+
+
+def _looks_like_hole(data: bytearray, start: int, end: int, offset: int) -> bool:
+    """Tell whether ``data[start:end]``, read from `offset` of an image, may come from a hole.
+
+    Only blocks that are all zero can, or the part of one at an end of the range.
+    """
+    unit = _HOLE_UNIT
+    head = -offset % unit
+    first = start + min(head, end - start)
+    last = max(first, end - (offset + end - start) % unit)
+    if first > start and data.count(0, start, first) == first - start:
+        return True
+    if end > last and data.count(0, last, end) == end - last:
+        return True
+    zeroes = bytes(unit)
+    return any(data.startswith(zeroes, at) for at in range(first, last, unit))
 
 
 class HoleLookupError(OSError):
@@ -94,6 +119,19 @@ class KnownData:
     def is_unknown(self, offset: int) -> bool:
         """Tell whether nobody has looked for holes around an offset yet."""
         return not self.regions[offset // _REGION]
+
+    def may_have_hole(self, data: bytearray, start: int, end: int, offset: int) -> bool:
+        """Tell whether ``data[start:end]``, read from `offset`, may have come from a hole.
+
+        So may what nobody has looked at; the slow way will.
+        """
+        if self.is_unknown(offset):
+            return True
+        if self.covers(offset, end - start):
+            return False
+        if end - start >= _RUN and data.find(_ZERO_RUN, start, end) < 0:
+            return False
+        return _looks_like_hole(data, start, end, offset)
 
     def note_extent(self, offset: int, length: int) -> None:
         """Take note of data that a client was told of: it is what it will read."""

@@ -6,10 +6,26 @@ import errno
 
 from qsd.aio import loop
 from qsd.block.mapping import ST_ALLOCATED, ST_DATA, Status
+from qsd.exports import nbd_requests
 from qsd.exports.nbd_requests import KnownData
 from tests.exports.rig import CACHE, FAST, FUA, NO_HOLE, READ, TRIM, ZEROES, NbdRig
 
 MIB = 1 << 20
+
+
+def test_looks_like_hole() -> None:
+    data = bytearray(b"x" * 4096)
+    looks = nbd_requests._looks_like_hole
+    assert not looks(data, 0, 4096, 0)
+    data[512:1024] = bytes(512)
+    assert looks(data, 0, 4096, 0)
+    assert not looks(data, 0, 4096, 256)
+    data[:] = b"x" * 4096
+    data[:10] = bytes(10)
+    assert not looks(data, 0, 4096, 0)
+    assert looks(data, 0, 1000, 502)
+    data[4090:] = bytes(6)
+    assert looks(data, 10, 4096, 16)  # its last 6 bytes begin a block
 
 
 def test_flags_reach_the_image() -> None:

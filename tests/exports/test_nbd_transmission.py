@@ -436,21 +436,6 @@ def test_defect_in_a_driver_is_an_error_for_one_request() -> None:
     loop.run(main())
 
 
-def test_looks_like_hole() -> None:
-    data = bytearray(b"x" * 4096)
-    looks = nbd_transmission._looks_like_hole
-    assert not looks(data, 0, 4096, 0)
-    data[512:1024] = bytes(512)
-    assert looks(data, 0, 4096, 0)
-    assert not looks(data, 0, 4096, 256)
-    data[:] = b"x" * 4096
-    data[:10] = bytes(10)
-    assert not looks(data, 0, 4096, 0)
-    assert looks(data, 0, 1000, 502)
-    data[4090:] = bytes(6)
-    assert looks(data, 10, 4096, 16)  # its last 6 bytes begin a block
-
-
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.binary(max_size=200), max_size=8), st.booleans())
 def test_any_bytes_are_survived(pieces: list[bytes], structured: bool) -> None:

@@ -22,6 +22,7 @@ from qsd.aio.pagemap import FilePages, PageMaps
 from qsd.block.drain import Drained
 from qsd.catalog import find_driver
 from qsd.exports import nbd_views
+from qsd.exports.nbd_transmission import Transmission
 from qsd.exports.nbd_views import ViewReads
 from qsd.exports.outlet import Outlet
 from qsd.formats.raw import RawDriver
@@ -368,5 +369,59 @@ def test_like_the_plain_way(
                     asked = {client.request(READ, offset, length): (offset, length)}
                     _, _, data = await receive(client, asked)
                 model[offset : offset + length] = data or bytes(length)
+
+    loop.run(main())
+
+
+def test_a_read_that_comes_alone_takes_no_batch(
+    tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = [0]
+    process = Transmission._process
+
+    def spy(self: Transmission, **more: Any) -> None:
+        batches[0] += 1
+        process(self, **more)
+
+    monkeypatch.setattr(Transmission, "_process", spy)
+    (tmp_path / "f").write_bytes(content)
+
+    async def main() -> None:
+        async with NbdRig(file=find_driver("file"), raw=RawDriver) as rig:
+            await rig.add(driver="file", node_name="f", filename=str(tmp_path / "f"))
+            await rig.export("f", writable=True)
+            client = await rig.go("f")
+            assert await client.ask(READ, 512, K4) == [content[512 : 512 + K4]]
+            served = batches[0]
+            assert await client.ask(WRITE, 0, 512, data=b"z" * 512) == ["ok"]
+            assert batches[0] > served
+            assert await client.ask(READ, 0, 512) == [b"z" * 512]
+            assert batches[0] == served + 1
+
+    loop.run(main())
+
+
+def test_a_client_that_goes_while_it_is_answered(
+    tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "f").write_bytes(content)
+
+    def fail(self: Outlet, parts: Any) -> int:
+        self._fail(BrokenPipeError(32, "Broken pipe"))
+        return 0
+
+    async def main() -> None:
+        async with NbdRig(file=find_driver("file")) as rig:
+            await rig.add(driver="file", node_name="f", filename=str(tmp_path / "f"))
+            export = await rig.export("f")
+            client = await rig.go("f")
+            with monkeypatch.context() as patch:
+                patch.setattr(Outlet, "send_parts", fail)
+                client.request(READ, 0, K4)
+                assert await client.at_end()
+            assert not export.clients
+            assert all(not buffer.holders for buffer in rig.server.pool._batches)
+            other = await rig.go("f")
+            assert await other.ask(READ, 0, K4) == [content[:K4]]
 
     loop.run(main())
