@@ -5,7 +5,8 @@
 The checks and their texts are those of the C daemon's ``sanity-check``: TLS libraries report a
 certificate that cannot work only when a client comes, and then as a riddle.
 
-RFC 5280: "Validity", "Basic Constraints", "Key Usage", "Extended Key Usage".
+RFC 5280: "Validity", "Basic Constraints", "Key Usage", "Extended Key Usage", "CRL and CRL
+Extensions Profile".
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from qsd.errors import QmpError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 T = TypeVar("T", bound=x509.ExtensionType)
 
@@ -109,6 +110,49 @@ def check_issued(
         f"Our own certificate {name} failed validation against {authority_name}: "
         "The certificate hasn't got a known issuer"
     )
+
+
+class Revoked:
+    """The certificates that are on revocation lists.
+
+    A list counts for what its issuer has issued, also when it is old; nothing is asked of the
+    certificates of authorities that have published none.
+    """
+
+    __slots__ = ("_serials",)
+
+    def __init__(self, serials: Mapping[bytes, frozenset[int]]) -> None:
+        """Take serial numbers by the DER form of the issuer's name."""
+        self._serials = serials
+
+    def check(self, certificate: bytes) -> None:
+        """Refuse a certificate, in DER form, that is on a list.
+
+        Raises:
+            QmpError: It is.
+        """
+        shown = x509.load_der_x509_certificate(certificate)
+        if shown.serial_number in self._serials.get(shown.issuer.public_bytes(), ()):
+            raise QmpError("The certificate has been revoked")
+
+
+def load_revoked(data: bytes) -> Revoked:
+    """Read the lists of a PEM file.
+
+    Raises:
+        ValueError: There is none, or one is damaged.
+    """
+    mark = b"-----BEGIN X509 CRL-----"
+    _, *lists = data.split(mark)
+    if not lists:
+        raise ValueError("no revocation list")
+    serials: dict[bytes, frozenset[int]] = {}
+    for text in lists:
+        found = x509.load_pem_x509_crl(mark + text)
+        issuer = found.issuer.public_bytes()
+        numbers = frozenset(entry.serial_number for entry in found)
+        serials[issuer] = serials.get(issuer, frozenset()) | numbers
+    return Revoked(serials)
 
 
 def _issued(certificate: x509.Certificate, authority: x509.Certificate) -> bool:

@@ -6,24 +6,19 @@ The C daemon lets GnuTLS look at a certificate once the handshake is over.  User
 is accepted, and in the words of a refusal, so here it is the same:
 
 * The purposes in a certificate ("Extended Key Usage") are not looked at.
-* A revocation list counts for what its issuer has issued, also when it is old; nothing is asked of
-  the certificates of authorities that have published none.
+* Revocation lists are not OpenSSL's business, see :class:`qsd.crypto.x509.Revoked`.
 * A refusal says one of a few sentences.
 
-RFC 5280: "Extended Key Usage", "CRL and CRL Extensions Profile".
+RFC 5280: "Extended Key Usage".
 """
 
 from __future__ import annotations
 
 import ctypes
 import ssl
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from qsd.errors import QmpError
 from qsd.net.tls_psk import context_pointer, find_library
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 #: X509_PURPOSE_ANY of OpenSSL's x509v3.h.
 _ANY_PURPOSE: Final = 7
@@ -61,49 +56,6 @@ def refusal(exc: ssl.SSLCertVerificationError, hostname: str | None) -> str:
     if code in _WEAK:
         return "The certificate uses an insecure algorithm"
     return "The certificate is not trusted"
-
-
-class Revoked:
-    """The certificates that are on lists."""
-
-    __slots__ = ("_serials",)
-
-    def __init__(self, serials: Mapping[bytes, frozenset[int]]) -> None:
-        """Take serial numbers by the DER form of the issuer's name."""
-        self._serials = serials
-
-    def check(self, certificate: bytes) -> None:
-        """Refuse a certificate, in DER form, that is on a list.
-
-        Raises:
-            QmpError: It is.
-        """
-        from cryptography import x509
-
-        shown = x509.load_der_x509_certificate(certificate)
-        if shown.serial_number in self._serials.get(shown.issuer.public_bytes(), ()):
-            raise QmpError("The certificate has been revoked")
-
-
-def load_revoked(data: bytes) -> Revoked:
-    """Read the lists of a PEM file.
-
-    Raises:
-        ValueError: There is none, or one is damaged.
-    """
-    from cryptography import x509
-
-    mark = b"-----BEGIN X509 CRL-----"
-    _, *lists = data.split(mark)
-    if not lists:
-        raise ValueError("no revocation list")
-    serials: dict[bytes, frozenset[int]] = {}
-    for text in lists:
-        found = x509.load_pem_x509_crl(mark + text)
-        issuer = found.issuer.public_bytes()
-        numbers = frozenset(entry.serial_number for entry in found)
-        serials[issuer] = serials.get(issuer, frozenset()) | numbers
-    return Revoked(serials)
 
 
 def pem_fault(data: bytes) -> str:

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Awaitable, Callable
 
+    from qsd.crypto.x509 import Revoked
     from qsd.net.tls import TlsSession, TlsSocket
-    from qsd.net.tls_verify import Revoked
     from qsd.objects.base import Surroundings
     from qsd.objects.tree import ObjectTree
 
@@ -460,7 +460,8 @@ def _load_authorities(context: ssl.SSLContext, path: str) -> None:
 
 
 def _load_revoked(path: str) -> Revoked:
-    from qsd.net.tls_verify import load_revoked, pem_fault
+    from qsd.crypto.x509 import load_revoked
+    from qsd.net.tls_verify import pem_fault
 
     data = _read(path)
     try:

@@ -12,7 +12,13 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from qsd.crypto import pki
-from qsd.crypto.x509 import check_authority, check_issued, check_leaf, load_certificates
+from qsd.crypto.x509 import (
+    check_authority,
+    check_issued,
+    check_leaf,
+    load_certificates,
+    load_revoked,
+)
 from qsd.errors import QmpError
 
 
@@ -71,3 +77,9 @@ def test_authority_without_constraints() -> None:
 def test_no_certificates() -> None:
     assert load_certificates(b"garbage") == []
     assert load_certificates(b"") == []
+
+
+def test_no_list() -> None:
+    for data in (b"", b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n"):
+        with pytest.raises(ValueError, match=r"revocation list|PEM|ASN|pars"):
+            load_revoked(data)

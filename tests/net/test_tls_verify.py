@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from qsd.net import tls_verify
-from qsd.net.tls_verify import allow_any_purpose, load_revoked, pem_fault, refusal
+from qsd.net.tls_verify import allow_any_purpose, pem_fault, refusal
 from tests.support.certificates import make_directories
 
 
@@ -43,12 +43,6 @@ def test_refusals(code: int, text: str) -> None:
 )
 def test_faults_of_files(data: bytes, text: str) -> None:
     assert pem_fault(data) == text
-
-
-def test_no_list() -> None:
-    for data in (b"", b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n"):
-        with pytest.raises(ValueError, match=r"revocation list|PEM|ASN|pars"):
-            load_revoked(data)
 
 
 def test_purposes_count_where_openssl_cannot_be_reached(
