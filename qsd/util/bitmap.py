@@ -85,12 +85,15 @@ class Bitmap:
         number = first >> LEAF_SHIFT
         leaves = self._leaves
         if number == last >> LEAF_SHIFT:
-            mask = (1 << (last & _LOW) + 1) - (1 << (first & _LOW))
+            # Most often all is set already: looking at the low end of a shifted leaf is cheaper
+            # than making a mask as long as a leaf.
+            start = first & _LOW
+            mask = (2 << last - first) - 1
             old = leaves.get(number, 0)
-            if old & mask != mask:
+            if old >> start & mask != mask:
                 if not old:
                     self._order = None
-                leaves[number] = old | mask
+                leaves[number] = old | mask << start
             return
         self._set_many(first, last)
 

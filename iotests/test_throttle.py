@@ -1,0 +1,177 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""Throttle groups by the clock: what comes through is what the limits say, within 5 %."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from iotests.harness.daemon import Daemon
+from iotests.harness.nbd import READ, WRITE, Client
+
+SIZE = 16 << 20
+#: Seconds; what is granted at once in the beginning is gone by then, and how long is counted.
+LEAD, SPAN = 0.5, 2.5
+TOLERANCE = 0.05
+
+pytestmark = [pytest.mark.slow, pytest.mark.interop]
+
+
+def serve(kind: str, folder: Path, limits: dict[str, int], members: int = 1) -> Daemon:
+    """Start a daemon with nodes "t0", "t1", ... in one group."""
+    daemon = Daemon(kind, folder, "--nbd-server", "addr.type=unix,addr.path=nbd.sock")
+    daemon.ok("object-add", **{"qom-type": "throttle-group", "id": "tg", "limits": limits})
+    for name in (f"t{number}" for number in range(members)):
+        null = {"driver": "null-co", "size": SIZE}
+        options = {"driver": "throttle", "node-name": name, "throttle-group": "tg", "file": null}
+        daemon.ok("blockdev-add", **options)
+        daemon.ok(
+            "block-export-add",
+            **{"type": "nbd", "id": name, "node-name": name, "writable": True},
+        )
+    return daemon
+
+
+class Guest:
+    """Keeps a number of requests in flight and notes when each was answered."""
+
+    def __init__(self, folder: Path, name: str, command: int, length: int, depth: int = 8) -> None:
+        self._client = Client(folder / "nbd.sock", name)
+        self._command, self._length, self._depth = command, length, depth
+        self.replies: list[float] = []
+        self._thread = threading.Thread(target=self._run)
+        self._end = 0.0
+
+    def _send(self) -> None:
+        data = bytes(self._length) if self._command == WRITE else b""
+        self._client.send(self._command, 1, 0, self._length, data)
+
+    def start(self, seconds: float) -> None:
+        """Begin, in a thread."""
+        self._end = time.monotonic() + seconds
+        self._thread.start()
+
+    def _run(self) -> None:
+        for _ in range(self._depth):
+            self._send()
+        while time.monotonic() < self._end:
+            _, error, _ = self._client.receive()
+            assert not error
+            self.replies.append(time.monotonic())
+            self._send()
+
+    def join(self) -> None:
+        """Wait for the end."""
+        self._thread.join()
+        self._client.close()
+
+    def rate(self, start: float, span: float) -> float:
+        """Return the requests per second in a span of time."""
+        return sum(start <= at < start + span for at in self.replies) / span
+
+
+def measure(folder: Path, command: int, length: int, name: str = "t0") -> float:
+    """Return how many requests a second come through."""
+    guest = Guest(folder, name, command, length)
+    start = time.monotonic() + LEAD
+    guest.start(LEAD + SPAN)
+    guest.join()
+    return guest.rate(start, SPAN)
+
+
+@pytest.mark.parametrize(
+    ("limits", "command", "length", "expected"),
+    [
+        ({"iops-total": 200}, READ, 512, 200),
+        ({"iops-read": 300}, READ, 4096, 300),
+        ({"iops-write": 100}, WRITE, 4096, 100),
+        ({"bps-total": 1 << 20}, READ, 4096, 256),
+        ({"bps-read": 8 << 20}, READ, 65536, 128),
+        ({"bps-write": 4 << 20}, WRITE, 16384, 256),
+        ({"bps-total": 16 << 20, "iops-total": 150}, WRITE, 4096, 150),
+        ({"bps-total": 1 << 20, "iops-total": 1000}, WRITE, 8192, 128),
+        # A request counts as many times as it is longer than iops-size.
+        ({"iops-total": 800, "iops-size": 4096}, READ, 16384, 200),
+        ({"iops-total": 200, "iops-size": 65536}, READ, 4096, 200),
+    ],
+)
+def test_rates(
+    limits: dict[str, int], command: int, length: int, expected: float,
+    tmp_path: Path, daemon_kind: str,
+) -> None:  # fmt: skip
+    with serve(daemon_kind, tmp_path, limits) as daemon:
+        assert measure(tmp_path, command, length) == pytest.approx(expected, rel=TOLERANCE)
+        assert daemon.quit() == 0
+
+
+@pytest.mark.parametrize("seconds", [2, 3])
+def test_bursts(seconds: int, tmp_path: Path, daemon_kind: str) -> None:
+    """At the higher rate for the length of a burst, at the lower one from then on."""
+    limits = {"iops-total": 100, "iops-total-max": 500, "iops-total-max-length": seconds}
+    with serve(daemon_kind, tmp_path, limits):
+        guest = Guest(tmp_path, "t0", READ, 512)
+        start = time.monotonic()
+        guest.start(seconds + 3.5)
+        guest.join()
+        burst = guest.rate(start + 0.25, seconds - 0.5)
+        assert burst == pytest.approx(500, rel=TOLERANCE)
+        # A burst is measured by what it brings over the lower rate.
+        after = start + seconds * 500 / 400 + 0.75
+        assert guest.rate(after, start + seconds + 3.5 - after) == pytest.approx(100, rel=TOLERANCE)
+
+
+def test_a_burst_without_a_length(tmp_path: Path, daemon_kind: str) -> None:
+    """What "max" grants beyond the rate is there at once."""
+    with serve(daemon_kind, tmp_path, {"iops-total": 100, "iops-total-max": 400}):
+        guest = Guest(tmp_path, "t0", READ, 512)
+        start = time.monotonic()
+        guest.start(4.0)
+        guest.join()
+        assert guest.rate(start, 2.0) * 2 == pytest.approx(600, rel=TOLERANCE)
+        assert guest.rate(start + 2.0, 2.0) == pytest.approx(100, rel=TOLERANCE)
+
+
+def test_members_share(tmp_path: Path, daemon_kind: str) -> None:
+    """However many requests each of them has."""
+    with serve(daemon_kind, tmp_path, {"iops-total": 300}, members=3):
+        guests = [Guest(tmp_path, f"t{n}", READ, 512, depth) for n, depth in enumerate((4, 16, 64))]
+        start = time.monotonic() + LEAD
+        for guest in guests:
+            guest.start(LEAD + SPAN)
+        for guest in guests:
+            guest.join()
+        rates = [guest.rate(start, SPAN) for guest in guests]
+        assert sum(rates) == pytest.approx(300, rel=TOLERANCE)
+        for rate in rates:
+            assert rate == pytest.approx(100, rel=TOLERANCE)
+
+
+def test_limits_change(tmp_path: Path, daemon_kind: str) -> None:
+    """While requests wait, by qom-set and by another group."""
+
+    def change(daemon: Daemon, **limits: Any) -> None:
+        value = {name.replace("_", "-"): limit for name, limit in limits.items()}
+        daemon.ok("qom-set", path="/objects/tg", property="limits", value=value)
+
+    with serve(daemon_kind, tmp_path, {"iops-total": 1}) as daemon:
+        guest = Guest(tmp_path, "t0", READ, 512)
+        start = time.monotonic()
+        guest.start(6.0)
+        time.sleep(0.5)
+        change(daemon, iops_total=400)
+        time.sleep(2.5)
+        change(daemon, iops_total=0, bps_total=51200)
+        guest.join()
+        assert guest.rate(start + 1.0, 2.0) == pytest.approx(400, rel=TOLERANCE)
+        assert guest.rate(start + 3.5, 2.5) == pytest.approx(100, rel=TOLERANCE)
+        limits = {"qom-type": "throttle-group", "id": "other", "limits": {"iops-total": 250}}
+        daemon.ok("object-add", **limits)
+        (node,) = (n for n in daemon.ok("query-named-block-nodes") if n["drv"] == "null-co")
+        options = {"driver": "throttle", "node-name": "t0", "throttle-group": "other"}
+        daemon.ok("blockdev-reopen", options=[{**options, "file": node["node-name"]}])
+        assert measure(tmp_path, READ, 512) == pytest.approx(250, rel=TOLERANCE)
