@@ -100,6 +100,20 @@ def tell(h: Story) -> None:
     h.say(os.pread(fd, 5, 0))
     os.close(fd)
     delete(h, "b")
+    h.heading("nodes that keep their length")
+    h.qmp("blockdev-add", driver="raw", node_name="window", file="n", size=4096)
+    h.qmp("blockdev-add", driver="null-co", node_name="null", size=8192)
+    for node in ("window", "null"):
+        add(h, "a", "first", writable=True, growable=True, **{"node-name": node})
+        path = h.folder / "first"
+        h.say("blocks", path.stat().st_blocks, path.stat().st_blksize)
+        for length in (10000, 16384, 512, 100, 0):
+            h.say("truncate", length, use(os.truncate, path, length), path.stat().st_size)
+        fd = os.open(path, os.O_RDWR)
+        for offset in (0, 4000, 4096, 10000, 16384):
+            h.say("write", offset, use(os.pwrite, fd, b"x" * 512, offset))
+        os.close(fd)
+        delete(h, "a")
     h.heading("the end of the daemon")
     add(h, "a", "first")
     add(h, "b", str(h.folder / "second"))

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Final, Protocol
 from qsd.aio.fdio import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE
 from qsd.block.info import allocated_size
 from qsd.block.mapping import ST_DATA
-from qsd.block.node import SECTOR
 from qsd.errors import QmpError, os_error
 from qsd.wire import fuse
 
@@ -56,7 +55,7 @@ class FuseEngine(Protocol):
 
 
 def _reason(exc: BaseException) -> int:
-    """Return the errno of the failed system call behind an error, 0 if there was none."""
+    """Return the errno that stands behind an error in words, 0 if there is none."""
     cause = exc.__cause__
     while cause is not None:
         if isinstance(cause, OSError):
@@ -105,10 +104,9 @@ class FuseFile:
         """Return what stat(2) shows."""
         node = self.backend.node
         length = node.length()
-        allocated = allocated_size(node)
         return fuse.Attributes(
             length,
-            length if allocated is None else allocated,
+            allocated_size(node) or length,  # a file in which nothing is allocated looks full
             self._mode,
             self._uid,
             self._gid,
@@ -163,8 +161,7 @@ class FuseFile:
         try:
             await backend.node.truncate(length, exact=True, prealloc=prealloc)
         except QmpError as exc:
-            default = errno.EINVAL if length % SECTOR else errno.ENOTSUP
-            raise os_error(_reason(exc) or default) from exc
+            raise os_error(_reason(exc) or errno.ENOTSUP) from exc
         finally:
             backend.end()
 

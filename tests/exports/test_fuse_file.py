@@ -83,6 +83,16 @@ def test_attributes(writable: bool, mode: int) -> None:
     with_file(use, writable=writable)
 
 
+@pytest.mark.parametrize(("allocated", "shown"), [(0, SIZE), (8192, 8192), (None, SIZE)])
+def test_a_file_without_anything_allocated_looks_full(allocated: int | None, shown: int) -> None:
+    async def use(file: FuseFile, rig: FileRig) -> None:
+        info = {} if allocated is None else {"actual-size": allocated}
+        rig.driver.image_info = lambda: info  # type: ignore[assignment, method-assign]
+        assert file.attributes().allocated == shown
+
+    with_file(use)
+
+
 @pytest.mark.parametrize(
     ("writable", "others", "mode", "error"),
     [
@@ -142,8 +152,8 @@ def test_resize() -> None:
     ("size", "failure", "error"),
     [
         (4096, os_error(errno.EFBIG), "EFBIG"),
-        (4096, QmpError("must be a multiple"), "ENOTSUP"),
-        (4097, QmpError("must be a multiple"), "EINVAL"),
+        (4096, QmpError("only words"), "ENOTSUP"),
+        (4097, QmpError("only words"), "ENOTSUP"),
     ],
 )
 def test_errors_of_a_resize(size: int, failure: Exception, error: str) -> None:

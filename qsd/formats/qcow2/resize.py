@@ -47,7 +47,7 @@ async def resize(
     header = image.header
     old = header.size
     if length % 512:
-        raise QmpError("The new size must be a multiple of 512")
+        raise QmpError("The new size must be a multiple of 512") from os_error(errno.EINVAL)
     if header.nb_snapshots and header.version < 3:
         raise QmpError("Can't resize a v2 image which has snapshots")
     if length < old:
