@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 #: By driver: what is said of nodes that relative names cannot count from.
 _NO_PLACE: Final = {"blkverify": "blkverify", "nbd": "NBD", "quorum": "quorum"}
 #: The prefixes of names of NBD exports.
-NBD_PROTOCOLS: Final = ("nbd", "nbd+tcp", "nbd+unix", "nbds", "nbds+tcp", "nbds+unix")
+NBD_PROTOCOLS: Final = ("nbd", "nbd+tcp", "nbd+unix")
 
 
 def protocol_of(filename: str) -> str | None:
@@ -107,7 +107,12 @@ def _from_json_name(text: str) -> BlockdevOptions:
         raise QmpError(f"Could not parse the JSON options: {exc.desc}") from exc
     if not isinstance(tree, dict):
         raise QmpError("Invalid JSON object given")
-    return make_options(nested(tree))
+    options = nested(tree)
+    if "nbd" in text:
+        from qsd.block.nbd_names import modern_options
+
+        options = modern_options(options)
+    return make_options(options)
 
 
 def nested(tree: dict[str, Any]) -> dict[str, Any]:
