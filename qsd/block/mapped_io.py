@@ -174,7 +174,7 @@ class MappedIo(Driver):
         host = self.locate_data_nowait(offset, length)
         return None if host < 0 else self.data_edge().node.view_nowait(host, length)
 
-    def view_path(self) -> Callable[[int, int], memoryview | None]:
+    def view_path(self) -> Callable[[int, int], memoryview | None] | None:
         """Return the function above."""
         return self.view_nowait
 

@@ -389,6 +389,10 @@ class Qcow2Driver(Lookups, MappedDriver):
             return self._ready and self._encryption.write_later(self, offset, view, done)
         return super().write_later(offset, view, done)
 
+    def view_path(self) -> Callable[[int, int], memoryview | None] | None:
+        """Nobody may see encrypted data as it is in the file."""
+        return super().view_path() if self._encryption is None else None
+
     def run_path(self) -> Qcow2Driver | None:
         """Several requests at once are cheaper if they are encrypted."""
         encrypts = self._encryption is not None and not self._encryption.is_slow

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 
 from qsd.aio.loop import run
 from qsd.block.mapping import COMPRESSED, ST_ALLOCATED, ST_DATA
-from qsd.block.node import Node
+from qsd.block.node import Node, refuse_view
 from qsd.errors import QmpError
 from tests.formats.secrets import SecretRig
 from tests.support import conformance
@@ -93,6 +93,16 @@ def test_like_a_bytearray(
         await conformance.check_program(rig, node, program)
 
     on_image(tmp_path / "q", encrypt, body, **more)
+
+
+@METHODS
+def test_nobody_sees_the_file(encrypt: dict[str, Any], tmp_path: Path) -> None:
+    """There are no views of encrypted data, so that nobody tries to get one."""
+
+    async def body(rig: SecretRig, node: Node) -> None:
+        assert node.view_nowait is refuse_view
+
+    on_image(tmp_path / "image", encrypt, body)
 
 
 @METHODS
