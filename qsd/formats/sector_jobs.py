@@ -104,7 +104,11 @@ class SectorJobs:
     def add(self, job: SectorJob) -> None:
         """Queue a request; called from the loop."""
         self._queue.append(job)
-        if self._running < self._threads:
+        # A thread more makes all of them wait for the interpreter's lock more often, which pays
+        # only if there is work for it: the others take several short requests at once.
+        if not self._running or (
+            self._running < self._threads and len(self._queue) * len(job.view) >= PIECE
+        ):
             self._start()
 
     def _start(self) -> None:
