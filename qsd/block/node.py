@@ -92,6 +92,8 @@ class Node:
         discard_unmap: Whether discard requests are passed on.
         detect_zeroes: "off", "on" or "unmap".
         quiesced: Number of drained sections this node is in.
+        status_is_remote: Block status is a question to another server, which takes as long as a
+            short read does.
         in_flight: Number of suspended requests.
         wr_highest_offset: End of the highest write so far, bytes.
         working_sets: What jobs and filters keep of the node's content, for others to see.
@@ -127,6 +129,7 @@ class Node:
         "read_nowait",
         "read_only",
         "rmw",
+        "status_is_remote",
         "unflushed",
         "view_nowait",
         "working_sets",
@@ -153,6 +156,7 @@ class Node:
         self.discard_unmap = False
         self.detect_zeroes = "off"
         self.quiesced = 0
+        self.status_is_remote = False
         self.in_flight = 0
         self.wr_highest_offset = 0
         self.write_threshold = 0

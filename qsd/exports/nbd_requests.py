@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from qsd.block.mapping import FUA, MAY_UNMAP, NO_FALLBACK, ST_ZERO
+from qsd.block.perms import ROLE_FILTERED
 from qsd.errors import describe
 from qsd.exports.nbd_status import StatusRequests
 from qsd.wire.nbd import messages as nbd
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from mmap import mmap
 
     from qsd.block.backend import Backend
+    from qsd.block.node import Node
     from qsd.exports.buffers import Buffer, BufferPool
     from qsd.exports.nbd_bitmaps import ExportedBitmap
     from qsd.exports.outlet import Outlet
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 #: The unit of what :class:`KnownData` remembers is ``1 << REGION_BITS`` bytes.  1 TiB takes 1 MiB.
 REGION_BITS: Final = 20
 _REGION: Final = 1 << REGION_BITS
+#: Bytes; a hole of this size is worth a round trip.
+_WORTH_ASKING: Final = 64 << 10
 #: States of a region: nobody has looked; it is all data; holes may be in it.
 UNKNOWN: Final = 0
 DATA: Final = 1
@@ -207,7 +211,7 @@ class Requests:
             if command == nbd.CMD_READ:
                 if flags & nbd.CMD_FLAG_FUA and not await self._flush_before_read(cookie):
                     return
-                if flags & nbd.CMD_FLAG_DF or not self._session.structured:
+                if self.takes_one_chunk(flags, offset, length):
                     await self._read_whole(cookie, offset, length)
                 else:
                     await self._read_chunks(cookie, offset, length)
@@ -289,13 +293,25 @@ class Requests:
     def takes_one_chunk(self, flags: int, offset: int, length: int) -> bool:
         """Tell whether a read is answered in one piece, as far as that is known without asking.
 
-        It is without structured replies, with DF, or where all is known to be data.
+        It is without structured replies, with DF, or where all is known to be data.  So is a short
+        read from another server: asking that one about holes takes as long as reading.  Measured,
+        4 KiB from a server with a sparse file, queue depth 32, on a busy machine: 8,800 to
+        27,700/s, with questions 3,000 to 3,300/s.
         """
         return (
             not self._session.structured
             or bool(flags & nbd.CMD_FLAG_DF)
             or self.known_data.covers(offset, length)
+            or (length < _WORTH_ASKING and self._is_far())
         )
+
+    def _is_far(self) -> bool:
+        """Tell whether block status is a question to another server."""
+        node: Node | None = self._backend.node
+        while node is not None and not node.status_is_remote:
+            edge = node.children.get("file")
+            node = edge.node if edge is not None and edge.role & ROLE_FILTERED else None
+        return node is not None
 
     def take_buffer(self, length: int) -> tuple[Buffer, memoryview]:
         """Return a buffer for a reply, and the place of its payload in it."""

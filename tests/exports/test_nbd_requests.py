@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 
 from qsd.aio import loop
-from qsd.block.mapping import ST_ALLOCATED, ST_DATA, Status
+from qsd.block.mapping import ST_ALLOCATED, ST_DATA, ST_ZERO, Status
 from qsd.exports import nbd_requests
 from qsd.exports.nbd_requests import KnownData
+from qsd.formats.raw import RawDriver
 from tests.exports.rig import CACHE, FAST, FUA, NO_HOLE, READ, TRIM, ZEROES, NbdRig
 
 MIB = 1 << 20
@@ -147,5 +148,32 @@ def test_lookups_are_remembered() -> None:
             for offset in (0, 4096, 3 * MIB, MIB - 5):
                 assert await client.ask(READ, offset, 4096) == [("data", offset, bytes(4096))]
             assert calls == [0]
+
+    loop.run(main())
+
+
+def test_short_reads_from_another_server_do_not_ask_it_for_holes() -> None:
+    """What it says of zeroes may be wrong a moment later anyway, if somebody else writes."""
+
+    async def main() -> None:
+        async with NbdRig(raw=RawDriver) as rig:
+            disk = await rig.memory("m", MIB)
+            await rig.add(driver="raw", node_name="r", file="m")
+            await rig.export("r", name="x", writable=True)
+            asked: list[tuple[int, int]] = []
+
+            async def block_status(offset: int, length: int, want_zero: bool) -> Status:
+                asked.append((offset, length))
+                return Status(length, ST_ZERO | ST_ALLOCATED)
+
+            disk.block_status = block_status  # type: ignore[method-assign]
+            client = await rig.go("x", structured=True)
+            assert await client.ask(READ, 0, 4096) == [("hole", 0, 4096)]
+            assert len(asked) == 1
+            disk.node.status_is_remote = True
+            assert await client.ask(READ, 0, 4096) == [("data", 0, bytes(4096))]
+            assert len(asked) == 1
+            assert await client.ask(READ, 0, 64 << 10) == [("hole", 0, 64 << 10)]
+            assert len(asked) == 2
 
     loop.run(main())

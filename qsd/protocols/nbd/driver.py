@@ -92,6 +92,7 @@ class NbdDriver(Driver):
         except BaseException:
             await link.close()
             raise
+        node.status_is_remote = agreement.context_id is not None
         self._link = link
         self._flags = agreement.flags
         self._size = agreement.size

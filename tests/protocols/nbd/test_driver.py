@@ -77,6 +77,7 @@ def test_read_without_a_coroutine() -> None:
 def test_block_status() -> None:
     async def body(rig: NbdRig, node: Node) -> None:
         await node.write(0, memoryview(b"x" * 4096))
+        assert node.status_is_remote
         status = await node.block_status(0, 4096)
         assert status.flags & ST_DATA
         assert not status.flags & ST_ZERO
