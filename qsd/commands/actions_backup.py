@@ -139,7 +139,7 @@ class DriveBackup(_Backup):
         from qsd.commands.new_image import Backing, make_image
 
         backing = Backing(filename(below), below.driver.name) if below is not None else None
-        fmt = self.data.format or source.driver.name
+        fmt = source.driver.name if self.data.format is None else self.data.format
         await make_image(self.ctx, self.data.target, fmt, source.length(), backing)
 
     async def _open(self, source: Node, backing: Node | None) -> Node:

@@ -162,7 +162,7 @@ class SyncSnapshot(ExternalSnapshot):
         from qsd.commands.new_image import Backing, make_image
 
         data, node = self.data, self._node
-        fmt = data.format or "qcow2"
+        fmt = "qcow2" if data.format is None else data.format
         if data.mode != "existing":
             backing = Backing(filename(node), node.driver.name)
             await make_image(self.ctx, data.snapshot_file, fmt, node.length(), backing)

@@ -395,7 +395,7 @@ async def _make_mirror_image(
     from qsd.commands.new_image import Backing, make_image
 
     backing = Backing(filename(below), below.driver.name) if below is not None else None
-    fmt = args.format or source.driver.name
+    fmt = source.driver.name if args.format is None else args.format
     await make_image(ctx, args.target, fmt, source.length(), backing)
 
 

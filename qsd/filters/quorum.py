@@ -110,10 +110,10 @@ class QuorumDriver(Driver):
 
     async def add_child(self, child: Node) -> None:
         """Attach one more copy; it is taken to hold the same data."""
-        if self._blkverify:
-            raise QmpError("Cannot add a child to a quorum in blkverify mode")
         if child.parents:
             raise QmpError(f"The node {child.name} already has a parent")
+        if self._blkverify:
+            raise QmpError("Cannot add a child to a quorum in blkverify mode")
         name = f"children.{self._next_index}"
         self.edges.append(self.node.graph.attach_child(self.node, child, name, _ROLE))
         self._next_index += 1
@@ -235,16 +235,17 @@ class QuorumDriver(Driver):
         buffers = [view, *(memoryview(bytearray(length)) for _ in edges[1:])]
         codes = await self._ask_all(edges, lambda index, node: node.read(offset, buffers[index]))
         self._judge("read", edges, codes, offset, length)
+        # Newest first, both the versions and who has them: of equals the last one wins.
         versions: list[list[int]] = []
         for index, code in enumerate(codes):
             if code:
                 continue
             for version in versions:
                 if buffers[version[0]] == buffers[index]:
-                    version.append(index)
+                    version.insert(0, index)
                     break
             else:
-                versions.append([index])
+                versions.insert(0, [index])
         if len(versions) > 1 and self._blkverify:
             self._disagree(offset, buffers)
         winner = max(versions, key=len)
@@ -254,7 +255,7 @@ class QuorumDriver(Driver):
         bad = [index for version in versions if version is not winner for index in version]
         for index in bad:
             self._report_bad("read", edges[index], offset, length, 0)
-        right = buffers[winner[0]]
+        right = buffers[winner[-1]]
         if bad and self._rewrite:
             await self._correct([edges[index] for index in bad], offset, right)
         if right is not view:

@@ -128,6 +128,7 @@ def test_an_existing_node_takes_the_place() -> None:
         ({"snapshot_node_name": "a"}, "New overlay node-name already in use"),
         ({"snapshot_node_name": "b/d"}, "Invalid node-name: 'b/d'"),
         ({"format": "bogus"}, "Unknown file format 'bogus'"),
+        ({"format": ""}, "Unknown file format ''"),
         ({"format": "bogus", "mode": "existing"}, "Unknown driver 'bogus'"),
         ({"mode": "existing"}, "Could not open 's.qcow2': No such file or directory"),
         ({"snapshot_file": "n/s"}, "Could not create 'n/s': No such file or directory"),

@@ -62,6 +62,19 @@ def test_rewriting() -> None:
     run(main())
 
 
+def test_of_equals_the_last_one_wins() -> None:
+    async def main() -> None:
+        async with filter_rig() as rig:
+            node = await add(rig, "abcd", 1)
+            driver_of(rig, "a").data[:512] = bytes(512)
+            driver_of(rig, "b").data[:512] = bytes(512)
+            driver_of(rig, "c").data[:512] = driver_of(rig, "d").data[:512] = bytes([7]) * 512
+            assert await read(node, 0, 512) == bytes([7]) * 512
+            assert [event["node-name"] for event in events(rig)] == ["b", "a"]
+
+    run(main())
+
+
 def test_no_majority() -> None:
     async def main() -> None:
         async with filter_rig() as rig:

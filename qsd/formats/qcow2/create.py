@@ -236,7 +236,7 @@ async def _set_backing(driver: Qcow2Driver, options: BlockdevCreateOptionsQcow2)
         if len(name.encode(errors="surrogateescape")) > layout.MAX_BACKING_NAME:
             raise os_error(errno.EINVAL)
         if fmt is not None:
-            header.extensions.insert(0, Extension(layout.EXT_BACKING_FORMAT, fmt.encode()))
+            header.extensions.insert(0, layout.backing_format(fmt))
         header.backing_file = name
         await header_io.write_whole(driver.image.file, header)
     except OSError as exc:

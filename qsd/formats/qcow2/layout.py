@@ -122,6 +122,14 @@ class Extension(NamedTuple):
     data: bytes
 
 
+def backing_format(name: str) -> Extension:
+    """Return the extension that records the backing file's format.
+
+    Like the C daemon, which refuses longer ones when it reads them, it keeps 15 bytes.
+    """
+    return Extension(EXT_BACKING_FORMAT, name.encode()[:15])
+
+
 class Feature(NamedTuple):
     """One entry of the feature name table ("Feature name table")."""
 

@@ -119,6 +119,13 @@ def test_set_extension() -> None:
     assert header.extension(0x98) is None
 
 
+def test_long_names_of_formats_are_cut() -> None:
+    assert layout.backing_format("raw") == (layout.EXT_BACKING_FORMAT, b"raw")
+    assert layout.backing_format("copy-before-write") == (
+        layout.EXT_BACKING_FORMAT, b"copy-before-wri",
+    )  # fmt: skip
+
+
 def test_feature_names() -> None:
     features = layout.parse_features(layout.pack_features() + b"rest")
     assert features == list(layout.FEATURE_NAMES)
