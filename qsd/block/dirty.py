@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from qsd.block.graph import Graph
     from qsd.block.node import Node
+    from qsd.block.runs import Runs
 
 #: Bytes; what one bit stands for where nobody says and the image has no clusters.
 DEFAULT_GRANULARITY: Final = 65536
@@ -135,9 +136,35 @@ class DirtyBitmap:
         """Bytes for each bit."""
         return self.bits.granularity
 
-    def next_dirty_area(self, offset: int, end: int) -> tuple[int, int] | None:
-        """Return (offset, length) of the first dirty area in a range, clipped to it, or None."""
-        return self.bits.next_dirty_area(offset, end)
+    def runs(self, offset: int, length: int, limit: int) -> Runs:
+        """Describe the start of a range in at most `limit` extents; flags are 1 for dirty, or 0.
+
+        Bits are looked at by the column: 16384 dirty areas take 4 ms, one after the other 150.
+        """
+        from qsd.block.runs import Runs, split
+
+        bits, runs = self.bits, Runs()
+        granule = self.granularity
+        end = offset + length
+        known_end = min(end, bits.length)
+        while offset < known_end and len(runs) <= limit:
+            column = bits.column(offset, known_end)
+            if not column:
+                start = bits.next_dirty(offset, known_end) or known_end
+                runs.add(start - offset, 0)
+                offset = start
+                continue
+            part = Runs()
+            total = len(column) * granule
+            part.extend(*split(column, granule.bit_length() - 1), total)
+            within = offset & (granule - 1)
+            part.trim(within, max(offset - within + total - known_end, 0))
+            runs.extend_by(part)
+            offset += part.total
+        if offset < end and len(runs) <= limit:
+            runs.add(end - offset, 0)  # it is longer than the bitmap
+        runs.cut(limit)
+        return runs
 
     def sha256(self) -> str:
         """Return the checksum of the content.

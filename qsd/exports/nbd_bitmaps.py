@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, cast
 
-from qsd.block.runs import Runs
 from qsd.block.status import backing_of
 from qsd.errors import QmpError
 from qsd.wire.nbd import messages as nbd
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
 
     from qsd.block.graph import Graph
     from qsd.block.node import Node
+    from qsd.block.runs import Runs
     from qsd.qapi.schema.block_bitmap import BlockDirtyBitmap, BlockDirtyBitmapOrStr
 
 
@@ -36,8 +36,8 @@ class Bitmap(Protocol):
     def takes_writes(self) -> bool:
         """Whether writes change what it shows."""
 
-    def next_dirty_area(self, offset: int, end: int) -> tuple[int, int] | None:
-        """Return (offset, length) of the first dirty area in a range, clipped to it, or None."""
+    def runs(self, offset: int, length: int, limit: int) -> Runs:
+        """Describe the start of a range in at most `limit` extents; flags are 1 for dirty, or 0."""
 
 
 class ExportedBitmap:
@@ -59,21 +59,8 @@ class ExportedBitmap:
         self._bitmap.busy = False
 
     def runs(self, offset: int, length: int, limit: int) -> Runs:
-        """Describe the start of a range, in at most `limit` extents; "flags" are states."""
-        runs = Runs()
-        end = offset + length
-        while offset < end and len(runs) <= limit:
-            area = self._bitmap.next_dirty_area(offset, end)
-            if area is None:
-                runs.add(end - offset, 0)
-                break
-            start, dirty = area
-            if start > offset:
-                runs.add(start - offset, 0)
-            runs.add(dirty, nbd.STATE_DIRTY)
-            offset = start + dirty
-        runs.cut(limit)
-        return runs
+        """Describe the start of a range in at most `limit` extents; flags are their states."""
+        return self._bitmap.runs(offset, length, limit)
 
 
 def _find_below(node: Node, name: str) -> tuple[Node, Bitmap]:

@@ -30,6 +30,8 @@ LEAF_SHIFT: Final = 11
 LEAF_BITS: Final = 1 << LEAF_SHIFT
 _LOW: Final = LEAF_BITS - 1
 _FULL: Final = (1 << LEAF_BITS) - 1
+#: Binary digits to numbers.
+_DIGITS: Final = bytes(value == ord("1") for value in range(256))
 
 
 def _mask(first: int, last: int) -> int:
@@ -212,6 +214,20 @@ class Bitmap:
             return None
         stop = self.next_clean(start, end)
         return start, (end if stop is None else stop) - start
+
+    def column(self, offset: int, end: int) -> bytes:
+        """Return one byte, 1 or 0, for each granule of ``[offset, end)`` in the leaf of `offset`.
+
+        Nothing if no bit of that leaf is set.
+        """
+        first, last = offset >> self._shift, (end - 1) >> self._shift
+        leaf = self._leaves.get(first >> LEAF_SHIFT)
+        if leaf is None:
+            return b""
+        count = min(last - first, LEAF_BITS - 1 - (first & _LOW)) + 1
+        bits = leaf >> (first & _LOW) & ((1 << count) - 1)
+        # Digits are made in linear time, the last bit first.
+        return f"{bits:0{count}b}".encode().translate(_DIGITS)[::-1]
 
     def is_all_dirty(self, offset: int, length: int) -> bool:
         """Tell whether a range is dirty without a gap."""

@@ -8,12 +8,16 @@ import hashlib
 import random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from qsd.aio.loop import run
 from qsd.block import dirty
 from qsd.block.dirty import DirtyBitmap
 from qsd.block.info import bitmaps_info
+from qsd.block.runs import Runs
 from qsd.errors import QmpError
+from tests.support.extents import pairs
 from tests.support.memory import Rig
 
 
@@ -171,5 +175,36 @@ def test_names_and_granularities() -> None:
                 dirty.find_bitmap(rig.graph, "n", "x")
             with pytest.raises(QmpError, match="Node 'm' not found"):
                 dirty.find_bitmap(rig.graph, "m", "b")
+
+    run(main())
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 5000), st.integers(1, 3000)), max_size=8),
+    st.integers(0, (5 << 20) - 1),
+    st.integers(1, 6 << 20),
+    st.integers(1, 12),
+)
+def test_runs_like_one_area_after_the_other(
+    marks: list[tuple[int, int]], offset: int, length: int, limit: int
+) -> None:
+    async def main() -> None:
+        async with Rig() as rig:
+            memory = await rig.memory("n", (5 << 20) - 512)
+            bitmap = DirtyBitmap(memory.node, "b", 1024)
+            for start, count in marks:
+                bitmap.bits.set(start << 10, min(count << 10, (5 << 20) - 512 - (start << 10)))
+            plain = Runs()
+            at, end = offset, offset + length
+            while (area := bitmap.bits.next_dirty_area(at, end)) is not None:
+                if area[0] > at:
+                    plain.add(area[0] - at, 0)
+                plain.add(area[1], 1)
+                at = area[0] + area[1]
+            if at < end:
+                plain.add(end - at, 0)
+            plain.cut(limit)
+            assert pairs(bitmap.runs(offset, length, limit)) == pairs(plain)
 
     run(main())

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from qsd.aio import loop
+from qsd.block.runs import Runs
 from qsd.errors import QmpError
 from tests.exports.rig import REQ_ONE, STATUS, NbdRig
 
@@ -27,12 +28,14 @@ class FakeBitmap:
     def resized(self, *_: Any) -> None:
         """It has the length of its node."""
 
-    def next_dirty_area(self, offset: int, end: int) -> tuple[int, int] | None:
-        for start, length in self.areas:
-            first, last = max(start, offset), min(start + length, end)
-            if first < last:
-                return first, last - first
-        return None
+    def runs(self, offset: int, length: int, limit: int) -> Runs:
+        runs = Runs()
+        bits = [any(0 <= at - start < size for start, size in self.areas)
+                for at in range(offset, offset + length)]  # fmt: skip
+        for bit in bits:
+            runs.add(1, bit)
+        runs.cut(limit)
+        return runs
 
 
 def test_bitmaps_are_contexts() -> None:

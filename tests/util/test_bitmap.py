@@ -168,3 +168,17 @@ def test_full_leaves_are_shared() -> None:
     assert bitmap.count() == 1 << 24
     assert len({id(leaf) for leaf in bitmap._leaves.values()}) <= 3
     assert list(bitmap.areas()) == [(0, 1 << 40)]
+
+
+@given(CHANGES, POINTS, st.integers(1, LENGTH))
+def test_columns(changes: list[Change], offset: int, length: int) -> None:
+    bitmap, _ = build(changes)
+    end = min(offset + length, LENGTH)
+    while offset < end:
+        bit = offset // GRANULARITY
+        rest = LEAF_BITS - bit % LEAF_BITS
+        count = min((end - 1) // GRANULARITY + 1 - bit, rest)
+        found = bitmap.column(offset, end)
+        expected = bytes(bitmap.get((bit + index) * GRANULARITY) for index in range(count))
+        assert found in ({b"", expected} if not any(expected) else {expected})
+        offset = (bit + count) * GRANULARITY
