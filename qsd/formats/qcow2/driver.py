@@ -60,9 +60,10 @@ class Qcow2Driver(Lookups, MappedDriver):
         (
             "lazy-refcounts", "pass-discard-request", "pass-discard-snapshot",
             "pass-discard-other", "overlap-check", "cache-size", "l2-cache-size",
-            "l2-cache-entry-size", "refcount-cache-size", "cache-clean-interval", "encrypt",
+            "l2-cache-entry-size", "refcount-cache-size", "cache-clean-interval",
         )
     )  # fmt: skip
+    changeable_options: ClassVar[frozenset[str]] = frozenset(("encrypt",))
     supports_backing: ClassVar[bool] = True
     supports_compressed: ClassVar[bool] = True
     supports_snapshots: ClassVar[bool] = True
@@ -264,6 +265,7 @@ class Qcow2Driver(Lookups, MappedDriver):
     async def prepare_reopen(self, options: Any, read_only: bool) -> Any:
         """Check the new options; caches are written back so that they can be replaced."""
         image = self.image
+        encryption.check_options(options.encrypt, image.header)
         checked = Options(options, image.header, image.geometry, self.node.discard_unmap)
         if not read_only and image.header.incompatible_features & layout.INCOMPAT_CORRUPT:
             raise QmpError("qcow2: Image is corrupt; cannot be opened read/write")
@@ -656,7 +658,7 @@ class Qcow2Driver(Lookups, MappedDriver):
         before = header.backing_file, list(header.extensions)
         kept = [item for item in header.extensions if item.kind != layout.EXT_BACKING_FORMAT]
         if filename and fmt:
-            kept.insert(0, layout.Extension(layout.EXT_BACKING_FORMAT, fmt.encode()))
+            kept.insert(0, layout.backing_format(fmt))
         header.backing_file = filename or None
         header.extensions[:] = kept
         try:

@@ -96,6 +96,24 @@ def test_like_a_bytearray(
 
 
 @METHODS
+def test_reopening(encrypt: dict[str, Any], tmp_path: Path) -> None:
+    """The encryption can neither be left out nor be another one; a secret may have a new name."""
+
+    async def body(rig: SecretRig, node: Node) -> None:
+        with pytest.raises(QmpError, match="'encrypt.format' cannot be reset to its default"):
+            await rig.reopen(node, encrypt=None)
+        real = opening(encrypt)["format"]
+        other = "luks" if real == "aes" else "aes"
+        text = f"Header reported '{real}' encryption format but options specify '{other}'"
+        with pytest.raises(QmpError, match=text):
+            await rig.reopen(node, encrypt={"format": other, "key-secret": "s"})
+        await rig.add_secret("again", data="one")
+        await rig.reopen(node, encrypt={"format": real, "key-secret": "again"})
+
+    on_image(tmp_path / "image", encrypt, body)
+
+
+@METHODS
 def test_nobody_sees_the_file(encrypt: dict[str, Any], tmp_path: Path) -> None:
     """There are no views of encrypted data, so that nobody tries to get one."""
 
