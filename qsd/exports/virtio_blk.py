@@ -185,7 +185,8 @@ class VirtioBlk:
             await self.backend.flush()
             return blk.OK, 0
         if kind == blk.GET_ID:
-            return blk.OK, scatter(self.serial.ljust(blk.ID_LENGTH, b"\0"), request.writable)
+            # With an end mark if there is room; what lies behind it stays as it is.
+            return blk.OK, scatter((self.serial + b"\0")[: blk.ID_LENGTH], request.writable)
         if kind in (blk.DISCARD, blk.WRITE_ZEROES):
             if not self.writable:
                 return blk.IOERR, 0
@@ -275,11 +276,11 @@ class VirtioBlk:
             sector, count, flags = blk.SEGMENT.unpack(segments)
         except struct.error:
             return blk.IOERR
-        if flags & ~(blk.FLAG_UNMAP if kind == blk.WRITE_ZEROES else 0):
-            return blk.UNSUPP  # virtio 1.2, 5.2.6.2: unknown flags MUST give UNSUPP
         offset, length = sector * blk.SECTOR, count * blk.SECTOR
         if count > blk.MAX_DISCARD_SECTORS or not self._is_range(offset, length):
             return blk.IOERR
+        if flags & ~(blk.FLAG_UNMAP if kind == blk.WRITE_ZEROES else 0):
+            return blk.UNSUPP  # virtio 1.2, 5.2.6.2: unknown flags MUST give UNSUPP
         backend = self.backend
         if kind == blk.DISCARD:
             await backend.discard(offset, length)

@@ -106,6 +106,7 @@ ANSWERS: list[tuple[str, int, int, bytes, int, int]] = [
     ("zeroes", WRITE_ZEROES, 0, segment(8, 8), 0, OK),
     ("zeroes, unmap", WRITE_ZEROES, 0, segment(8, 8, 1), 0, OK),
     ("zeroes flags", WRITE_ZEROES, 0, segment(8, 8, 2), 0, UNSUPP),
+    ("zeroes flags beyond", WRITE_ZEROES, 0, segment(2048, 8, 2), 0, IOERR),
     ("zeroes short", WRITE_ZEROES, 0, b"12345678", 0, IOERR),
     ("zeroes of nothing", WRITE_ZEROES, 0, segment(8, 0), 0, OK),
 ]
