@@ -207,6 +207,9 @@ class TlsSession:
         except ssl.SSLEOFError:
             self.is_truncated = True
             return total
+        except ssl.SSLError as exc:
+            text = f"Cannot read from TLS channel: {reason_of(exc)}"
+            raise ConnectionAbortedError(errno.ECONNABORTED, text) from None
         return total
 
     def write(self, data: bytes | memoryview) -> None:
