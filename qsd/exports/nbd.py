@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from qsd.block import perms
 from qsd.errors import QmpError
 from qsd.exports.base import Export, ExportServer
-from qsd.exports.nbd_requests import KnownData
+from qsd.exports.nbd_known import KnownData
 from qsd.wire.nbd import messages as nbd
 from qsd.wire.nbd import metacontext
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 from qsd.aio.operations import HEAD, LONGEST, SLICE
-from qsd.exports.nbd_requests import DATA, REGION_BITS
+from qsd.exports.nbd_known import DATA, REGION_BITS
 from qsd.wire.nbd import messages as nbd
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from qsd.block.mapping import FUA, MAY_UNMAP, NO_FALLBACK, ST_ZERO
 from qsd.block.perms import ROLE_FILTERED
 from qsd.errors import describe
+from qsd.exports.nbd_known import REGION_BITS
 from qsd.exports.nbd_status import StatusRequests
 from qsd.wire.nbd import messages as nbd
 
@@ -27,33 +28,20 @@ if TYPE_CHECKING:
     from qsd.block.node import Node
     from qsd.exports.buffers import Buffer, BufferPool
     from qsd.exports.nbd_bitmaps import ExportedBitmap
+    from qsd.exports.nbd_known import KnownData
     from qsd.exports.outlet import Outlet
     from qsd.wire.nbd.server import Session
 
-#: The unit of what :class:`KnownData` remembers is ``1 << REGION_BITS`` bytes.  1 TiB takes 1 MiB.
-REGION_BITS: Final = 20
+#: Bytes; what is looked at for holes starts and ends at multiples of it.
 _REGION: Final = 1 << REGION_BITS
 #: Bytes; a hole of this size is worth a round trip.
 _WORTH_ASKING: Final = 64 << 10
-#: States of a region: nobody has looked; it is all data; holes may be in it.
-UNKNOWN: Final = 0
-DATA: Final = 1
-_MIXED: Final = 2
-_DATA_BYTE: Final = bytes([DATA])
 #: Bytes; how far a look for holes goes beyond the request that asks, so that the next one knows.
 _LOOK_AHEAD: Final = 1 << 30
 #: Bytes; the piece in which a cache request reads.
 _CACHE_STEP: Final = 2 << 20
 #: Bytes in front of a payload in a reply buffer: the longest header.
 _HEADER: Final = 32
-
-#: Bytes; holes of files start and end at multiples of it.
-_HOLE_UNIT: Final = 512
-#: A range without such a run of zeroes has no hole, but for one of which it has only an edge.  Up
-#: to 99 bytes CPython searches at once, by skipping; a longer needle is analysed first, which costs
-#: more than the search (measured: 0.1 us against 2.5 us for 4 KiB).
-_RUN: Final = 96
-_ZERO_RUN: Final = bytes(_RUN)
 
 #: What a failure of a command is called.
 _FAILURES: Final = {
@@ -67,96 +55,12 @@ _FAILURES: Final = {
 }
 
 
-def _looks_like_hole(data: bytearray, start: int, end: int, offset: int) -> bool:
-    """Tell whether ``data[start:end]``, read from `offset` of an image, may come from a hole.
-
-    Only blocks that are all zero can, or the part of one at an end of the range.
-    """
-    unit = _HOLE_UNIT
-    head = -offset % unit
-    first = start + min(head, end - start)
-    last = max(first, end - (offset + end - start) % unit)
-    if first > start and data.count(0, start, first) == first - start:
-        return True
-    if end > last and data.count(0, last, end) == end - last:
-        return True
-    zeroes = bytes(unit)
-    return any(data.startswith(zeroes, at) for at in range(first, last, unit))
-
-
 class HoleLookupError(OSError):
     """Block status failed where only data was asked for."""
 
 
 class BrokenReplyError(Exception):
     """A reply in several chunks could not be completed: the C daemon hangs up then."""
-
-
-class KnownData:
-    """What looks for holes have found, by region; shared by the connections of an export.
-
-    It only saves lookups: an OFFSET_DATA chunk full of zeroes is always a valid reply, so it does
-    not matter when holes come into being unnoticed.
-
-    Attributes:
-        regions: The state of each region, for the hot loop to look at.
-        start: Where the extent of data begins that a client was told of last.
-        end: Where it ends.
-    """
-
-    __slots__ = ("end", "regions", "start")
-
-    def __init__(self, size: int) -> None:
-        self.regions = bytearray((size + _REGION - 1) // _REGION)
-        self.start = self.end = 0
-
-    def covers(self, offset: int, length: int) -> bool:
-        """Tell whether all of a range is known to be data."""
-        if self.start <= offset and offset + length <= self.end:
-            return True
-        regions = self.regions
-        first, last = offset // _REGION, (offset + length - 1) // _REGION
-        if first == last:
-            return regions[first] == DATA
-        return not regions[first : last + 1].strip(_DATA_BYTE)
-
-    def is_unknown(self, offset: int) -> bool:
-        """Tell whether nobody has looked for holes around an offset yet."""
-        return not self.regions[offset // _REGION]
-
-    def may_have_hole(self, data: bytearray, start: int, end: int, offset: int) -> bool:
-        """Tell whether ``data[start:end]``, read from `offset`, may have come from a hole.
-
-        So may what nobody has looked at; the slow way will.
-        """
-        if self.is_unknown(offset):
-            return True
-        if self.covers(offset, end - start):
-            return False
-        if end - start >= _RUN and data.find(_ZERO_RUN, start, end) < 0:
-            return False
-        return _looks_like_hole(data, start, end, offset)
-
-    def note_extent(self, offset: int, length: int) -> None:
-        """Take note of data that a client was told of: it is what it will read."""
-        self.start = offset
-        self.end = offset + length
-
-    def add(self, offset: int, length: int) -> None:
-        """Take note that a range is data as far as it fills regions; its ends may be mixed."""
-        regions = self.regions
-        end = offset + length
-        first, last = -(-offset // _REGION), end // _REGION
-        if last > first:
-            regions[first:last] = _DATA_BYTE * (last - first)
-        for index in (offset // _REGION, (end - 1) // _REGION):
-            regions[index] = regions[index] or _MIXED
-
-    def forget(self, offset: int, length: int) -> None:
-        """Holes may have come into being in a range."""
-        first, last = offset // _REGION, -(-(offset + length) // _REGION)
-        self.regions[first:last] = bytes(last - first)
-        self.start = self.end = 0
 
 
 class Requests:

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from qsd.exports.nbd_requests import DATA, REGION_BITS
+from qsd.exports.nbd_known import DATA, REGION_BITS
 from qsd.wire.nbd import messages as nbd
 
 if TYPE_CHECKING:
     from qsd.block.backend import Backend
     from qsd.block.driver import RunPath
     from qsd.exports.buffers import Buffer
-    from qsd.exports.nbd_requests import KnownData
+    from qsd.exports.nbd_known import KnownData
     from qsd.wire.nbd.server import Session
 
 #: Fewer requests are left to the hot loop.

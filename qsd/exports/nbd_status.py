@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from qsd.block.backend import Backend
     from qsd.exports.buffers import Buffer
     from qsd.exports.nbd_bitmaps import ExportedBitmap
-    from qsd.exports.nbd_requests import KnownData
+    from qsd.exports.nbd_known import KnownData
     from qsd.exports.outlet import Outlet
     from qsd.wire.nbd.server import Session
 

@@ -36,8 +36,9 @@ from typing import TYPE_CHECKING, Any, Final
 from qsd.aio import eager
 from qsd.errors import describe
 from qsd.exports.buffers import BATCH, CLASSES
+from qsd.exports.nbd_known import DATA, REGION_BITS
 from qsd.exports.nbd_late import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, LateRequests
-from qsd.exports.nbd_requests import DATA, REGION_BITS, BrokenReplyError, Requests
+from qsd.exports.nbd_requests import BrokenReplyError, Requests
 from qsd.exports.nbd_runs import Runs
 from qsd.exports.nbd_views import ViewReads
 from qsd.exports.outlet import Held, Outlet
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
     from qsd.block.backend import Backend
     from qsd.exports.buffers import Buffer, BufferPool
     from qsd.exports.nbd_bitmaps import ExportedBitmap
-    from qsd.exports.nbd_requests import KnownData
+    from qsd.exports.nbd_known import KnownData
     from qsd.net.tls import StreamSocket
 
 #: Bytes of replies that wait for the client before no more requests are looked at.

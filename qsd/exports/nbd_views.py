@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING, Final
 from qsd.aio.fdio import read_full
 from qsd.block.node import refuse_view
 from qsd.errors import describe
-from qsd.exports.nbd_requests import DATA, REGION_BITS
+from qsd.exports.nbd_known import DATA, REGION_BITS
 from qsd.wire.nbd import messages as nbd
 
 if TYPE_CHECKING:
     from qsd.block.backend import Backend
     from qsd.exports.buffers import Buffer, BufferPool
-    from qsd.exports.nbd_requests import KnownData
+    from qsd.exports.nbd_known import KnownData
     from qsd.exports.outlet import Outlet
     from qsd.net.tls import StreamSocket
     from qsd.wire.nbd.server import Session

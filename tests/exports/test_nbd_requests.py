@@ -6,27 +6,10 @@ import errno
 
 from qsd.aio import loop
 from qsd.block.mapping import ST_ALLOCATED, ST_DATA, ST_ZERO, Status
-from qsd.exports import nbd_requests
-from qsd.exports.nbd_requests import KnownData
 from qsd.formats.raw import RawDriver
 from tests.exports.rig import CACHE, FAST, FUA, NO_HOLE, READ, TRIM, ZEROES, NbdRig
 
 MIB = 1 << 20
-
-
-def test_looks_like_hole() -> None:
-    data = bytearray(b"x" * 4096)
-    looks = nbd_requests._looks_like_hole
-    assert not looks(data, 0, 4096, 0)
-    data[512:1024] = bytes(512)
-    assert looks(data, 0, 4096, 0)
-    assert not looks(data, 0, 4096, 256)
-    data[:] = b"x" * 4096
-    data[:10] = bytes(10)
-    assert not looks(data, 0, 4096, 0)
-    assert looks(data, 0, 1000, 502)
-    data[4090:] = bytes(6)
-    assert looks(data, 10, 4096, 16)  # its last 6 bytes begin a block
 
 
 def test_flags_reach_the_image() -> None:
@@ -113,23 +96,6 @@ def test_writethrough_flushes_every_write() -> None:
             assert disk.log == [("write", 0, 3), ("flush", 0, 0)]
 
     loop.run(main())
-
-
-def test_known_data() -> None:
-    known = KnownData(3 * MIB + 5)
-    assert not known.covers(0, 1)
-    known.add(100, 2 * MIB - 100)
-    assert not known.covers(0, MIB)
-    assert known.covers(MIB, MIB)
-    assert not known.covers(MIB, MIB + 1)
-    assert known.is_unknown(2 * MIB + 200)
-    assert not known.is_unknown(0)  # a part of it was looked at
-    known.add(0, 3 * MIB)
-    assert known.covers(5, 3 * MIB - 5)
-    known.forget(MIB + 7, 1)
-    assert known.covers(0, MIB)
-    assert not known.covers(0, 3 * MIB)
-    assert known.covers(2 * MIB, MIB)
 
 
 def test_lookups_are_remembered() -> None:

@@ -18,7 +18,7 @@ from qsd.block.drain import Drained
 from qsd.block.mapping import ST_ALLOCATED, ST_DATA, ST_ZERO, Status
 from qsd.block.runs import Runs
 from qsd.catalog import find_driver
-from qsd.exports.nbd_requests import KnownData
+from qsd.exports.nbd_known import KnownData
 from qsd.exports.nbd_status import StatusRequests
 from qsd.wire.nbd import messages as nbd
 from qsd.wire.nbd.server import Session
