@@ -73,7 +73,7 @@ def content(h: Story, fd: int, path: str) -> None:
         h.say(" length", size(), answer(os.truncate, path, SIZE))
     h.say("sum", sum(os.pread(fd, SIZE, 0)))
     for whence, offset in itertools.product(
-        (os.SEEK_DATA, os.SEEK_HOLE), (0, 1, 131072, 400000, SIZE - 1, SIZE, SIZE + 1)
+        (os.SEEK_DATA, os.SEEK_HOLE), (-1, 0, 1, 131072, 400000, SIZE - 1, SIZE, SIZE + 1)
     ):
         h.say("seek", whence, offset, answer(os.lseek, fd, offset, whence))
     h.say("flush", answer(os.fsync, fd), answer(os.fdatasync, fd))

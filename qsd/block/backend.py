@@ -117,13 +117,13 @@ class Backend:
             raise os_error(errno.ENOMEDIUM)
         return self.edge.node
 
-    def attach(self, node: Node, perm: int, shared: int) -> None:
-        """Start to use `node`.
+    def attach(self, node: Node, perm: int, shared: int, name: str = "root") -> None:
+        """Start to use `node`; `name` is what conflicts call it.
 
         Raises:
             QmpError: Another user does not allow it; nothing changed.
         """
-        self.edge = self.graph.attach_root(self, node, perm, shared)
+        self.edge = self.graph.attach_root(self, node, perm, shared, name)
         self.rebind()
 
     def set_perms(self, perm: int, shared: int) -> None:

@@ -155,13 +155,15 @@ class Graph:
 
     # Edges
 
-    def attach_root(self, user: Backend, node: Node, perm: int, shared: int) -> Edge:
-        """Attach a backend.
+    def attach_root(
+        self, user: Backend, node: Node, perm: int, shared: int, name: str = "root"
+    ) -> Edge:
+        """Attach a backend, which is the user of a child of that name.
 
         Raises:
             QmpError: Permission conflict; nothing changed.
         """
-        edge = Edge(user, node, "root", 0)
+        edge = Edge(user, node, name, 0)
         self._link(edge)
         try:
             self.update([node], {edge: (perm, shared)})

@@ -31,6 +31,8 @@ ATTRIBUTES_VALID: Final = 1
 #: Bytes; what statfs calls a block.
 BLOCK_SIZE: Final = 512
 
+#: What offsets end at, before they turn negative.
+_LAST: Final = (1 << 63) - 1
 #: Bytes; nodes are no longer than this.
 _MAX_LENGTH: Final = (1 << 63) - (1 << 30)
 _WRITE_BITS: Final = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
@@ -232,6 +234,8 @@ class FuseFile:
         if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
             raise os_error(errno.EINVAL)
         length = self.backend.length()
+        if offset > _LAST and whence == os.SEEK_HOLE:
+            raise os_error(errno.EINVAL)  # negative, as the caller meant it
         if offset > length or (offset == length and whence == os.SEEK_DATA):
             raise os_error(errno.ENXIO)
         while offset < length:

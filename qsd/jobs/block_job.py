@@ -114,9 +114,7 @@ class BlockJob(Job):
         """
         description = f"{self.TYPE} job '{self.id}'"
         backend = Backend(self.graph, self.id or "", description, _PausesJob(self))
-        backend.attach(node, perm, shared)
-        if backend.edge is not None:
-            backend.edge.name = name
+        backend.attach(node, perm, shared, name)
         self.backends.append(backend)
         return backend
 

@@ -87,7 +87,7 @@ def test_attributes(writable: bool, mode: int) -> None:
 def test_a_file_without_anything_allocated_looks_full(allocated: int | None, shown: int) -> None:
     async def use(file: FuseFile, rig: FileRig) -> None:
         info = {} if allocated is None else {"actual-size": allocated}
-        rig.driver.image_info = lambda: info  # type: ignore[assignment, method-assign]
+        rig.driver.image_info = lambda: info  # type: ignore[method-assign]
         assert file.attributes().allocated == shown
 
     with_file(use)
@@ -277,6 +277,10 @@ def test_holes_against_a_model(pages: set[int], length: int, offset: int) -> Non
 def test_other_ways_to_seek() -> None:
     async def use(file: FuseFile, rig: FileRig) -> None:
         assert await error_of(file.seek(0, os.SEEK_END)) == "EINVAL"
+        for negative in (-1, -(1 << 63)):  # as the kernel passes it on
+            offset = negative + (1 << 64)
+            assert await error_of(file.seek(offset, os.SEEK_HOLE)) == "EINVAL"
+            assert await error_of(file.seek(offset, os.SEEK_DATA)) == "ENXIO"
 
     with_file(use)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import pytest
 
 from qsd.block import perms
+from qsd.block.backend import Backend
 from qsd.block.drain import Drained
 from qsd.block.driver import Driver
 from qsd.errors import QmpError, os_error
@@ -201,6 +202,24 @@ def test_nothing_waits_for_the_target_of_a_cancelled_job(monkeypatch: pytest.Mon
             await job.cancel(force=True)
             await job.wait_end()
             assert given_up == [target]
+
+    in_world(story)
+
+
+def test_a_conflict_names_what_the_job_uses_the_node_as() -> None:
+    async def story(world: World) -> None:
+        async with Rig() as rig:
+            driver = await rig.memory("n")
+            other = Backend(rig.graph, "x", "somebody")
+            other.attach(driver.node, perms.RESIZE, perms.ALL)
+            job = Backup(world, sleep_long, rig.graph)
+            with pytest.raises(QmpError, match="backup job 'j' .uses node 'n' as 'main node' chil"):
+                job.use_node(driver.node, "main node", 0, perms.ALL & ~perms.RESIZE)
+            await other.detach()
+            job.start()
+            await turns()
+            await job.cancel(force=True)
+            await job.wait_end()
 
     in_world(story)
 
