@@ -30,8 +30,6 @@ _BATCH: Final = 1024
 #: through thousands of extents of its own to find it.
 _LONG: Final = 1 << 20
 
-_lseek = os.lseek
-
 
 class SearchedFile(Protocol):
     """What the search needs of the driver that it works for.
@@ -101,10 +99,10 @@ class HoleSearch:
         try:
             if not (stop := driver.data.end_of(offset)):
                 fd = driver.io.fd
-                start = _lseek(fd, offset, SEEK_DATA)
+                start = os.lseek(fd, offset, SEEK_DATA)
                 if start > offset:
                     return min(start, end) - offset, ST_ZERO
-                stop = max(_lseek(fd, start, SEEK_HOLE), start + 1)
+                stop = max(os.lseek(fd, start, SEEK_HOLE), start + 1)
                 if stop >= driver.size:
                     stop = align_up(stop, driver.limits.request_alignment)
                 if stop - start >= _LONG:
@@ -116,31 +114,43 @@ class HoleSearch:
         return min(stop, end) - offset, ST_DATA
 
     def _search(self, runs: Runs, position: int, end: int, limit: int) -> None:
-        """Add up to `limit` extents from `position` on."""
+        """Put up to `limit` extents from `position` on into empty `runs`."""
         driver = self._driver
-        fd, size, add, lseek = driver.io.fd, driver.size, runs.add, os.lseek
+        fd, size, lseek = driver.io.fd, driver.size, os.lseek
+        add_length, add_flags = runs.lengths.append, runs.flags.append
         known_end = driver.data.end_of if driver.data else None
+        begin = position
         while position < end and limit > 0:
             limit -= 1
             if known_end is None or not (stop := known_end(position)):
                 try:
-                    start = lseek(fd, position, os.SEEK_DATA)
+                    start = lseek(fd, position, SEEK_DATA)
                 except OSError as exc:
                     if exc.errno != errno.ENXIO:
                         raise
                     start = end  # nothing but a hole
                 if start > position:
+                    # What is before a hole is data, so there is nothing to join it with.
                     start = min(start, end)
-                    add(start - position, ST_ZERO)
+                    add_length(start - position)
+                    add_flags(ST_ZERO)
                     position = start
-                    continue
+                    if position == end or not limit:
+                        break
+                    limit -= 1  # where a hole ends is data
                 # Data that vanished between the two calls counts as data: that is true enough.
-                stop = max(lseek(fd, start, os.SEEK_HOLE), start + 1)
+                stop = max(lseek(fd, position, SEEK_HOLE), position + 1)
                 if stop >= size:
                     stop = align_up(stop, driver.limits.request_alignment)
-                if stop - start >= _LONG:
-                    driver.data.add(start, stop)
-            add(min(stop, end) - position, ST_DATA)
+                if stop - position >= _LONG:
+                    driver.data.add(position, stop)
+            stop = stop if stop < end else end
+            if runs.flags and runs.flags[-1] == ST_DATA:
+                runs.lengths[-1] += stop - position
+            else:
+                add_length(stop - position)
+                add_flags(ST_DATA)
             position = stop
+        runs.total = position - begin
         # What was found was followed to where it ends, which is not where the range does.
         runs.ends = position < end
