@@ -165,7 +165,8 @@ class Reopen:
             await node.flush_for_reopen()
         strangers = _strangers(node, options)
         old, new = _flat_options(node.options), _flat_options(options, strangers)
-        _check_resets(node, old, new)
+        if node.driver.can_reopen():
+            _check_resets(node, old, new)
         if options.driver == node.options.driver or not node.driver.can_reopen():
             token = await node.driver.prepare_reopen(options.branch, node.read_only)
             self._prepared.append((node, token))
@@ -218,7 +219,17 @@ class Reopen:
         return node
 
     def _replace_child(self, node: Node, name: str, edge: Edge | None, child: Node) -> None:
-        if edge is None:
+        if edge is None and name == "file":
+            self._graph.check_acyclic(node, child, name)
+            if not any(other.role & perms.ROLE_PRIMARY for other in node.children.values()):
+                raise QmpError("Cannot set file child to format node without file child")
+            # Only another driver has such an option, and that is refused in its turn.
+        elif edge is None:
+            if not node.driver.supports_backing:
+                raise QmpError(
+                    f"Driver '{node.driver.name}' of node '{node.name}' does not support backing "
+                    "files"
+                )
             self._change.link(node, child, name, perms.ROLE_COW)
         elif edge.node is not child:
             self._graph.check_acyclic(node, child, name)

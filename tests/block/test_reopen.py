@@ -155,6 +155,7 @@ def test_bad_requests(tree: dict[str, Any], message: str) -> None:
             {"driver": "raw", "file": "x", "size": 1 << 20},
             "Cannot find device='' nor node-name='x'",
         ),
+        ({"driver": "raw", "file": "o", "size": 1 << 20}, "Cannot set file child to format node"),
         ({"driver": "null-co", "size": 512}, "Cannot change the option 'size'"),
         (
             {"driver": "null-co", "size": 512, "force_share": True, "read_only": True},
@@ -173,11 +174,28 @@ def test_the_first_of_several_reasons(tree: dict[str, Any], message: str) -> Non
     async def main() -> None:
         async with Rig(null_co=Strict) as rig:
             memory = await rig.memory("n")
+            await rig.memory("o")
             memory.node.options = options(driver="null-co", node_name="n", size=1 << 20)
             with pytest.raises(QmpError) as caught:
                 await reopen(rig.graph, [options(node_name="n", **tree)])
             assert caught.value.desc.startswith(message)
             assert memory.node.options.driver == "null-co"
+
+    run(main())
+
+
+def test_no_backing_file_where_there_can_be_none() -> None:
+    async def main() -> None:
+        async with Rig() as rig:
+            memory = await rig.memory("n")
+            await rig.memory("o")
+            memory.node.options = options(driver="null-co", node_name="n")
+            tree = options(driver="qcow2", node_name="n", backing="o", file="o")
+            with pytest.raises(QmpError) as caught:
+                await reopen(rig.graph, [tree])
+            assert caught.value.desc == (
+                "Driver 'null-co' of node 'n' does not support backing files"
+            )
 
     run(main())
 
