@@ -275,7 +275,7 @@ class ExportRegistry:
         writable = bool(options.writable)
         if node.read_only and writable:
             raise QmpError("Cannot export read-only node as writable")
-        if options.iothread is not None:
+        if options.iothread:  # the C daemon takes an empty name for none
             from qsd.objects.iothread import IOThread
 
             # All exports are served by one loop; the object must only be there.

@@ -66,7 +66,7 @@ class VduseBlkExport(Export):
         size = _DEFAULT_QUEUE_SIZE if options.queue_size is None else options.queue_size
         if not _MIN_QUEUE_SIZE <= size <= _MAX_QUEUE_SIZE or size & (size - 1):
             raise QmpError("queue-size is invalid")
-        block_size = check_block_size(self.id, options.logical_block_size or None)
+        block_size = check_block_size(self.id, options.logical_block_size)
         # The driver can be told of a new length.
         perm = perms.CONSISTENT_READ | (perms.WRITE if self.writable else 0)
         self.backend.set_perms(perm, perms.ALL)

@@ -41,12 +41,12 @@ _POLL_MAX_NS: Final = 32768
 
 
 def check_block_size(export_id: str, block_size: int | None) -> int:
-    """Return the logical block size to use.
+    """Return the logical block size to use; none or 0 is the default.
 
     Raises:
         QmpError: It cannot be one.
     """
-    if block_size is None:
+    if not block_size:
         return blk.SECTOR
     name = f"{export_id}.logical-block-size"
     if not _MIN_BLOCK <= block_size <= _MAX_BLOCK:

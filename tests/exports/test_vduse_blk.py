@@ -201,8 +201,6 @@ def test_names_that_are_not_even_tried(control: FakeControl, name: str) -> None:
 
 
 def test_a_block_size_of_nothing_is_the_default(control: FakeControl) -> None:
-    """Unlike that of a vhost-user disk."""
-
     async def main() -> None:
         async with ExportRig() as rig:
             await rig.memory("m")

@@ -74,6 +74,23 @@ def test_options_that_are_refused(options: dict[str, Any], text: str) -> None:
     loop.run(main())
 
 
+def test_options_that_mean_nothing() -> None:
+    """A block size of 0 is the default, an empty name no iothread."""
+
+    async def main() -> None:
+        async with VhostRig() as rig:
+            await rig.memory("m")
+            await rig.serve(logical_block_size=0, iothread="")
+
+            def block_size() -> bytes:
+                with rig.connect() as frontend:
+                    return frontend.set_up().config(20, 4)
+
+            assert await asyncio.to_thread(block_size) == (512).to_bytes(4, "little")
+
+    loop.run(main())
+
+
 def test_front_ends_follow_each_other() -> None:
     async def main() -> None:
         async with VhostRig() as rig:
