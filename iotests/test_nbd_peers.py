@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import re
 import subprocess
@@ -31,7 +32,8 @@ WORK = (
 @contextlib.contextmanager
 def running(folder: Path, *command: str) -> Iterator[subprocess.Popen[bytes]]:
     with (folder / "peer.log").open("ab") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=env)
     try:
         yield process
     finally:
@@ -116,6 +118,13 @@ PEERS = {
         "server.type=unix,server.path=n.sock,export=y",
         "nbd+unix:///y?socket={folder}/n.sock",
     ),
+    "qsd": Peer(
+        " ".join(command_line("ours")) + " --blockdev file,node-name=f,filename=image,discard=unmap"
+        " --nbd-server addr.type=unix,addr.path=n.sock,max-connections=0 "
+        "--export nbd,id=e,node-name=f,name=y,writable=on",
+        "server.type=unix,server.path=n.sock,export=y",
+        "nbd+unix:///y?socket={folder}/n.sock",
+    ),
     "nbdkit": Peer("nbdkit -f -U n.sock file image"),
     "nbdkit, x509": Peer(
         "nbdkit -f -p {port} --tls=require --tls-certificates={folder}/server file image",
@@ -183,7 +192,7 @@ def test_the_document_has_all_servers() -> None:
 def test_the_document_names_tests_that_exist() -> None:
     section = DOCUMENT.read_text().split("## NBD interoperability")[1].split("\n## ")[0]
     names = set(re.findall(r"`(test_\w+)`", section))
-    files = ("test_nbd_peers.py", "test_clients.py")
+    files = ("test_nbd_peers.py", "test_clients.py", "test_tls_peers.py")
     known = "".join((ROOT / "iotests" / name).read_text() for name in files)
     assert names
     assert {name for name in names if f"def {name}(" not in known} == set()
@@ -272,12 +281,28 @@ def test_requests_in_flight_fail_when_the_server_dies(tmp_path: Path, daemon_kin
         client.close()
 
 
-def test_killed_and_restarted_under_load(tmp_path: Path, daemon_kind: str) -> None:
+#: Servers that are killed and started again.
+MORTALS = ("qemu-nbd", "qemu-storage-daemon", "qsd", "nbdkit")
+
+
+def mortal(folder: Path, name: str) -> tuple[list[str], str]:
+    """Return the command of a server, and how to connect to it."""
+    peer = PEERS[name]
+    command = peer.command.format(folder=folder).split()
+    need(command[0])
+    if name == "nbdkit":  # it alone minds the socket that the one before has left
+        command = ["sh", "-c", f"rm -f n.sock; exec {' '.join(command)}"]
+    return command, peer.where
+
+
+@pytest.mark.parametrize("server_name", MORTALS)
+def test_killed_and_restarted_under_load(
+    tmp_path: Path, daemon_kind: str, server_name: str
+) -> None:
     """With reconnect-delay nothing of what was confirmed is lost, and nothing fails."""
-    need("qemu-nbd")
+    command, where = mortal(tmp_path, server_name)
     (tmp_path / "image").write_bytes(bytes(SIZE))
-    command = ("qemu-nbd", "-t", "-f", "raw", "-x", "y", "-k", f"{tmp_path}/n.sock", "image")
-    where = "server.type=unix,server.path=n.sock,export=y,reconnect-delay=30"
+    where += ",reconnect-delay=30"
     with contextlib.ExitStack() as servers, contextlib.ExitStack() as stack:
         server = servers.enter_context(running(tmp_path, *command))
         stack.enter_context(client_of(daemon_kind, tmp_path, where))
@@ -298,12 +323,12 @@ def test_killed_and_restarted_under_load(tmp_path: Path, daemon_kind: str) -> No
         client.close()
 
 
-def test_mixed_load_survives_restarts(tmp_path: Path, daemon_kind: str) -> None:
+@pytest.mark.parametrize("server_name", MORTALS)
+def test_mixed_load_survives_restarts(tmp_path: Path, daemon_kind: str, server_name: str) -> None:
     """Reads, writes and zeroes of all sizes while the server is killed again and again."""
-    need("qemu-nbd")
+    command, where = mortal(tmp_path, server_name)
     (tmp_path / "image").write_bytes(bytes(SIZE))
-    command = ("qemu-nbd", "-t", "-f", "raw", "-x", "y", "-k", f"{tmp_path}/n.sock", "image")
-    where = "server.type=unix,server.path=n.sock,export=y,reconnect-delay=60"
+    where += ",reconnect-delay=60"
     choice = random.Random(5)
     model = bytearray(SIZE)
     with contextlib.ExitStack() as servers, contextlib.ExitStack() as stack:

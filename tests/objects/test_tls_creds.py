@@ -273,6 +273,10 @@ def test_only_the_authority_is_needed_by_a_client(tmp_path: Path) -> None:
             await meet(ServerTls(tree, server, None), client, "localhost")
         server.verify_peer = False
         await meet(ServerTls(tree, server, None), client, "localhost")
+        # Who is not known cannot be allowed.
+        await tree.create("authz-simple", "z", AuthZSimpleProperties(identity="CN=alice"))
+        with pytest.raises(QmpError, match=r"^TLS x509 authz check for .* is denied$"):
+            await meet(ServerTls(tree, server, "z"), client, "localhost")
 
     run(main())
 
