@@ -310,6 +310,8 @@ class LuksHeader:
             raise QmpError("'new-secret' must not be given when erasing keyslots")
         if options.iter_time is not None:
             raise QmpError("'iter-time' must not be given when erasing keyslots")
+        if options.secret is not None:
+            raise QmpError("'secret' must not be given when erasing keyslots")
         password = None
         if options.old_secret is not None:
             password = find_password(graph, options.old_secret)
@@ -326,12 +328,15 @@ class LuksHeader:
     async def _erase_one(self, index: int, password: bytes | None, *, force: bool) -> None:
         if not 0 <= index < luks.SLOTS:
             _refuse_slot(index)
-        if not self.header.slots[index].is_active:
-            raise QmpError(f"Given keyslot {index} is already erased (inactive) ")
-        if password is not None and await self.try_slot(index, password) is None:
+        is_active = self.header.slots[index].is_active
+        if password is not None and not (
+            is_active and await self.try_slot(index, password) is not None
+        ):
             raise QmpError(
                 f"Given keyslot {index} doesn't contain the given old password for erase operation"
             )
+        if not force and not is_active:
+            raise QmpError(f"Given keyslot {index} is already erased (inactive) ")
         if not force and self._active_count() == 1:
             raise QmpError(
                 f"Attempt to erase the only active keyslot {index} which will erase all the data "

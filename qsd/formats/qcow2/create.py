@@ -48,7 +48,14 @@ async def create(graph: Graph, options: BlockdevCreateOptionsQcow2) -> None:
             find_target(graph, options.data_file)
 
     async with open_target(graph, options.file, check=check) as target:
-        plan = encryption.Plan(graph, options.encrypt) if options.encrypt is not None else None
+        plan, refusal = None, None
+        if options.encrypt is not None:
+            try:
+                plan = encryption.Plan(graph, options.encrypt)
+            except QmpError as exc:
+                # The C daemon encrypts last: whatever else is wrong comes first, and a plain image
+                # is left behind.
+                refusal = exc
         if options.data_file is not None:
             async with open_target(graph, options.data_file) as data:
                 data_name = data.node.name
@@ -56,6 +63,8 @@ async def create(graph: Graph, options: BlockdevCreateOptionsQcow2) -> None:
                 await _fill(graph, target, header, options, data_name, plan)
         else:
             await _fill(graph, target, header, options, None, plan)
+        if refusal is not None:
+            raise refusal
 
 
 def make_header(options: BlockdevCreateOptionsQcow2) -> Header:

@@ -100,7 +100,7 @@ def test_reopening(encrypt: dict[str, Any], tmp_path: Path) -> None:
     """The encryption can neither be left out nor be another one; a secret may have a new name."""
 
     async def body(rig: SecretRig, node: Node) -> None:
-        with pytest.raises(QmpError, match="'encrypt.format' cannot be reset to its default"):
+        with pytest.raises(QmpError, match="cannot be reset to its default value"):
             await rig.reopen(node, encrypt=None)
         real = opening(encrypt)["format"]
         other = "luks" if real == "aes" else "aes"
@@ -266,6 +266,34 @@ def test_refused(
         assert caught.value.desc == text
 
     on_image(path, made, body)
+
+
+@pytest.mark.parametrize(("encrypt", "text"), [
+    ({"format": "luks"}, "Parameter 'encrypt.key-secret' is required for cipher"),
+    ({"format": "luks", "key-secret": "nope"}, "No secret with id 'nope'"),
+    (
+        {**LUKS, "cipher-alg": "cast5-128"},
+        "Unsupported cipher mode xts",
+    ),
+])  # fmt: skip
+def test_refused_creation_leaves_a_plain_image(
+    encrypt: dict[str, Any], text: str, tmp_path: Path
+) -> None:
+    """What is wrong with the encryption is told last, as the C daemon does it last."""
+    path = tmp_path / "q"
+    path.touch()
+    file = {"driver": "file", "filename": str(path)}
+
+    async def main() -> None:
+        async with SecretRig() as rig:
+            with pytest.raises(QmpError) as caught:
+                await rig.create("qcow2", file=file, size=LENGTH, encrypt=encrypt)
+            assert text in caught.value.desc
+            node = await rig.add(driver="qcow2", node_name="q", file=file)
+            assert node.length() == LENGTH
+            assert "encrypt" not in node.driver.image_info()["format-specific"]["data"]
+
+    run(main())
 
 
 def test_options_for_a_plain_image(tmp_path: Path) -> None:
