@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from bench import bitmaps, clients, crypto, fuse, images, jobs, nbd_client, vhost
+from bench import bitmaps, clients, crypto, fuse, images, jobs, more_jobs, nbd_client, status, vhost
 from bench.daemon import Daemon
 from bench.figures import Figure, Run, metered
 
@@ -386,6 +386,7 @@ def table() -> list[Workload]:
             "run/s",
             1,
         ),
+        *(Workload(name, run, "run/s", 1) for name, run in status.rows()),
         Workload("p99 of 4k reads beside 1M reads", beside_large, "1/us", 1),
         Workload("nbdcopy out", tool("full.qcow2", "nbdcopy", "{uri}", "null:"), "run/s", 1),
         Workload("nbdcopy in", copy_in("nbdcopy", "full.raw", "{uri}"), "run/s", 1),
@@ -427,6 +428,7 @@ def table() -> list[Workload]:
             for kind, name in (("stream", "stream from"), ("commit", "active commit into"))
             for base in ("raw", "qcow2")
         ),
+        *(Workload(name, run, unit, 1) for name, run, unit in more_jobs.rows()),
         Workload("start to greeting", greeting, "1/ms", 0),
         Workload("QMP round trip", round_trips, "op/s", 1),
         Workload("create 1000 nodes and exports", many_nodes, "run/s", 0.5),

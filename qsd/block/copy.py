@@ -32,6 +32,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from qsd.block.mapping import COMPRESSED, MAY_UNMAP, ST_DATA, ST_ZERO, Status
+from qsd.block.outlook import Outlook
 from qsd.block.status import chain_runs_nowait, chain_status
 from qsd.util.ranges import align_down
 
@@ -46,6 +47,8 @@ COPY_UNIT: Final = 1 << 20
 #: Copies between descriptors at a time: some are at work while the next ones get ready.  More would
 #: only pin ranges of the source while they queue up for the target.
 _DESCRIPTOR_COPIES: Final = 8
+#: Bytes; what is as short is copied at once, if nothing has to be waited for.
+_AT_ONCE: Final = 128 << 10
 #: Bytes; what lies in shorter pieces is copied through a buffer.
 _MIN_RUN: Final = 256 << 10
 #: Bytes; zeroes that are shorter than the target's clusters, or than that, are copied like data.
@@ -157,6 +160,8 @@ class NodeCopier:
         Raises:
             CopyError: One side failed; what was to be copied is partly new.
         """
+        if not self.compress and self._move_nowait(source, target, offset, length):
+            return length
         if self.use_descriptors:
             async with self._lanes:
                 if count := await copy_descriptors(source, target, offset, length):
@@ -175,6 +180,20 @@ class NodeCopier:
             except OSError as exc:
                 raise CopyError(False, offset, exc) from exc
             return len(view)
+        finally:
+            self._buffers.give(buffer)
+
+    def _move_nowait(self, source: Node, target: Node, offset: int, length: int) -> bool:
+        """Fast: copy a short range through memory, if neither side has to wait.
+
+        Half the processor time of what comes else, where an image is in many short pieces.
+        """
+        if length > min(_AT_ONCE, self._buffers.size):
+            return False
+        buffer = self._buffers.take()
+        view = buffer[:length]
+        try:
+            return source.read_nowait(offset, view) and target.write_nowait(offset, view)
         finally:
             self._buffers.give(buffer)
 
@@ -246,8 +265,11 @@ class RangeCopier(NodeCopier):
         hole = smallest_hole(target)
         end = offset + length
         moved = 0
+        outlook = Outlook(hole)
+        outlook.learn(source, offset, length)
         while offset < end:
-            count, is_data = await next_extent(source, offset, end - offset, hole)
+            known = outlook.look(offset, end - offset)
+            count, is_data = known or await next_extent(source, offset, end - offset, hole)
             if is_data:
                 # In one go, however many extents it lies in: what a call costs outweighs the bytes.
                 await self.move(source, target, offset, count)

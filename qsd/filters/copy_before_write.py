@@ -32,6 +32,7 @@ from qsd.block.copy import COPY_UNIT, CopyError, NodeCopier, next_extent
 from qsd.block.dirty import CHECK_BUSY, CHECK_INCONSISTENT, WorkingSet
 from qsd.block.info import driver_info
 from qsd.block.mapping import ST_DATA, ST_ZERO, Status
+from qsd.block.outlook import Outlook
 from qsd.block.status import chain_status
 from qsd.errors import QmpError, os_error, prefixed
 from qsd.filters.base import FilterDriver, filtered_filename
@@ -85,8 +86,8 @@ class CopyBeforeWriteDriver(FilterDriver):
     name: ClassVar[str] = "copy-before-write"
 
     __slots__ = (
-        "_break_snapshot", "_done", "_error", "_ranges", "_readable", "_shown", "_target",
-        "_timeout", "cluster_size", "copier", "on_saved", "pending",
+        "_break_snapshot", "_done", "_error", "_outlook", "_ranges", "_readable", "_shown",
+        "_target", "_timeout", "cluster_size", "copier", "on_saved", "pending",
     )  # fmt: skip
 
     def __init__(self, node: Node) -> None:
@@ -99,6 +100,7 @@ class CopyBeforeWriteDriver(FilterDriver):
         self._error = 0
         self.pending: Bitmap
         self.copier: NodeCopier
+        self._outlook: Outlook
         self.on_saved: Callable[[int], None] | None = None
         self._shown: tuple[WorkingSet, Node] | None = None
         self._done: Bitmap
@@ -116,6 +118,7 @@ class CopyBeforeWriteDriver(FilterDriver):
         self.cluster_size = cluster_size_of(self._target.node)
         self.copier = NodeCopier(unit=max(COPY_UNIT, self.cluster_size))
         self.copier.flush_follows = False
+        self._outlook = Outlook(1, self.cluster_size)
         length = self.length()
         self.pending = Bitmap(length, self.cluster_size)
         self._done = Bitmap(length, self.cluster_size)
@@ -240,6 +243,10 @@ class CopyBeforeWriteDriver(FilterDriver):
             CopyError: The source cannot tell.
         """
         size = self.cluster_size
+        # What is pending has not changed since it was asked about, however long ago.
+        known = self._outlook.look(offset, length)
+        if known is not None:
+            return known[0], not known[1]
         count, is_data = await next_extent(self.edge.node, offset, length, size)
         if count < length:
             # A cluster is data if any of it is.
@@ -247,6 +254,16 @@ class CopyBeforeWriteDriver(FilterDriver):
         if count:
             return min(count, length), not is_data
         return min(size, length), False
+
+    async def look_ahead(self, offset: int, length: int) -> tuple[int, bool]:
+        """Do what :meth:`look` does for somebody who is going to ask about what follows, too.
+
+        Raises:
+            CopyError: The source cannot tell.
+        """
+        if self._outlook.look(offset, length) is None:
+            self._outlook.learn(self.edge.node, offset, length)
+        return await self.look(offset, length)
 
     # What the guest does
 

@@ -243,8 +243,8 @@ class BackupJob(BlockJob):
                 await self._judge()
                 position = 0
             await checkpoint(self, workers, limit, self._failures)
-            area = pending.next_dirty_area(position, length)
-            if area is None:
+            start = pending.next_dirty(position, length)
+            if start is None:
                 if workers.in_flight:
                     await workers.wait_one()
                 elif not self._failures:
@@ -252,7 +252,9 @@ class BackupJob(BlockJob):
                         return
                     position = 0
                 continue
-            offset, extent = area
+            # No further than is dealt with at once: the end of the pending ones may be far.
+            stop = pending.next_clean(start, start + ZERO_CHUNK) or start + ZERO_CHUNK
+            offset, extent = start, min(stop, length) - start
             count = await self._chunk(offset, extent)
             if self.pause_count:
                 continue  # the drained section that paused us may have changed everything
@@ -280,20 +282,21 @@ class BackupJob(BlockJob):
         main = self.backends[0]
         await begin_all(main)
         try:
-            count, is_zero = await cbw.look(offset, min(extent, self._ahead))
+            count, is_zero = await cbw.look_ahead(offset, min(extent, self._ahead))
         except CopyError:
             return min(extent, cbw.cluster_size)  # copying finds it again, and reports it
         finally:
             main.end()
-        if is_zero:
-            # Looking far saves time where there is nothing, and costs it where there is much.
-            self._ahead = ZERO_CHUNK
-            return count
         limit = steady_chunk(CHUNK, self.speed) if self.speed else LARGE_CHUNK
         if self._plan.max_chunk:
             limit = min(limit, self._plan.max_chunk)
-        self._ahead = max(align_down(limit, cbw.cluster_size), cbw.cluster_size)
-        return min(count, self._ahead)
+        limit = max(align_down(limit, cbw.cluster_size), cbw.cluster_size)
+        # Looking far saves time where there is nothing, and costs it where there is much.
+        self._ahead = ZERO_CHUNK if is_zero else limit
+        if is_zero and (self.speed or count > limit):
+            return count
+        # What is in short pieces goes with one request: each has a price of its own.
+        return min(count if self.speed else extent, limit)
 
     async def _save(self, offset: int, length: int) -> None:
         backends = self.backends
