@@ -109,26 +109,43 @@ def test_every_state_is_consistent(
         assert daemon.stop() == 0
     entries = read_log(tmp_path / "log")
     assert sum(bool(entry.flags & FLUSH) for entry in entries) > 3
-    check_states(tmp_path, entries, states=5 * kill_rounds)
+    check_states(tmp_path, entries, choose_cuts(entries, 5 * kill_rounds))
 
 
-def check_states(folder: Path, entries: list[Entry], states: int) -> None:
-    """Build states and let qemu-img check them; half of them lie just before a flush."""
+def choose_cuts(entries: list[Entry], states: int) -> list[tuple[int, float]]:
+    """Return where power is cut, and which share of the writes since the last flush is there.
+
+    With enough states that is after each entry, once with all that was written up to there and once
+    with a part of it; else half of the cuts lie just before a flush.
+    """
     source = random.Random(3)
+    if states >= len(entries):
+        everywhere = range(len(entries) + 1)
+        return [
+            (point, share)
+            for point in everywhere
+            for share in (1.0, source.choice([0.0, 0.2, 0.5, 0.8]))
+        ]
     flushes = [index for index, entry in enumerate(entries) if entry.flags & FLUSH]
     points = sorted(
         source.choice(flushes) if source.random() < 0.5 else source.randrange(len(entries))
         for _ in range(states)
     )
+    return [(point, source.choice([0.0, 0.2, 0.5, 0.8, 1.0])) for point in points]
+
+
+def check_states(folder: Path, entries: list[Entry], cuts: list[tuple[int, float]]) -> None:
+    """Build states and let qemu-img check them."""
+    source = random.Random(3)
+    flushes = [index for index, entry in enumerate(entries) if entry.flags & FLUSH]
     durable = bytearray((folder / "before").read_bytes())
     done = 0  # entries that are in `durable`
-    for point in points:
+    for point, share in cuts:
         last = max((index for index in flushes if index < point), default=-1)
         for entry in entries[done : last + 1]:
             apply(durable, entry)
         done = max(done, last + 1)
         state = bytearray(durable)
-        share = source.choice([0.0, 0.2, 0.5, 0.8, 1.0])
         for entry in entries[done:point]:
             if source.random() < share or entry.flags & FUA:
                 apply(state, entry)
