@@ -29,7 +29,8 @@ HEAVY = (
     "asyncio.unix_events",
     "concurrent.futures.thread",
     "inspect",
-    "linecache",
+    # Python 3.13 imports this for the tracebacks of programs that are given with -c.
+    *(("linecache",) if sys.version_info < (3, 13) else ()),
     "logging",
     "re",
     "selectors",
