@@ -129,7 +129,7 @@ def test_reads(case: Case, pieces: int) -> None:
 
     case.run(use)
     assert answers == [(0, case.content[at : at + SIZE]) for at in [*offsets, 0]]
-    # The last of several, and one alone, are copied by the loop.
+    # The loop copies, too: what the kernel is too busy for, and one alone.
     assert 1 <= case.aside < COUNT
 
 
@@ -178,6 +178,27 @@ def test_a_file_that_became_shorter(case: Case) -> None:
         os.truncate(case.path, rest)
         answers = offer(frontend, IN, [(rest - SIZE // 2, SIZE)] * 3, 2)
         assert answers == [(0, case.content[rest - SIZE // 2 : rest] + bytes(SIZE // 2))] * 3
+
+    case.run(use)
+    assert case.aside
+
+
+def test_memory_that_is_taken_away(case: Case) -> None:
+    """The kernel's thread meets the gap, or this one does: an error like any other."""
+
+    def use(frontend: Frontend) -> None:
+        frontend.config()  # all before it is done
+        os.ftruncate(frontend.memfd, frontend.data + 4096 + SIZE // 2)
+        queue, mem = frontend.queues[0], frontend.mem
+        struct.pack_into("<IIQ", mem, frontend.data, IN, 0, 0)
+        for head in (0, 3):
+            queue.put_desc(head, GUEST_BASE + frontend.data, 16, D_NEXT, head + 1)
+            payload = GUEST_BASE + frontend.data + 4096
+            queue.put_desc(head + 1, payload, SIZE, D_NEXT | D_WRITE, head + 2)
+            queue.put_desc(head + 2, GUEST_BASE + frontend.data + 64, 1, D_WRITE)
+        queue.offer(0, 3)
+        assert {head for head, _ in queue.wait_used(2)} == {0, 3}
+        assert mem[frontend.data + 64] == 1
 
     case.run(use)
     assert case.aside
