@@ -62,6 +62,8 @@ class TlsCreds(UserCreatable):
     WRONG_TYPE: ClassVar[str] = "Object with id '{}' is not TLS credentials"
     #: Cipher suites in OpenSSL's spelling, where the kind of credentials needs special ones.
     CIPHERS: ClassVar[str | None] = None
+    #: How a message begins that refuses the priority string.
+    PRIORITY_FAILURE: ClassVar[str] = "Unable to set TLS session priority"
     PROPERTIES: ClassVar[tuple[Property, ...]] = (
         attribute("endpoint", "QCryptoTLSCredsEndpoint"),
         attribute("dir", "string"),
@@ -117,7 +119,8 @@ class TlsCreds(UserCreatable):
         from qsd.net.tls_priority import apply_priority
 
         context = self.context()
-        apply_priority(context, self.priority or DEFAULT_PRIORITY, ciphers=self.CIPHERS)
+        priority = DEFAULT_PRIORITY if self.priority is None else self.priority
+        apply_priority(context, priority, ciphers=self.CIPHERS, what=self.PRIORITY_FAILURE)
         return TlsSession(
             context, server_side=self.is_server, hostname=self.peer_hostname(hostname), check=check
         )
@@ -326,6 +329,7 @@ class TlsCredsX509(TlsCreds):
     """
 
     TYPE = "tls-creds-x509"
+    PRIORITY_FAILURE = "Cannot set default TLS session priority"
     PROPERTIES: ClassVar[tuple[Property, ...]] = (
         attribute("sanity-check", "bool"),
         attribute("passwordid", "string"),

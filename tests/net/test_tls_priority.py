@@ -31,13 +31,38 @@ def test_stronger_set() -> None:
     assert all(each["strength_bits"] == 256 for each in old)
 
 
+def test_level_and_hash() -> None:
+    made = context()
+    apply_priority(made, "NORMAL:-SHA1:%PROFILE_HIGH:+CTYPE-X509:-COMP-ALL:+COMP-NULL")
+    assert made.security_level == 3
+    assert not [each for each in made.get_ciphers() if each["name"].endswith("-SHA")]
+    apply_priority(made, "NORMAL")
+    assert made.security_level == 1
+    assert [each for each in made.get_ciphers() if each["name"].endswith("-SHA")]
+
+
+INVALID = "The request is invalid."
+NOTHING = "No or insufficient priorities were set."
+
+
 @pytest.mark.parametrize(
-    "text",
+    ("text", "reason"),
     [
-        "GARBAGE", "", "NORMAL:-AES-128-GCM", "NORMAL:", "NORMAL:-PSK", "NORMAL:-VERS-ALL",
-        "NORMAL:+VERS-TLS1.0",
+        ("GARBAGE", INVALID),
+        ("", INVALID),
+        ("NORMAL:", INVALID),
+        (":NORMAL", INVALID),
+        ("NORMAL:BOGUS", INVALID),
+        ("NORMAL:+BOGUS", INVALID),
+        ("NORMAL:%BOGUS", INVALID),
+        ("NONE", NOTHING),
+        ("NORMAL:-VERS-ALL", NOTHING),
+        ("NORMAL:-AES-128-GCM", "'-AES-128-GCM' has no counterpart in OpenSSL"),
+        ("NORMAL:-PSK", "'-PSK' has no counterpart in OpenSSL"),
+        ("NORMAL:+VERS-TLS1.0", "'+VERS-TLS1.0' has no counterpart in OpenSSL"),
     ],
-)  # fmt: skip
-def test_refused(text: str) -> None:
-    with pytest.raises(QmpError, match=r"^Unable to set TLS session priority "):
+)
+def test_refused(text: str, reason: str) -> None:
+    with pytest.raises(QmpError) as caught:
         apply_priority(context(), text)
+    assert caught.value.desc == f"Unable to set TLS session priority {text}: {reason}"
