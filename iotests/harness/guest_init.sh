@@ -71,6 +71,7 @@ work() {
         # shellcheck disable=SC2086
         operation $line || echo "BAD operation $line: $?"
         done=$((done + 1))
+        [ $((done % 5)) != 0 ] || echo "AT $1 $done"
     done <"/plan/$1"
     echo "WORKED $1 $done"
 }
@@ -95,7 +96,7 @@ work_together() {
 wait_for_growth() {
     before=$(cat /sys/block/vda/size)
     echo "READY to grow"
-    for _ in $(seq 1 200); do
+    for _ in $(seq 1 1000); do
         after=$(cat /sys/block/vda/size)
         if [ "$after" != "$before" ]; then
             echo "SIZE $after"
