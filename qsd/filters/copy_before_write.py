@@ -229,7 +229,7 @@ class CopyBeforeWriteDriver(FilterDriver):
         """
         size = self.cluster_size
         source, target = self.edge.node, self._target.node
-        count, is_zero = await self.look(offset, length)
+        count, is_zero = await self.look_ahead(offset, length)
         if is_zero:
             await self.copier.zero_node(target, offset, count)
             return count
