@@ -72,8 +72,8 @@ class DirtyBitmap:
     """
 
     __slots__ = (
-        "bits", "busy", "enabled", "inconsistent", "name", "node", "persistent", "read_only",
-        "skip_store", "successor",
+        "_older", "bits", "busy", "enabled", "inconsistent", "name", "node", "persistent",
+        "read_only", "skip_store", "successor",
     )  # fmt: skip
 
     def __init__(
@@ -88,6 +88,7 @@ class DirtyBitmap:
         self.inconsistent = False
         self.read_only = False
         self.successor: Bitmap | None = None
+        self._older: frozenset[str] = frozenset()  # bitmaps that were there before the successor
         self.skip_store = False
 
     def __repr__(self) -> str:
@@ -190,6 +191,7 @@ class DirtyBitmap:
     def freeze(self) -> None:
         """Stand still; a successor records from now on what this one would have recorded."""
         self.busy = True
+        self._older = frozenset(self.node.bitmaps)
         self.successor = Bitmap(self.bits.length, self.granularity)
 
     def abdicate(self) -> None:
@@ -198,9 +200,13 @@ class DirtyBitmap:
         self.bits = self.successor
         self.successor = None
         self.busy = False
-        if self.node.bitmaps.pop(self._key, None) is not None:
-            # Bitmaps are listed newest first, and this one is the successor by now.
-            self.node.bitmaps[self._key] = self
+        bitmaps = self.node.bitmaps
+        if bitmaps.pop(self._key, None) is not None:
+            # Bitmaps are listed by age, and this one is the successor by now.
+            newer = [key for key in bitmaps if key not in self._older]
+            bitmaps[self._key] = self
+            for key in newer:
+                bitmaps[key] = bitmaps.pop(key)
 
     def reclaim(self) -> None:
         """Take over what the successor recorded."""

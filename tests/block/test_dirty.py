@@ -111,6 +111,21 @@ def test_successors(enabled: bool, way: str) -> None:
     run(main())
 
 
+def test_a_successor_is_as_old_as_it_is() -> None:
+    async def main() -> None:
+        async with Rig() as rig:
+            node = (await rig.memory("n", 1 << 20)).node
+            bitmaps = {name: DirtyBitmap(node, name, 65536) for name in "abc"}
+            bitmaps["a"].attach()
+            bitmaps["b"].attach()
+            bitmaps["a"].freeze()
+            bitmaps["c"].attach()
+            bitmaps["a"].abdicate()
+            assert [bitmap.name for bitmap in dirty.bitmaps_of(node)] == ["c", "a", "b"]
+
+    run(main())
+
+
 def test_checks() -> None:
     async def main() -> None:
         async with Rig() as rig:
