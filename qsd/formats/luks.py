@@ -233,6 +233,8 @@ async def create(graph: Graph, options: BlockdevCreateOptionsLUKS) -> None:
     """
     async with open_target(graph, options.file) as target:
         prealloc = options.preallocation or "off"
+        if prealloc == "metadata":
+            prealloc = "off"  # all metadata there is, the header, is written anyway
         password = find_password(graph, options.key_secret)
         spec = check_create_options(options)
         length = spec.header_length

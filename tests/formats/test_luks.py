@@ -213,6 +213,23 @@ def test_options_that_make_no_volume(options: dict[str, Any], text: str) -> None
 # Keys
 
 
+def test_preallocated_metadata(tmp_path: Path) -> None:
+    """The header is all there is of it; files know no such thing."""
+    path = tmp_path / "volume"
+    path.touch()
+
+    async def main() -> None:
+        async with SecretRig() as rig:
+            await rig.create(
+                "luks", file={"driver": "file", "filename": str(path)}, size=LENGTH,
+                key_secret="s", preallocation="metadata", **SMALL,
+            )  # fmt: skip
+            node = await open_file(rig, path)
+            assert node.length() == LENGTH
+
+    run(main())
+
+
 def test_add_and_erase() -> None:
     async def body(rig: SecretRig, memory: MemoryDriver, node: Node) -> None:
         await rig.amend("l", state="active", new_secret="t", iter_time=0)
