@@ -35,7 +35,7 @@ _STATUS, _TABLE, _PAYLOAD = 64, 1024, 16384
 _SLOTS = 12
 _RING_SIZES = [16, 64, 128, 256]
 #: Seconds; a back end that does nothing for so long has given up on a ring.
-_PATIENCE = 5.0
+_PATIENCE = 30.0
 _HOSTILE_PATIENCE = 0.15
 _KINDS = [vf.IN, vf.OUT, vf.FLUSH, vf.GET_ID, vf.DISCARD, vf.WRITE_ZEROES, 99]
 _WEIGHTS = [30, 30, 5, 3, 6, 6, 1]
@@ -196,8 +196,10 @@ def play(path: Path, session: Session) -> list[str]:
     with contextlib.closing(_Player(path, session)) as player:
         try:
             player.begin()
+            player.settle()
             for step in session.steps:
                 answer = player.step(step)
+                player.settle()
                 transcript.append(f"{step.name} {step.queue}: {answer}")
         except (Broken, vf.Gone, TimeoutError, BrokenPipeError):
             transcript.append("broken")
@@ -222,6 +224,10 @@ class _Player:
         self._share_memory()
         for size in self._session.sizes:
             frontend.add_queue(size)
+
+    def settle(self) -> None:
+        """Wait until all messages are acted on: kicks go another way, and may overtake them."""
+        self._frontend.ask_number(vf.GET_FEATURES)
 
     def _share_memory(self) -> None:
         frontend = self._frontend
