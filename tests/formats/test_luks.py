@@ -36,12 +36,13 @@ CIPHERS: list[dict[str, Any]] = [
     {"cipher-alg": "twofish-128", "cipher-mode": "cbc", "ivgen-alg": "plain"},
     {"cipher-alg": "cast5-128", "cipher-mode": "cbc", "hash-alg": "sha1"},
 ]
-#: Each cipher in each mode that the C daemon makes volumes with.
+#: Each cipher in each mode that the C daemon makes volumes with.  It dies of keys of 192 bits but
+#: in XTS: their split material is not of whole sectors.
 MATRIX: list[dict[str, Any]] = [
     {"cipher-alg": name, "cipher-mode": mode, "ivgen-alg": ivgen}
     for name, mode, ivgen in [
         *((name, "xts", "plain64") for name in ALGORITHMS if not name.startswith("cast5")),
-        *((name, "cbc", "plain64") for name in ALGORITHMS),
+        *((name, "cbc", "plain64") for name in ALGORITHMS if not name.endswith("-192")),
         *((name, "ecb", "plain") for name in ("aes-256", "serpent-128", "cast5-128")),
         ("twofish-256", "cbc", "essiv"),
     ]
