@@ -140,7 +140,8 @@ class DirtyBitmap:
     def runs(self, offset: int, length: int, limit: int) -> Runs:
         """Describe the start of a range in at most `limit` extents; flags are 1 for dirty, or 0.
 
-        Bits are looked at by the column: 16384 dirty areas take 4 ms, one after the other 150.
+        Bits are looked at by the column: 16384 dirty areas take 6 ms with the
+        connection, one after the other 150.
         """
         from qsd.block.runs import Runs, split
 

@@ -84,8 +84,8 @@ class HoleSearch:
     def extent_nowait(self, offset: int, length: int) -> tuple[int, int] | None:
         """Fast: describe the first extent of a range, as `runs_nowait` does with a limit of one.
 
-        A client that asks for one extent after the other waits for each.  Without the objects that
-        several extents need this takes half as long.
+        A client that asks for one extent after the other waits for each, so this does without the
+        objects that several extents need.
 
         Returns:
             (length, flags); None as there.
