@@ -86,10 +86,7 @@ class RunPath(Protocol):
     """Serves several short requests together, at once."""
 
     def read_run(self, requests: Sequence[tuple[int, memoryview]]) -> int:
-        """Fill all views, which belong to their offsets; return how many were served.
-
-        None or all; what is not served takes the plain way.
-        """
+        """Fill the views of the first of several; return how many."""
 
     def write_run(self, requests: Sequence[tuple[int, memoryview]]) -> int:
         """Write the first of several; return how many.

@@ -18,7 +18,7 @@ def test_fit_for_use(role: str) -> None:
     leaf = make_leaf(authority, role, "name", ["localhost", "::1"], 1)
     check_authority(authority.certificate, "a")
     check_leaf(leaf.certificate, "l", role)
-    check_issued([leaf.certificate], [authority.certificate], "l", "a")
+    check_issued(leaf.certificate, [authority.certificate], "l", "a")
     names = leaf.certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.DNSName) == ["localhost"]
     assert [str(ip) for ip in names.get_values_for_type(x509.IPAddress)] == ["::1"]
