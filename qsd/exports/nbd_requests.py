@@ -198,15 +198,18 @@ class Requests:
         """Tell whether a read is answered in one piece, as far as that is known without asking.
 
         It is without structured replies, with DF, or where all is known to be data.  So is a short
-        read from another server: asking that one about holes takes as long as reading.  Measured,
-        4 KiB from a server with a sparse file, queue depth 32, on a busy machine: 8,800 to
-        27,700/s, with questions 3,000 to 3,300/s.
+        read from another server where there are holes: asking that one about them takes as long as
+        reading.  Measured, 4 KiB from a server with a sparse file, queue depth 32, on a busy
+        machine: 8,800 to 27,700/s, with questions 3,000 to 3,300/s.  Where nobody has looked yet,
+        one question is worth it: what is all data then takes the fastest way.
         """
         return (
             not self._session.structured
             or bool(flags & nbd.CMD_FLAG_DF)
             or self.known_data.covers(offset, length)
-            or (length < _WORTH_ASKING and self._is_far())
+            or (
+                length < _WORTH_ASKING and not self.known_data.is_unknown(offset) and self._is_far()
+            )
         )
 
     def _is_far(self) -> bool:
