@@ -33,6 +33,9 @@ class ChangeSink(Protocol):
     def changed(self, offset: int, length: int) -> None:
         """The source changed, or may have."""
 
+    def write_both_nowait(self, offset: int, view: memoryview) -> bool:
+        """Write to the source and the target at once; False if that must be done otherwise."""
+
     async def change_both(
         self, offset: int, length: int, change: Callable[[Node], Coroutine[Any, Any, None]]
     ) -> None:
@@ -79,13 +82,19 @@ class MirrorTopDriver(FilterDriver):
         return chain_runs_nowait(self.edge.node, offset, length, limit)
 
     def write_nowait(self, offset: int, view: memoryview) -> bool:
-        """Fast: write to the child, and note that."""
+        """Fast: write to the child, and to the target where that is to be equal at any time."""
         sink = self.sink
-        if sink is None:
-            return super().write_nowait(offset, view)
-        if sink.is_blocking or not super().write_nowait(offset, view):
+        if sink is not None and sink.is_blocking:
+            if not sink.write_both_nowait(offset, view):
+                return False
+            node = self.node
+            if offset + len(view) > node.wr_highest_offset:
+                node.wr_highest_offset = offset + len(view)
+            return True
+        if not super().write_nowait(offset, view):
             return False
-        sink.changed(offset, len(view))
+        if sink is not None:
+            sink.changed(offset, len(view))
         return True
 
     async def write(self, offset: int, view: memoryview, flags: int) -> None:

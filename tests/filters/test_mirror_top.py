@@ -25,6 +25,11 @@ class Notes:
         self.target = target
         self.is_blocking = is_blocking
         self.ranges: list[tuple[int, int]] = []
+        self.at_once: list[int] = []
+
+    def write_both_nowait(self, offset: int, view: memoryview) -> bool:
+        self.at_once.append(offset)
+        return offset > 0
 
     def changed(self, offset: int, length: int) -> None:
         self.ranges.append((offset, length))
@@ -94,6 +99,10 @@ def test_blocking_changes_are_the_jobs_business() -> None:
         filter_, driver = await _filter(world, node)
         driver.sink = notes = Notes(other, is_blocking=True)
         assert not filter_.write_nowait(0, memoryview(b"x" * 512))
+        assert filter_.write_nowait(4096, memoryview(b"x" * 512))
+        assert notes.at_once == [0, 4096]
+        assert filter_.wr_highest_offset == 4608
+        assert not notes.ranges
         await filter_.write(0, memoryview(b"x" * 512))
         assert notes.ranges == [(0, 512)]
         # The sink decides where the change goes; ours went to the other node only.

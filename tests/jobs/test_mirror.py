@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import random
 from typing import Literal
 
 import pytest
@@ -37,6 +38,107 @@ def test_guest_writes_are_in_the_copy(mode: str) -> None:
         await guest.work(4, 20)
         await guest.check()
         assert await content(target) == guest.content
+        await guest.leave()
+
+    tell(story)
+
+
+@pytest.mark.parametrize("mode", ["background", "write-blocking"])
+def test_fast_writes_are_in_the_copy(mode: str) -> None:
+    async def story(world: World) -> None:
+        source = (await world.rig.memory("m", SIZE)).node
+        target = (await world.rig.memory("t", SIZE)).node
+        memories = world.driver("m"), world.driver("t")
+        memories[1].data[:CLUSTER] = b"?" * CLUSTER
+        guest = Guest(world.rig, source)
+        await world.qmp(
+            "blockdev-mirror", job_id="j", device="m", target="t", sync="full",
+            copy_mode=mode, granularity=4096,
+        )  # fmt: skip
+        dice = random.Random(7)
+        for seed in range(12):
+            for memory in memories:
+                memory.fast = dice.random() < 0.7
+            await guest.work(seed, 20)
+        await world.status("ready")
+        for memory in memories:
+            memory.fast = True
+            memory.log.clear()
+        await asyncio.sleep(1)
+        for seed in range(12, 20):
+            await guest.work(seed, 20)
+        job = world.job()
+        if mode == "write-blocking":
+            # Nothing was copied again: what is equal stays so.
+            assert job.progress_current == job.progress_total
+            assert not any(what in ("read", "write") for what, *_ in memories[1].log)
+            assert await content(target) == guest.content
+        await world.qmp("job-complete", id="j")
+        await world.status()
+        await guest.check()
+        assert await content(target) == guest.content
+        await guest.leave()
+
+    tell(story)
+
+
+@pytest.mark.parametrize("side", ["m", "t"])
+def test_a_fast_write_that_fails_on_one_side_is_made_good(side: str) -> None:
+    async def story(world: World) -> None:
+        source = (await world.rig.memory("m", SIZE)).node
+        target = (await world.rig.memory("t", SIZE)).node
+        guest = Guest(world.rig, source)
+        await world.qmp(
+            "blockdev-mirror", job_id="j", device="m", target="t", sync="full",
+            copy_mode="write-blocking", on_target_error="stop",
+        )  # fmt: skip
+        await world.status("ready")
+        broken = world.driver(side)
+
+        def fails_half_way(offset: int, view: memoryview) -> bool:
+            broken.data[offset : offset + 256] = b"!" * 256
+            raise OSError(errno.EIO, "half way")
+
+        node = world.rig.graph.nodes[side]
+        node.write_nowait = fails_half_way
+        if side == "t":
+            broken.fail = lambda what, offset: errno.EIO if what == "write" else 0
+            await guest.write(CLUSTER, b"x" * 512)  # the guest is not to blame
+            await world.status("standby")
+            broken.fail = lambda what, offset: 0
+            node.refresh_fast_paths()
+            await world.qmp("job-resume", id="j")
+            await world.status("ready")
+        else:
+            with pytest.raises(OSError, match="half way"):
+                await guest.write(CLUSTER, b"x" * 512)
+            node.refresh_fast_paths()
+            guest.content[CLUSTER : CLUSTER + 256] = b"!" * 256
+        await world.qmp("job-complete", id="j")
+        await world.status()
+        assert await content(source) == guest.content == await content(target)
+        await guest.leave()
+
+    tell(story)
+
+
+def test_a_fast_write_that_is_given_up_is_copied() -> None:
+    async def story(world: World) -> None:
+        source = (await world.rig.memory("m", SIZE)).node
+        target = (await world.rig.memory("t", SIZE)).node
+        guest = Guest(world.rig, source)
+        await world.qmp(
+            "blockdev-mirror", job_id="j", device="m", target="t", sync="full",
+            copy_mode="write-blocking",
+        )  # fmt: skip
+        await world.status("ready")
+        world.driver("m").fast = True
+        # The source is written, and nobody comes back to do it the plain way.
+        assert not guest.backend.write_nowait(CLUSTER, memoryview(b"x" * 512))
+        guest.content[CLUSTER : CLUSTER + 512] = b"x" * 512
+        await world.qmp("job-complete", id="j")
+        await world.status()
+        assert await content(source) == guest.content == await content(target)
         await guest.leave()
 
     tell(story)
