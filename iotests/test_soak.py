@@ -11,7 +11,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,8 +42,11 @@ def usage(daemon: Daemon) -> Usage:
     status = dict(
         line.split(":", 1) for line in (process / "status").read_text().splitlines() if ":" in line
     )
-    kinds = sorted(str(link.readlink()).partition("[")[0] for link in (process / "fd").iterdir())
-    return Usage(int(status["VmRSS"].split()[0]) << 10, kinds, int(status["Threads"]))
+    kinds = []
+    for link in (process / "fd").iterdir():
+        with suppress(FileNotFoundError):  # it was closed meanwhile
+            kinds.append(str(link.readlink()).partition("[")[0])
+    return Usage(int(status["VmRSS"].split()[0]) << 10, sorted(kinds), int(status["Threads"]))
 
 
 def settled(daemon: Daemon, sockets: int) -> Usage:

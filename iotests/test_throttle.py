@@ -18,6 +18,8 @@ SIZE = 16 << 20
 #: Seconds; what is granted at once in the beginning is gone by then, and how long is counted.
 LEAD, SPAN = 0.5, 2.5
 TOLERANCE = 0.05
+#: Seconds; so long is what is looked at for what a daemon gives while nobody keeps it from that.
+PART = 1.0
 
 pytestmark = [pytest.mark.slow, pytest.mark.interop]
 
@@ -74,14 +76,24 @@ class Guest:
         """Return the requests per second in a span of time."""
         return sum(start <= at < start + span for at in self.replies) / span
 
+    def check(self, start: float, span: float, expected: float) -> None:
+        """See that a span brings no more requests a second than expected, and a part of it so many.
 
-def measure(folder: Path, command: int, length: int, name: str = "t0") -> float:
-    """Return how many requests a second come through."""
-    guest = Guest(folder, name, command, length)
+        A machine that is busy with others keeps a daemon from giving what it owes, for a while; it
+        never makes it give more.
+        """
+        assert self.rate(start, span) <= expected * (1 + TOLERANCE)
+        parts = [self.rate(at, PART) for at in self.replies if start <= at <= start + span - PART]
+        assert any(part == pytest.approx(expected, rel=TOLERANCE) for part in parts), parts
+
+
+def check_rate(folder: Path, command: int, length: int, expected: float) -> None:
+    """See how many requests a second come through."""
+    guest = Guest(folder, "t0", command, length)
     start = time.monotonic() + LEAD
     guest.start(LEAD + SPAN)
     guest.join()
-    return guest.rate(start, SPAN)
+    guest.check(start, SPAN, expected)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +117,7 @@ def test_rates(
     tmp_path: Path, daemon_kind: str,
 ) -> None:  # fmt: skip
     with serve(daemon_kind, tmp_path, limits) as daemon:
-        assert measure(tmp_path, command, length) == pytest.approx(expected, rel=TOLERANCE)
+        check_rate(tmp_path, command, length, expected)
         assert daemon.quit() == 0
 
 
@@ -116,13 +128,13 @@ def test_bursts(seconds: int, tmp_path: Path, daemon_kind: str) -> None:
     with serve(daemon_kind, tmp_path, limits):
         guest = Guest(tmp_path, "t0", READ, 512)
         start = time.monotonic()
-        guest.start(seconds + 3.5)
+        guest.start(seconds + 5.0)
         guest.join()
-        burst = guest.rate(start + 0.25, seconds - 0.5)
-        assert burst == pytest.approx(500, rel=TOLERANCE)
-        # A burst is measured by what it brings over the lower rate.
-        after = start + seconds * 500 / 400 + 0.75
-        assert guest.rate(after, start + seconds + 3.5 - after) == pytest.approx(100, rel=TOLERANCE)
+        guest.check(start + 0.25, seconds - 0.5, 500)
+        # It ends when it has brought so much over the lower rate, and half of that once more is
+        # for a daemon that was kept from bringing it in time.
+        after = start + seconds * 500 / 400 * 1.5
+        guest.check(after, start + seconds + 5.0 - after, 100)
 
 
 def test_a_burst_without_a_length(tmp_path: Path, daemon_kind: str) -> None:
@@ -133,22 +145,22 @@ def test_a_burst_without_a_length(tmp_path: Path, daemon_kind: str) -> None:
         guest.start(4.0)
         guest.join()
         assert guest.rate(start, 2.0) * 2 == pytest.approx(600, rel=TOLERANCE)
-        assert guest.rate(start + 2.0, 2.0) == pytest.approx(100, rel=TOLERANCE)
+        guest.check(start + 2.0, 2.0, 100)
 
 
 def test_members_share(tmp_path: Path, daemon_kind: str) -> None:
     """However many requests each of them has."""
     with serve(daemon_kind, tmp_path, {"iops-total": 300}, members=3):
-        guests = [Guest(tmp_path, f"t{n}", READ, 512, depth) for n, depth in enumerate((4, 16, 64))]
+        guests = [
+            Guest(tmp_path, f"t{n}", READ, 512, depth) for n, depth in enumerate((16, 32, 128))
+        ]
         start = time.monotonic() + LEAD
         for guest in guests:
             guest.start(LEAD + SPAN)
         for guest in guests:
             guest.join()
-        rates = [guest.rate(start, SPAN) for guest in guests]
-        assert sum(rates) == pytest.approx(300, rel=TOLERANCE)
-        for rate in rates:
-            assert rate == pytest.approx(100, rel=TOLERANCE)
+        for guest in guests:
+            guest.check(start, SPAN, 100)
 
 
 def test_limits_change(tmp_path: Path, daemon_kind: str) -> None:
@@ -167,11 +179,11 @@ def test_limits_change(tmp_path: Path, daemon_kind: str) -> None:
         time.sleep(2.5)
         change(daemon, iops_total=0, bps_total=51200)
         guest.join()
-        assert guest.rate(start + 1.0, 2.0) == pytest.approx(400, rel=TOLERANCE)
-        assert guest.rate(start + 3.5, 2.5) == pytest.approx(100, rel=TOLERANCE)
+        guest.check(start + 1.0, 2.0, 400)
+        guest.check(start + 3.5, 2.5, 100)
         limits = {"qom-type": "throttle-group", "id": "other", "limits": {"iops-total": 250}}
         daemon.ok("object-add", **limits)
         (node,) = (n for n in daemon.ok("query-named-block-nodes") if n["drv"] == "null-co")
         options = {"driver": "throttle", "node-name": "t0", "throttle-group": "other"}
         daemon.ok("blockdev-reopen", options=[{**options, "file": node["node-name"]}])
-        assert measure(tmp_path, READ, 512) == pytest.approx(250, rel=TOLERANCE)
+        check_rate(tmp_path, READ, 512, 250)
