@@ -257,46 +257,60 @@ class Transmission:
             self._on_eof()
             return
         self._poll.arrived(self._fd)
-        is_alone = count == _HEADER_SIZE and not end
-        if is_alone and self._serve_at_once(buffer):
-            return
+        looks_at_views = True
+        if not end:
+            taken = self._serve_at_once(buffer, count)
+            if taken == count or self._in is not buffer:
+                return  # all is answered, or the client is gone
+            self._position = taken
+            looks_at_views = self._asks or taken > 0
         self._end = end + count
         if self._is_layered and count >= missing:
             # The layer may hold more than it gave, which the descriptor does not show.
             self._loop.call_soon(self._on_readable)
         if count >= missing:
-            self._process(looks_at_views=not is_alone)
+            self._process(looks_at_views=looks_at_views)
         else:
             # Nothing will be sent, so only reading finds out that the client is gone; and when it
             # reset the connection, libuv has said so once and watches no longer.
             self._loop.call_soon(self._on_readable)
 
-    def _serve_at_once(self, buffer: Buffer) -> bool:
-        """Fast: answer a request that came alone, without the work for a batch.
+    def _serve_at_once(self, buffer: Buffer, count: int) -> int:
+        """Fast: answer what was received without the work for a batch of all kinds of requests.
 
-        A client that waits for each answer sends such, and so do many clients at once.  The plain
-        way is :meth:`_process`.  A read of what is cached takes 4.2 us beside the system calls, the
-        plain way 5.6.  For the map of a file with 16384 extents, of which `qemu-img` asks for one
-        after the other, each takes 15 us of processor time, the plain way 43.
+        A client that waits for each answer sends one request at a time, and of many clients at
+        once each has few in a batch.  The plain way is :meth:`_process`.  A read of what is cached
+        takes 4.2 us beside the system calls, the plain way 5.6; four of them together 6.9 and 8.4.
+        For the map of a file with 16384 extents, of which `qemu-img` asks for one after the other,
+        each takes 15 us of processor time, the plain way 43.
+
+        Args:
+            buffer: The receive buffer; nothing else is in it.
+            count: Bytes that were received.
 
         Returns:
-            Whether it was answered; if not, nothing has happened.
+            How many bytes of requests were answered; if all were, the buffer is given back.
         """
+        taken = 0
         if self._outlet.pending:
-            return False
+            return 0
         if self._asks:
-            reply = self._requests.status.reply_nowait(buffer.data, 0)
-            if not reply:
-                return False
-            self._outlet.send(reply)
-        elif self._views is None or not self._views.serve(buffer, 0, _HEADER_SIZE):
-            return False
-        if self._in is buffer:  # else the client is gone, and the buffer with it
+            status = self._requests.status
+            if count == _HEADER_SIZE and (reply := status.reply_nowait(buffer.data, 0)):
+                self._outlet.send(reply)
+                taken = count
+        elif self._views is not None:
+            taken = self._views.serve(buffer, 0, count)
+        if taken and self._outlet.pending:
+            self._stalled = True  # the client takes this first
+        if taken == count and self._in is buffer:  # else the client is gone, and the buffer too
             self._in = None
             buffer.drop()
             if not self.in_flight:
                 self._poll.served(self._fd)
-        return True
+            if self._stalled:
+                self._update_reading()
+        return taken
 
     def _take_input(self) -> Buffer:
         if self._in_class == BATCH:
@@ -359,6 +373,8 @@ class Transmission:
         """Serve runs of fast requests, and one by one what comes between them."""
         self._cost = 0
         self._needed = _HEADER_SIZE
+        if self._stalled:
+            return
         if self._asks and self._serve_status():
             return
         if (

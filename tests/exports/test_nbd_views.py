@@ -373,7 +373,7 @@ def test_like_the_plain_way(
     loop.run(main())
 
 
-def test_a_read_that_comes_alone_takes_no_batch(
+def test_cached_reads_alone_take_no_batch(
     tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches = [0]
@@ -394,9 +394,19 @@ def test_a_read_that_comes_alone_takes_no_batch(
             assert await client.ask(READ, 512, K4) == [content[512 : 512 + K4]]
             served = batches[0]
             assert await client.ask(WRITE, 0, 512, data=b"z" * 512) == ["ok"]
-            assert batches[0] > served
-            assert await client.ask(READ, 0, 512) == [b"z" * 512]
             assert batches[0] == served + 1
+            assert await client.ask(READ, 0, 512) == [b"z" * 512]
+            now = b"z" * 512 + content[512:]
+            for count in (4, 30):
+                await read_all(client, now, PLACES[:count])
+            assert batches[0] == served + 1
+            # Of several together, those up to the first of another kind.
+            asked = {client.request(READ, *place): place for place in PLACES}
+            client.request(TRIM, 0, 0)
+            while asked:
+                await receive(client, asked)
+            await client.reply()
+            assert batches[0] == served + 2
 
     loop.run(main())
 
