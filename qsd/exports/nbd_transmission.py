@@ -292,7 +292,7 @@ class Transmission:
             How many bytes of requests were answered; if all were, the buffer is given back.
         """
         taken = 0
-        if self._outlet.pending:
+        if self._outlet.pending > 0:
             return 0
         if self._asks:
             status = self._requests.status
