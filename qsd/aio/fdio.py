@@ -11,7 +11,8 @@ Calls fall into four classes:
   when too many pages are dirty; a map of extents must be read from disk); then calls of that kind
   go to threads for a while.
 * Reads that must wait and all I/O with O_DIRECT go through io_uring, where the kernel has it
-  (:mod:`qsd.aio.uring`), else through a thread.
+  (:mod:`qsd.aio.uring`), else through a thread; or, with O_DIRECT and if that is wanted, through
+  Linux AIO (:mod:`qsd.aio.linux_aio`).
 * Everything else (fsync, fallocate, truncate) always runs in a thread.
 
 Offsets and lengths are bytes.  Buffers are contiguous memoryviews of the caller, who keeps them
@@ -33,7 +34,7 @@ from qsd.util.zeroes import fill_zero
 
 if TYPE_CHECKING:
     from qsd.aio.bounce import AlignedBuffer, BouncePool
-    from qsd.aio.uring import Ring
+    from qsd.aio.kernel_queue import KernelQueue
     from qsd.aio.workers import WorkerPool
 
 #: fallocate(2) modes, from linux/falloc.h.
@@ -223,6 +224,7 @@ class FileIO:
 
     __slots__ = (
         "_can_nowait",
+        "_native",
         "_read_flags",
         "_ring",
         "_slow_seek_until",
@@ -243,14 +245,27 @@ class FileIO:
         self.memory_align = 1
         self._can_nowait = True
         self._read_flags = _NOWAIT
-        self._ring: Ring | None = None
+        self._native = False
+        self._ring: KernelQueue | None = None
         self.watch = WriteWatch()
         self.folios = FolioSplitter()
         self._slow_seek_until = 0.0
 
-    def set_direct(self, bounce: BouncePool | None, align: int = 1, memory_align: int = 1) -> None:
-        """Tell whether the descriptor has O_DIRECT now: then `bounce` is not None."""
+    def set_direct(
+        self,
+        bounce: BouncePool | None,
+        align: int = 1,
+        memory_align: int = 1,
+        *,
+        native: bool = False,
+    ) -> None:
+        """Tell whether the descriptor has O_DIRECT now: then `bounce` is not None.
+
+        With `native`, Linux AIO serves it where there is no io_uring.
+        """
         self.bounce = bounce
+        self._native = native and bounce is not None
+        self._ring = None
         self.align = align
         self.memory_align = memory_align
         self._can_nowait = bounce is None
@@ -282,7 +297,7 @@ class FileIO:
         """Fill `view`; bytes beyond the end of the file are zero."""
         if self.bounce is None and self.read_nowait(offset, view):
             return
-        ring = self.pool.ring()
+        ring = self.queue()
         if ring is not None:
             await self._read_ring(ring, view, offset)
         elif self.bounce is not None:
@@ -304,7 +319,7 @@ class FileIO:
         Returns:
             Whether the read was begun.
         """
-        ring = self._ring or self._find_ring()
+        ring = self._ring or self._find_queue()
         if ring is None:
             return False
         length = len(view)
@@ -331,8 +346,13 @@ class FileIO:
         ring.start(ring.READ, self.fd, buffer.address, length, offset, buffer, arrived_aligned)
         return True
 
-    def _find_ring(self) -> Ring | None:
-        self._ring = self.pool.ring()
+    def queue(self) -> KernelQueue | None:
+        """Return where the kernel takes requests that wait, None if they are for threads."""
+        ring = self.pool.ring()
+        return self.pool.linux_aio() if ring is None and self._native else ring
+
+    def _find_queue(self) -> KernelQueue | None:
+        self._ring = self.queue()
         return self._ring
 
     def _needs_bounce(self, view: memoryview) -> bool:
@@ -343,7 +363,7 @@ class FileIO:
             or address_of(view) % self.memory_align != 0
         )
 
-    async def _read_ring(self, ring: Ring, view: memoryview, offset: int) -> None:
+    async def _read_ring(self, ring: KernelQueue, view: memoryview, offset: int) -> None:
         """Read by io_uring; what lies beyond the end of the file reads as zeroes."""
         if not self._needs_bounce(view):
             done = await self._read_ring_at(ring, address_of(view), len(view), offset, view)
@@ -358,7 +378,7 @@ class FileIO:
         self.bounce.give(buffer)
 
     async def _read_ring_at(
-        self, ring: Ring, address: int, length: int, offset: int, keep: object
+        self, ring: KernelQueue, address: int, length: int, offset: int, keep: object
     ) -> int:
         """Return how many bytes there were before the end of the file."""
         done = 0
@@ -408,7 +428,7 @@ class FileIO:
         self, views: Sequence[memoryview], offset: int, pool: BouncePool
     ) -> None:
         """Write with O_DIRECT: by io_uring where there is one, else in a thread."""
-        ring = self.pool.ring()
+        ring = self.queue()
         if ring is None:
             await self.pool.run(write_direct, self.fd, views, offset, self.memory_align, pool)
             return
@@ -433,7 +453,7 @@ class FileIO:
             Whether the write was begun.
         """
         pool = self.bounce
-        if pool is None or (ring := self._ring or self._find_ring()) is None:
+        if pool is None or (ring := self._ring or self._find_queue()) is None:
             return False
         length = len(view)
         if self._needs_bounce(view):
@@ -453,7 +473,7 @@ class FileIO:
         return True
 
     async def _write_ring_at(
-        self, ring: Ring, address: int, length: int, offset: int, keep: object
+        self, ring: KernelQueue, address: int, length: int, offset: int, keep: object
     ) -> None:
         done = 0
         while done < length:

@@ -30,23 +30,20 @@ leaves the descriptor readable, so none is missed.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import mmap
 import os
 import struct
-from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
-from qsd.aio.operations import READ, SLICE, WRITE, CalledOperation, Operation, OperationPool
+from qsd.aio.kernel_queue import ENTRIES, KernelQueue
+from qsd.aio.operations import READ, SLICE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    import asyncio
+    from collections.abc import Iterable
 
-    from qsd.aio.operations import Sink
-
-#: Submission entries; more requests wait in a queue of ours.
-ENTRIES: Final = 256
+    from qsd.aio.operations import Operation
 
 _SETUP, _ENTER = 425, 426  # the same on all architectures since Linux 5.1
 _COOP_TASKRUN, _SINGLE_ISSUER = 1 << 8, 1 << 12
@@ -74,55 +71,16 @@ def _signed(word: int) -> int:
     return ((word & _MASK) ^ _SIGN) - _SIGN
 
 
-class _Waiter:
-    """Waits for one operation in the kernel."""
-
-    __slots__ = ("_future", "_is_done", "_loop")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._future: asyncio.Future[int] = loop.create_future()
-        self._is_done = False
-
-    def done(self, result: int) -> None:
-        """Note how the operation ended."""
-        self._is_done = True
-        if not self._future.done():
-            self._future.set_result(result)
-
-    async def wait(self) -> int:
-        """Return the result.  A cancelled caller waits, too: the kernel uses the memory."""
-        try:
-            return await self._future
-        except asyncio.CancelledError:
-            while not self._is_done:
-                self._future = self._loop.create_future()
-                try:
-                    await self._future
-                except asyncio.CancelledError:
-                    continue
-            raise
-
-
-class Ring:
+class Ring(KernelQueue):
     """One ring that belongs to one event loop.
-
-    Attributes:
-        READ, WRITE: Operations for :meth:`start`.
-        pool: Operations with memory, for whoever starts some here.
 
     Raises:
         OSError: The kernel has no io_uring, or policy forbids it.
     """
 
-    READ: Final = READ
-    WRITE: Final = WRITE
-
     def __init__(self, loop: asyncio.AbstractEventLoop, entries: int = ENTRIES) -> None:
         import ctypes
 
-        self._loop = loop
-        self.pool = OperationPool()
         libc = ctypes.CDLL(None, use_errno=True)
         self._syscall = libc.syscall
         self._syscall.restype = ctypes.c_long
@@ -130,20 +88,11 @@ class Ring:
         self._fd, params = self._set_up(entries)
         try:
             head, *offsets = _PARAMS.unpack(params)
-            self._map(head, offsets[:10], offsets[10:])
+            room = self._map(head, offsets[:10], offsets[10:])
         except BaseException:
             os.close(self._fd)
             raise
-        # In the kernel, by number: whom to tell, and the owner of the memory, which must live.
-        self._active: list[Operation | None] = [None] * self._room
-        self._free = list(range(self._room))
-        # What found no room, with opcode and descriptor.
-        self._waiting: deque[tuple[int, int, Operation]] = deque()
-        self._unsubmitted = 0
-        self._enter_scheduled = False
-        self._closed = False
-        self._reaping = False
-        self._idle: asyncio.Future[None] | None = None
+        super().__init__(loop, room)
         loop.add_reader(self._fd, self._reap)
 
     def _set_up(self, entries: int) -> tuple[int, bytes]:
@@ -166,8 +115,11 @@ class Ring:
             raise OSError(code, os.strerror(code))
         return result
 
-    def _map(self, head: bytes, sq: list[int], cq: list[int]) -> None:
-        """Map both rings; the offsets are struct io_sqring_offsets and io_cqring_offsets."""
+    def _map(self, head: bytes, sq: list[int], cq: list[int]) -> int:
+        """Map both rings; return how many requests there is room for.
+
+        The offsets are struct io_sqring_offsets and io_cqring_offsets.
+        """
         sq_entries, cq_entries, _, _, _, features = struct.unpack_from("=6I", head)
         sq_size = sq[6] + sq_entries * 4
         cq_size = cq[5] + cq_entries * _CQE_SIZE
@@ -188,58 +140,12 @@ class Ring:
         # Each entry is two words: whose it is; the result, below flags that are zero.
         end = cq[5] + cq_entries * _CQE_SIZE
         self._cqes = memoryview(self._cq_map)[cq[5] : end].cast("Q")
-        self._room = min(sq_entries, cq_entries)
         for index in range(sq_entries):  # the indirection array: entry n is SQE n, for good
             self._sq[sq[6] // 4 + index] = index
+        room: int = min(sq_entries, cq_entries)
+        return room
 
     # Requests
-
-    async def read(self, fd: int, address: int, length: int, offset: int, keep: object) -> int:
-        """Read into memory; return the number of bytes, which may be short.
-
-        Args:
-            fd: Descriptor.
-            address: Where to.
-            length: Bytes.
-            offset: In the file.
-            keep: Owner of the memory.
-
-        Raises:
-            OSError: The read failed.
-        """
-        return await self._run(READ, fd, address, length, offset, keep)
-
-    async def write(self, fd: int, address: int, length: int, offset: int, keep: object) -> int:
-        """Write from memory; return the number of bytes, which may be short.
-
-        Raises:
-            OSError: The write failed.
-        """
-        return await self._run(WRITE, fd, address, length, offset, keep)
-
-    def start(
-        self,
-        opcode: int,
-        fd: int,
-        address: int,
-        length: int,
-        offset: int,
-        keep: object,
-        done: Callable[[int], None],
-    ) -> None:
-        """Begin an operation without a coroutine; the kernel learns of it at the end of the turn.
-
-        Args:
-            opcode: READ or WRITE.
-            fd: Descriptor.
-            address: Memory to read to or to write from.
-            length: Bytes.
-            offset: In the file.
-            keep: Owner of the memory.
-            done: Called from the loop with the number of bytes, which may be short, or a negative
-                errno.
-        """
-        self.start_all(opcode, fd, (CalledOperation(address, length, offset, keep, done),))
 
     def start_aside(
         self, fd: int, operations: Iterable[Operation], *, vectored: bool = False
@@ -256,13 +162,7 @@ class Ring:
             self._submit()
 
     def start_all(self, opcode: int, fd: int, operations: Iterable[Operation]) -> None:
-        """Begin operations; the kernel learns of them at the end of the turn.
-
-        Args:
-            opcode: READ or WRITE.
-            fd: Descriptor, for all.
-            operations: Each one's sink is told from the loop, never before this returns.
-        """
+        """Begin operations; the kernel learns of them at the end of the turn."""
         if self._closed:
             raise RuntimeError("ring is closed")
         active, free, sqes, mask = self._active, self._free, self._sqes, self._sq_mask
@@ -290,36 +190,8 @@ class Ring:
         self._unsubmitted += tail - first
         if self._unsubmitted >= SLICE:
             self._submit()
-        if self._unsubmitted and not self._enter_scheduled:
-            self._enter_scheduled = True
-            self._loop.call_soon(self._enter)
-
-    async def _run(
-        self, opcode: int, fd: int, address: int, length: int, offset: int, keep: object
-    ) -> int:
-        waiter = _Waiter(self._loop)
-        self.start(opcode, fd, address, length, offset, keep, waiter.done)
-        result = await waiter.wait()
-        if result < 0:
-            raise OSError(-result, os.strerror(-result))
-        return result
-
-    def _enter(self) -> None:
-        """Hand over what is in the ring, and take what is done already."""
-        self._enter_scheduled = False
-        if self._closed:
-            return
         if self._unsubmitted:
-            self._submit()
-        if self._unsubmitted:
-            self._enter_scheduled = True
-            self._loop.call_soon(self._enter)
-        self._reap()
-
-    def advance(self) -> None:
-        """Tell sinks what has ended by now, before the turn does."""
-        if not (self._closed or self._reaping):
-            self._reap()
+            self._schedule()
 
     def _submit(self) -> None:
         try:
@@ -343,43 +215,10 @@ class Ring:
             words = self._cqes[2 * first :].tolist() + self._cqes[: 2 * last].tolist()
         # The entries are the kernel's again before anybody reacts with new requests.
         ring[self._cq_head] = tail
-        active, free = self._active, self._free
-        ended: dict[Sink, list[Operation]] = {}
-        for number, result in zip(words[::2], words[1::2], strict=True):
-            operation = active[number]
-            assert operation is not None
-            active[number] = None
-            free.append(number)
-            operation.result = result if result < _SIGN else _signed(result)
-            sink = operation.sink
-            if sink in ended:
-                ended[sink].append(operation)
-            else:
-                ended[sink] = [operation]
-        self._reaping = True
-        for sink, operations in ended.items():
-            try:
-                sink.finished(operations)
-            except Exception as exc:
-                # A defect, which must not keep the others waiting.
-                self._loop.call_exception_handler(
-                    {"message": "end of operations not taken", "exception": exc}
-                )
-        self._reaping = False
-        while self._waiting and free:
-            opcode, fd, operation = self._waiting.popleft()
-            self.start_all(opcode, fd, (operation,))
-        if len(free) == self._room and self._idle is not None and not self._idle.done():
-            self._idle.set_result(None)
+        results = words[1::2]
+        self._end(words[::2], [result if result < _SIGN else _signed(result) for result in results])
 
-    async def close(self) -> None:
-        """Wait for what is in flight and give everything back.  Idempotent."""
-        if self._closed:
-            return
-        while len(self._free) < self._room:
-            self._idle = self._loop.create_future()
-            await self._idle
-        self._closed = True
+    def _release(self) -> None:
         self._loop.remove_reader(self._fd)
         self._sq.release()
         self._cq.release()

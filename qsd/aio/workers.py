@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 if TYPE_CHECKING:
     from queue import SimpleQueue
 
+    from qsd.aio.linux_aio import LinuxAio
     from qsd.aio.uring import Ring
 
 P = ParamSpec("P")
@@ -64,6 +65,8 @@ class WorkerPool:
         self._closed = False
         self._ring: Ring | None = None
         self._can_ring = True
+        self._linux_aio: LinuxAio | None = None
+        self._can_linux_aio = True
 
     async def run(self, func: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call `func` in a worker thread and return what it returns or raises.
@@ -148,13 +151,25 @@ class WorkerPool:
                 self._can_ring = False  # e.g. an old kernel, or a container that forbids it
         return self._ring
 
+    def linux_aio(self) -> LinuxAio | None:
+        """Return the Linux AIO context of this pool's loop, or None where the kernel gives none."""
+        if self._linux_aio is None and self._can_linux_aio and not self._closed:
+            from qsd.aio.linux_aio import LinuxAio
+
+            try:
+                self._linux_aio = LinuxAio(asyncio.get_running_loop())
+            except OSError:
+                self._can_linux_aio = False  # e.g. too many of them: fs.aio-max-nr
+        return self._linux_aio
+
     async def close(self) -> None:
         """Finish what is queued, end all threads and wait for them.  Idempotent."""
         if self._closed:
             return
         self._closed = True
-        if self._ring is not None:
-            await self._ring.close()
+        for queue in (self._ring, self._linux_aio):
+            if queue is not None:
+                await queue.close()
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:

@@ -245,17 +245,17 @@ class Backend:
                 together.
 
         Returns:
-            None if there is none now: drained, no io_uring, or a graph that cannot do it.
+            None if there is none now: drained, no queue in the kernel, or a graph that cannot.
         """
         edge = self.edge
         if edge is None or self.quiesced or (is_write and self.force_writethrough):
             return None
         path = edge.node.late_path(is_write)
-        if path is None or (ring := path.io.pool.ring()) is None:
+        if path is None or (queue := path.io.queue()) is None:
             return None
         from qsd.block.late import Route
 
-        return Route(self, path, ring, is_write, done)
+        return Route(self, path, queue, is_write, done)
 
     def read_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
         """Begin a read that ends without a coroutine; see :meth:`Node.read_later`."""

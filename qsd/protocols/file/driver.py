@@ -232,7 +232,8 @@ class FileDriver(Driver):
         self.limits.request_alignment = align
         self.limits.memory_alignment = 4096
         if direct:
-            self.io.set_direct(self.io.bounce or BouncePool(), align, align)
+            native = self.options.aio == "native"
+            self.io.set_direct(self.io.bounce or BouncePool(), align, align, native=native)
         else:
             self.io.set_direct(None)
 
@@ -361,7 +362,7 @@ class FileDriver(Driver):
         return None if self.limits.max_transfer else self.io.read_later
 
     def read_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
-        """Read what is not in the page cache, or around it, by io_uring."""
+        """Read what is not in the page cache, or around it, without a thread."""
         return self.io.read_later(offset, view, done)
 
     async def read(self, offset: int, view: memoryview) -> None:
@@ -399,7 +400,7 @@ class FileDriver(Driver):
         return True
 
     def write_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
-        """Write around the page cache by io_uring."""
+        """Write around the page cache, without a thread."""
         if offset + len(view) > self.size:
             return False
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from qsd.aio import fdio, folios
+from qsd.aio.linux_aio import LinuxAio
 from qsd.aio.loop import run
 from qsd.block import perms
 from qsd.block.backend import Backend
@@ -130,6 +131,21 @@ def test_no_descriptor_is_left(image: Path) -> None:
 
     with_file(body, image, cache={"direct": True})
     assert set(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("aio", ["native", "threads"])
+def test_contract_without_io_uring(aio: str, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "as in a container")
+
+    monkeypatch.setattr("qsd.aio.uring.Ring.__init__", refuse)
+
+    async def body(rig: Rig, driver: FileDriver) -> None:
+        await conformance.check_contract(rig, driver.node)
+        queue = driver.io.queue()
+        assert queue is None if aio == "threads" else isinstance(queue, LinuxAio)
+
+    with_file(body, image, cache={"direct": True}, aio=aio)
 
 
 # Opening
