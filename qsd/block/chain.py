@@ -17,11 +17,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qsd.block.mapping import ST_ALLOCATED
+from qsd.block.perms import ROLE_FILTERED
 from qsd.block.status import backing_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from qsd.block.graph import Edge
     from qsd.block.node import Node
 
 
@@ -130,3 +132,25 @@ def stores_compressed(node: Node) -> bool:
             return False
         node = below
     return node.driver.family != "filter" and node.driver.supports_compressed
+
+
+def may_replace(node: Node, wanted: Node) -> bool:
+    """Tell whether a copy of `node` may take the place of `wanted`: the same node or one below it.
+
+    Nobody may come to see other data.  A quorum would not notice that one of its children shows
+    something else, but other users of that child would, and what stands between the two could have
+    made them equal.
+    """
+    if node is wanted:
+        return True
+    if node.driver.name == "quorum":
+        return any(edge.node is wanted and wanted.parents == [edge] for edge in _shown(node))
+    if node.driver.name != "blkverify" and not is_filter(node):
+        return False
+    return any(may_replace(edge.node, wanted) for edge in _shown(node))
+
+
+def _shown(node: Node) -> list[Edge]:
+    """Return the edges to what a node shows, leaving out logs, targets and the like."""
+    shows_all = node.driver.name in ("quorum", "blkverify")
+    return [edge for edge in node.children.values() if shows_all or edge.role & ROLE_FILTERED]

@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Final
 
 from qsd.errors import QmpError
 from qsd.util.bitmap import LEAF_BITS, Bitmap
-from qsd.util.namedtuple import NamedTuple
 from qsd.util.ranges import align_up
 
 if TYPE_CHECKING:
@@ -67,13 +66,12 @@ class DirtyBitmap:
         persistent: Whether the image stores it.
         inconsistent: Whether its content is worthless.
         read_only: Whether it cannot change because the image that stores it cannot.
-        successor: What records in its place while it is frozen.
         skip_store: Whether it is left out when bitmaps are stored.
     """
 
     __slots__ = (
-        "_older", "bits", "busy", "enabled", "inconsistent", "name", "node", "persistent",
-        "read_only", "skip_store", "successor",
+        "_stand_in", "bits", "busy", "enabled", "inconsistent", "name", "node", "persistent",
+        "read_only", "skip_store",
     )  # fmt: skip
 
     def __init__(
@@ -87,8 +85,7 @@ class DirtyBitmap:
         self.persistent = False
         self.inconsistent = False
         self.read_only = False
-        self.successor: Bitmap | None = None
-        self._older: frozenset[str] = frozenset()  # bitmaps that were there before the successor
+        self._stand_in: WorkingSet | None = None
         self.skip_store = False
 
     def __repr__(self) -> str:
@@ -104,14 +101,23 @@ class DirtyBitmap:
     def attach(self) -> None:
         """Start to learn of the node's writes."""
         self.node.bitmaps[self._key] = self
+        self.node.shown_bitmaps.append(self)
         self.node.refresh_fast_paths()
 
     def detach(self) -> None:
         """Stop to learn of the node's writes.  Idempotent."""
         if self.node.bitmaps.pop(self._key, None) is not None:
+            if self._stand_in is not None:
+                self._stand_in.hide(self.node)
+            self.node.shown_bitmaps.remove(self)
             self.node.refresh_fast_paths()
 
     # Recording
+
+    @property
+    def successor(self) -> Bitmap | None:
+        """What records in its place while it is frozen."""
+        return self._stand_in.bits if self._stand_in is not None else None
 
     @property
     def takes_writes(self) -> bool:
@@ -192,28 +198,29 @@ class DirtyBitmap:
     def freeze(self) -> None:
         """Stand still; a successor records from now on what this one would have recorded."""
         self.busy = True
-        self._older = frozenset(self.node.bitmaps)
-        self.successor = Bitmap(self.bits.length, self.granularity)
+        bits = Bitmap(self.bits.length, self.granularity)
+        self._stand_in = WorkingSet(bits, self.enabled)
+        self._stand_in.show(self.node)
 
     def abdicate(self) -> None:
         """Let the successor take over: what was recorded before the freeze is forgotten."""
-        assert self.successor is not None  # it is frozen
-        self.bits = self.successor
-        self.successor = None
+        stand_in = self._stand_in
+        assert stand_in is not None  # it is frozen
+        self.bits = stand_in.bits
+        self._stand_in = None
         self.busy = False
-        bitmaps = self.node.bitmaps
-        if bitmaps.pop(self._key, None) is not None:
+        if self._key in self.node.bitmaps:
             # Bitmaps are listed by age, and this one is the successor by now.
-            newer = [key for key in bitmaps if key not in self._older]
-            bitmaps[self._key] = self
-            for key in newer:
-                bitmaps[key] = bitmaps.pop(key)
+            shown = self.node.shown_bitmaps
+            shown.remove(self)
+            shown[shown.index(stand_in)] = self
 
     def reclaim(self) -> None:
         """Take over what the successor recorded."""
-        if self.successor is not None:
-            self.bits.merge(self.successor)
-            self.successor = None
+        if self._stand_in is not None:
+            self.bits.merge(self._stand_in.bits)
+            self._stand_in.hide(self.node)
+            self._stand_in = None
         self.busy = False
 
     # Checks
@@ -297,29 +304,36 @@ def check_new(node: Node, name: str) -> None:
         raise QmpError(f"Bitmap name too long: {name}")
 
 
-class WorkingSet(NamedTuple):
-    """Granules that a job or filter has still to deal with, shown as a bitmap without name.
+class WorkingSet:
+    """What is listed with a node's bitmaps without being one that a user could name.
+
+    Granules that a job or filter has still to deal with, or what records in the place of a frozen
+    bitmap.
 
     Attributes:
         bits: The granules.
         recording: Whether every write adds to them.
     """
 
-    bits: Bitmap
-    recording: bool
+    __slots__ = ("bits", "recording")
+
+    def __init__(self, bits: Bitmap, recording: bool) -> None:
+        self.bits = bits
+        self.recording = recording
 
     def show(self, node: Node) -> None:
         """List it with the node's bitmaps."""
-        node.working_sets.append(self)
+        node.shown_bitmaps.append(self)
 
     def hide(self, node: Node) -> None:
-        """List it no more."""
-        node.working_sets = [other for other in node.working_sets if other is not self]
+        """List it no more.  Idempotent."""
+        if self in node.shown_bitmaps:
+            node.shown_bitmaps.remove(self)
 
 
 def bitmaps_of(node: Node) -> Iterator[DirtyBitmap]:
     """Iterate over the bitmaps of a node, the newest first."""
-    for bitmap in reversed(node.bitmaps.values()):
+    for bitmap in reversed(node.shown_bitmaps):
         if isinstance(bitmap, DirtyBitmap):
             yield bitmap
 

@@ -125,23 +125,11 @@ def nested_image_info(node: Node) -> tuple[ImageInfo, int]:
 
 def bitmaps_info(node: Node) -> list[BlockDirtyInfo] | None:
     """Describe the dirty bitmaps of a node, the newest first; None if it has none."""
-    if not (node.bitmaps or node.working_sets):
+    if not node.shown_bitmaps:
         return None
-    from qsd.block.dirty import bitmaps_of
+    from qsd.block.dirty import DirtyBitmap
 
-    named = list(bitmaps_of(node))
-    nameless = [(work.bits, work.recording) for work in reversed(node.working_sets)]
-    nameless += [(it.successor, it.enabled) for it in named if it.successor is not None]
     return [
-        BlockDirtyInfo(
-            count=bits.dirty_bytes(),
-            granularity=bits.granularity,
-            recording=recording,
-            busy=False,
-            persistent=False,
-        )
-        for bits, recording in nameless
-    ] + [
         BlockDirtyInfo(
             name=bitmap.name,
             count=bitmap.bits.dirty_bytes(),
@@ -151,7 +139,15 @@ def bitmaps_info(node: Node) -> list[BlockDirtyInfo] | None:
             persistent=bitmap.persistent,
             inconsistent=bitmap.inconsistent or None,
         )
-        for bitmap in named
+        if isinstance(bitmap, DirtyBitmap)
+        else BlockDirtyInfo(
+            count=bitmap.bits.dirty_bytes(),
+            granularity=bitmap.bits.granularity,
+            recording=bitmap.recording,
+            busy=False,
+            persistent=False,
+        )
+        for bitmap in reversed(node.shown_bitmaps)
     ]
 
 

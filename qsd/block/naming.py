@@ -62,8 +62,13 @@ STRONG_OPTIONS: Final[Mapping[str, tuple[str, ...]]] = {
 _NAMED_FILTERS: Final = frozenset({"blkdebug", "blkverify"})
 #: Drivers whose own name leaves their strong options out.
 _NAMELESS_WITH_OPTIONS: Final = frozenset({"null-aio", "null-co"})
-#: Filters that go by the name of what they filter, whatever it looks like.
-_NAMED_LIKE_CHILD: Final = frozenset({"copy-before-write", "snapshot-access"})
+#: Filters that go by the name of what they filter, whatever it looks like, and that child.
+_NAMED_LIKE_CHILD: Final[Mapping[str, str]] = {
+    "commit_top": "backing",
+    "copy-before-write": "file",
+    "mirror_top": "backing",
+    "snapshot-access": "file",
+}
 
 
 def filename(node: Node) -> str:
@@ -72,7 +77,7 @@ def filename(node: Node) -> str:
     if exact is not None:
         return exact
     if node.driver.name in _NAMED_LIKE_CHILD:
-        return filename(node.children["file"].node)
+        return filename(node.children[_NAMED_LIKE_CHILD[node.driver.name]].node)
     return "json:" + dumps(ordered(full_options(node)))
 
 

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from qsd.aio.rangelock import RangeLock
-    from qsd.block.dirty import WorkingSet
+    from qsd.block.dirty import DirtyBitmap, WorkingSet
     from qsd.block.driver import Driver
     from qsd.block.graph import Edge, Graph
     from qsd.block.late import LatePath
@@ -96,7 +96,7 @@ class Node:
             short read does.
         in_flight: Number of suspended requests.
         wr_highest_offset: End of the highest write so far, bytes.
-        working_sets: What jobs and filters keep of the node's content, for others to see.
+        shown_bitmaps: The dirty bitmaps and what is listed with them, the oldest first.
         write_threshold: Bytes; 0 if none is set.
         on_threshold: Called once with the excess when a write goes past the threshold.
     """
@@ -129,10 +129,10 @@ class Node:
         "read_nowait",
         "read_only",
         "rmw",
+        "shown_bitmaps",
         "status_is_remote",
         "unflushed",
         "view_nowait",
-        "working_sets",
         "wr_highest_offset",
         "write_nowait",
         "write_threshold",
@@ -162,7 +162,7 @@ class Node:
         self.write_threshold = 0
         self.on_threshold: Callable[[int], None] | None = None
         self.bitmaps: dict[str, WriteObserver] = {}
-        self.working_sets: list[WorkingSet] = []
+        self.shown_bitmaps: list[DirtyBitmap | WorkingSet] = []
         self.rmw: RangeLock | None = None
         # Since the last flush; writes by the fast path are not noted, which only debugging minds.
         self.unflushed = False

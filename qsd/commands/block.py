@@ -15,7 +15,7 @@ from qsd.block.drain import Drained
 from qsd.block.info import named_nodes_info
 from qsd.block.node import Node
 from qsd.errors import QmpError
-from qsd.jobs.block_job import BlockJob, user_of
+from qsd.jobs.block_job import BlockJob, reason_busy
 from qsd.qapi.schema.block_graph import (
     XDbgBlockGraph,
     XDbgBlockGraphEdge,
@@ -315,9 +315,9 @@ def check_not_blocked(ctx: Context, node: Node) -> None:
 
 def _blocker(ctx: Context, node: Node) -> str | None:
     """Say why a node must stay as it is, or return None."""
-    job = user_of(ctx.jobs, node)
-    if job is not None:
-        return f"block device is in use by block job: {job.TYPE}"
+    reason = reason_busy(ctx.jobs, node)
+    if reason is not None:
+        return reason
     for edge in node.parents:
         if edge.role & perms.ROLE_COW and isinstance(edge.user, Node):
             return f"node is used as backing hd of '{edge.user.name}'"

@@ -16,11 +16,12 @@ from qsd.block.chain import (
     cow_layer,
     is_filter,
     layers,
+    may_replace,
     overlay_of,
     skip_filters,
 )
 from qsd.block.naming import filename
-from qsd.block.perms import ROLE_COW, ROLE_FILTERED
+from qsd.block.perms import ROLE_COW
 from qsd.block.status import backing_of
 from qsd.errors import DEVICE_NOT_FOUND, QmpError
 from qsd.jobs.block_job import check_not_busy
@@ -325,26 +326,13 @@ def _check_replaces(ctx: Context, name: str, source: Node) -> None:
                 f"Node '{name}' is busy: node is used as backing hd of "
                 f"'{getattr(edge.user, 'name', '')}'"
             )
-    if not _shows_same(source, replaced):
+    if not may_replace(source, replaced):
         raise QmpError(
             f"Cannot replace '{name}' by a node mirrored from '{source.name}', because it cannot "
             "be guaranteed that doing so would not lead to an abrupt change of visible data"
         )
     if replaced.length() != source.length():
         raise QmpError("cannot replace image with a mirror image of different size")
-
-
-def _shows_same(node: Node, wanted: Node) -> bool:
-    """Tell whether `wanted` is `node` or what it shows without any change."""
-    if node is wanted:
-        return True
-    if is_filter(node):
-        below = [edge.node for edge in node.children.values() if edge.role & ROLE_FILTERED]
-    elif node.driver.name == "quorum":
-        below = [edge.node for edge in node.children.values()]
-    else:
-        return False
-    return any(_shows_same(child, wanted) for child in below)
 
 
 # drive-mirror
@@ -412,7 +400,8 @@ async def _open_mirror_target(
         fmt = source.driver.name
     if fmt is not None and ctx.graph.find_driver(fmt) is None:
         raise QmpError(f"Unknown driver '{fmt}'")
-    options = format_over(options_for_filename(args.target, ctx.graph), fmt, ctx.graph)
+    options = await options_for_filename(args.target, ctx.graph)
+    options = await format_over(options, fmt, ctx.graph)
     options.node_name = args.node_name
     branch: Any = options.branch
     if without_backing and hasattr(branch, "backing"):

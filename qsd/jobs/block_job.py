@@ -118,6 +118,13 @@ class BlockJob(Job):
         self.backends.append(backend)
         return backend
 
+    def keeps_busy(self, node: Node) -> str | None:
+        """Say how the job uses a node, None if it does not."""
+        for backend in self.backends:
+            if backend.edge is not None and backend.edge.node is node:
+                return f"block device is in use by block job: {self.TYPE}"
+        return None
+
     def cancel_in_flight(self) -> None:
         """Give up what waits for the target: what is written there is of no use any more."""
         for backend in self.backends:
@@ -258,13 +265,13 @@ def get_block_job(registry: JobRegistry, job_id: str) -> BlockJob:
     return job
 
 
-def user_of(registry: JobRegistry, node: Node) -> BlockJob | None:
-    """Return the block job that keeps `node` busy, or None."""
+def reason_busy(registry: JobRegistry, node: Node) -> str | None:
+    """Say which block job keeps `node` busy and how, None if none does."""
     for job in registry:
         if isinstance(job, BlockJob):
-            for backend in job.backends:
-                if backend.edge is not None and backend.edge.node is node:
-                    return job
+            reason = job.keeps_busy(node)
+            if reason is not None:
+                return reason
     return None
 
 
@@ -274,8 +281,6 @@ def check_not_busy(registry: JobRegistry, node: Node) -> None:
     Raises:
         QmpError: One does.
     """
-    job = user_of(registry, node)
-    if job is not None:
-        raise QmpError(
-            f"Node '{node.name}' is busy: block device is in use by block job: {job.TYPE}"
-        )
+    reason = reason_busy(registry, node)
+    if reason is not None:
+        raise QmpError(f"Node '{node.name}' is busy: {reason}")

@@ -29,11 +29,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import sys
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from qsd.aio.rangelock import RangeLock
 from qsd.block import perms
-from qsd.block.chain import chain, is_allocated_above
+from qsd.block.chain import chain, is_allocated_above, may_replace
 from qsd.block.change import GraphChange
 from qsd.block.copy import CopyError, RangeCopier
 from qsd.block.dirty import WorkingSet
@@ -122,6 +123,7 @@ class MirrorJob(BlockJob):
         "_in_flight",
         "_options",
         "_ranges",
+        "_replaced",
         "_rests",
         "_shown",
         "_source",
@@ -155,6 +157,7 @@ class MirrorJob(BlockJob):
         self._ranges = RangeLock()
         self._in_flight = 0
         self._completing = False
+        self._replaced: Node | None = None
         self._ending_soft = False
         self._rests = False
         self._waits = False
@@ -466,8 +469,11 @@ class MirrorJob(BlockJob):
         Raises:
             QmpError: The node that the target should replace is gone.
         """
-        if self._options.replaces is not None:
-            self.graph.find(self._options.replaces)
+        replaces = self._options.replaces
+        if replaces is not None:
+            self._replaced = self.graph.nodes.get(replaces)
+            if self._replaced is None:
+                raise QmpError(f"Node name '{replaces}' not found")
         self._completing = True
         self.wake()
 
@@ -478,18 +484,43 @@ class MirrorJob(BlockJob):
         top = self._filter
         assert top is not None  # until the end
         keeper, holder = make_backend(self.graph), make_backend(self.graph)
-        async with Drained([top, self._target]):
-            await self._copy_rest()
-            # Nodes that only the job uses must outlive its edges.
-            keeper.attach(self._target, 0, perms.ALL)
-            holder.attach(top, 0, perms.ALL)
-            try:
-                await self._detach()
-                if self._completing and not self._ending_soft:
-                    await self._switch(top, holder.edge)
-            finally:
-                await holder.detach()
-        await keeper.detach()
+        try:
+            async with Drained([top, self._target]):
+                await self._copy_rest()
+                # Nodes that only the job uses must outlive its edges.
+                keeper.attach(self._target, 0, perms.ALL)
+                holder.attach(top, 0, perms.ALL)
+                try:
+                    await self._give_over(top, holder.edge)
+                finally:
+                    await holder.detach()
+        finally:
+            await keeper.detach()
+
+    async def _give_over(self, top: Node, holder: Edge | None) -> None:
+        switches = self._completing and not self._ending_soft
+        if switches:
+            self._check_replaced()
+        await self._detach()
+        if switches:
+            await self._switch(top, holder)
+
+    def _check_replaced(self) -> None:
+        """Check that what may be replaced has not come to be seen by others since the start."""
+        replaced, target = self._replaced, self._target
+        if replaced is not None and not may_replace(self._source, replaced):
+            sys.stderr.write(
+                f"Can no longer replace '{replaced.name}' by '{target.name}', because it can no "
+                "longer be guaranteed that doing so would not lead to an abrupt change of visible "
+                "data\n"
+            )
+            raise os_error(errno.EPERM)
+
+    def keeps_busy(self, node: Node) -> str | None:
+        """Say how the job uses a node; the one to be replaced must stay when that was decided."""
+        if node is self._replaced:
+            return "block device is in use by block-job-complete"
+        return super().keeps_busy(node)
 
     async def _copy_rest(self) -> None:
         dirty = self._dirty
@@ -509,9 +540,7 @@ class MirrorJob(BlockJob):
         source, target = self._source, self._target
         if self._options.finish is not None:
             await self._options.finish(target)
-        replaced = source
-        if self._options.replaces is not None:
-            replaced = self.graph.find(self._options.replaces)
+        replaced = self._replaced or source
         change = GraphChange(self.graph)
         heir = target if replaced is source else source
         change.move_users(top, heir, keep=lambda edge: edge is holder)
@@ -521,9 +550,9 @@ class MirrorJob(BlockJob):
             change.move_users(replaced, target)
         change.apply([target, heir])
         self._filter = None
-        if source.read_only != target.read_only and not self.IS_COMMIT:
+        if replaced.read_only != target.read_only and not self.IS_COMMIT:
             try:
-                await set_read_only(self.graph, target, source.read_only)
+                await set_read_only(self.graph, target, replaced.read_only)
             except QmpError:
                 pass  # its users want it so
         await change.finish()
@@ -546,6 +575,7 @@ class MirrorJob(BlockJob):
 
     async def clean(self) -> None:
         """Let go of everything."""
+        self._replaced = None
         self._shown.hide(self._source)
         if self._target_ignored_discard:
             self._target.discard_unmap = False

@@ -2,10 +2,17 @@
 # SPDX-License-Identifier: MIT
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from qsd.aio import loop
 from qsd.block import chain as chains
+from qsd.block import perms
+from qsd.block.backend import Backend
+from qsd.filters.blkverify import BlkverifyDriver
+from qsd.filters.quorum import QuorumDriver
+from qsd.formats.raw import RawDriver
 from tests.support.memory import Rig
 from tests.support.toyformat import CLUSTER, ToyFormat
 
@@ -101,3 +108,58 @@ def test_a_short_layer_hides_what_is_below_its_end() -> None:
         assert (length, allocated) == (CLUSTER, False)
 
     in_chain(story)
+
+
+def shape(driver: str, below: list[str]) -> dict[str, Any]:
+    """Return the options of a node over others."""
+    if driver == "quorum":
+        return {"driver": driver, "children": below, "vote-threshold": 1}
+    if driver == "blkverify":
+        return {"driver": driver, "test": below[0], "raw": below[1]}
+    return {"driver": driver, "file": below[0]}
+
+
+def voters() -> Rig:
+    return Rig(quorum=QuorumDriver, blkverify=BlkverifyDriver, raw=RawDriver)
+
+
+#: Trees over the memory nodes a, b and c; and which nodes a copy of the topmost may replace.
+REPLACEABLE = [
+    ([("quorum", "q", "a", "b")], "qab"),
+    ([("copy-on-read", "t", "a"), ("quorum", "q", "t", "b")], "qtb"),
+    ([("quorum", "q", "a", "b"), ("copy-on-read", "t", "q")], "tqab"),
+    ([("quorum", "q", "a", "b"), ("quorum", "r", "q", "c")], "rqc"),
+    ([("copy-on-read", "t", "a"), ("blkverify", "v", "t", "b")], "vtab"),
+    ([("raw", "w", "a"), ("copy-on-read", "t", "w")], "tw"),
+]
+
+
+@pytest.mark.parametrize(("tree", "may"), REPLACEABLE)
+def test_what_a_copy_may_replace(tree: list[tuple[str, ...]], may: str) -> None:
+    async def main() -> None:
+        async with voters() as rig:
+            for name in "abc":
+                await rig.memory(name)
+            for driver, name, *below in tree:
+                await rig.add(node_name=name, **shape(driver, below))
+            nodes = rig.graph.nodes
+            top = nodes[tree[-1][1]]
+            assert {n for n in nodes if chains.may_replace(top, nodes[n])} == set(may)
+
+    loop.run(main())
+
+
+def test_what_others_see_must_not_be_replaced_behind_a_quorum() -> None:
+    async def main() -> None:
+        async with voters() as rig:
+            for name in "ab":
+                await rig.memory(name)
+            top = await rig.add(node_name="q", **shape("quorum", ["a", "b"]))
+            reader = Backend(rig.graph, "", "a reader")
+            reader.attach(rig.graph.nodes["a"], 0, perms.ALL)
+            assert not chains.may_replace(top, rig.graph.nodes["a"])
+            assert chains.may_replace(top, rig.graph.nodes["b"])
+            await reader.detach()
+            assert chains.may_replace(top, rig.graph.nodes["a"])
+
+    loop.run(main())

@@ -126,6 +126,26 @@ def test_a_successor_is_as_old_as_it_is() -> None:
     run(main())
 
 
+def test_all_are_listed_by_age() -> None:
+    async def main() -> None:
+        async with Rig() as rig:
+            node = (await rig.memory("n", 1 << 20)).node
+            bitmaps = {name: DirtyBitmap(node, name, 65536) for name in "abc"}
+            bitmaps["a"].attach()
+            work = dirty.WorkingSet(bitmaps["a"].bits, False)
+            work.show(node)
+            bitmaps["b"].attach()
+            bitmaps["a"].freeze()
+            bitmaps["c"].attach()
+            names = [info.name for info in bitmaps_info(node) or ()]
+            assert names == ["c", None, "b", None, "a"]
+            bitmaps["a"].detach()
+            work.hide(node)
+            assert [info.name for info in bitmaps_info(node) or ()] == ["c", "b"]
+
+    run(main())
+
+
 def test_checks() -> None:
     async def main() -> None:
         async with Rig() as rig:

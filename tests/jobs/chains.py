@@ -14,6 +14,7 @@ from qsd.block import perms
 from qsd.block.backend import Backend
 from qsd.errors import QmpError
 from qsd.filters.copy_on_read import CopyOnReadDriver
+from qsd.filters.quorum import QuorumDriver
 from qsd.jobs.block_job import BlockJob
 from tests.commands.support import Daemon
 from tests.support.memory import MemoryDriver, Rig
@@ -111,7 +112,12 @@ class World(Daemon):
 
     def __init__(self) -> None:
         super().__init__(
-            Rig(qcow2=RecordingFormat, copy_on_read=CopyOnReadDriver, null_co=SlowMemory)
+            Rig(
+                qcow2=RecordingFormat,
+                copy_on_read=CopyOnReadDriver,
+                null_co=SlowMemory,
+                quorum=QuorumDriver,
+            )
         )
 
     async def image(self, name: str, backing: str | None = None) -> Node:

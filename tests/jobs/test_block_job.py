@@ -14,7 +14,7 @@ from qsd.block.backend import Backend
 from qsd.block.drain import Drained
 from qsd.block.driver import Driver
 from qsd.errors import QmpError, os_error
-from qsd.jobs.block_job import BlockJob, check_not_busy, get_block_job, user_of
+from qsd.jobs.block_job import BlockJob, check_not_busy, get_block_job, reason_busy
 from qsd.qapi.convert import to_json
 from qsd.qapi.schema.block_job import BlockJobCompleted, BlockJobError
 from tests.jobs.support import ScriptedJob, World, get_ready, in_world, sleep_long, succeed, turns
@@ -235,7 +235,7 @@ def test_nodes_are_busy_and_pause_the_job_while_drained() -> None:
             assert backend.edge.describe() == "backup job 'j' (uses node 'n' as 'target' child)"
             job.start()
             await turns()
-            assert user_of(world.registry, driver.node) is job
+            assert reason_busy(world.registry, other.node) is None
             check_not_busy(world.registry, other.node)
             with pytest.raises(QmpError) as caught:
                 check_not_busy(world.registry, driver.node)

@@ -11,8 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qsd.block import perms
+from qsd.block.backend import Backend
 from qsd.block.drain import Drained
 from qsd.block.info import bitmaps_info
+from qsd.block.naming import filename
+from qsd.block.node import Node
 from qsd.errors import QmpError
 from tests.jobs.chains import SIZE, Guest, World, content, tell
 from tests.jobs.support import turns
@@ -140,6 +144,85 @@ def test_a_fast_write_that_is_given_up_is_copied() -> None:
         await world.status()
         assert await content(source) == guest.content == await content(target)
         await guest.leave()
+
+    tell(story)
+
+
+async def quorum_mirror(world: World) -> None:
+    """Have a mirror of a quorum over "a" and "b" that is to replace "b" by "t"."""
+    for name in "abt":
+        await world.rig.memory(name, SIZE)
+    await world.rig.add(
+        driver="quorum", node_name="q", children=["a", "b"], **{"vote-threshold": 1}
+    )
+    await world.qmp(
+        "blockdev-mirror", job_id="j", device="q", target="t", sync="full", replaces="b",
+        auto_finalize=False, auto_dismiss=False,
+    )  # fmt: skip
+    await world.status("ready")
+
+
+def test_what_is_to_be_replaced_stays_until_then() -> None:
+    async def story(world: World) -> None:
+        await quorum_mirror(world)
+        await world.qmp("job-complete", id="j")
+        await world.status("pending")
+        await world.qmp("x-blockdev-change", parent="q", child="children.0")
+        for command, arguments in (
+            ("blockdev-del", {"node_name": "b"}),
+            ("blockdev-backup", {"job_id": "k", "device": "b", "target": "a", "sync": "full"}),
+        ):
+            with pytest.raises(QmpError, match=r"'b' is busy: .* in use by block-job-complete"):
+                await world.qmp(command, **arguments)
+        await world.qmp("job-finalize", id="j")
+        await world.status("concluded")
+        assert ("q", "children.1", "t") in world.edges()
+        await world.qmp("blockdev-del", node_name="b")
+
+    tell(story)
+
+
+def test_what_others_came_to_see_is_not_replaced(capsys: pytest.CaptureFixture[str]) -> None:
+    async def story(world: World) -> None:
+        await quorum_mirror(world)
+        reader = Backend(world.rig.graph, "", "a reader")
+        reader.attach(world.rig.graph.nodes["b"], perms.CONSISTENT_READ, perms.ALL)
+        await world.qmp("job-complete", id="j")
+        await world.status("pending")
+        await world.qmp("job-finalize", id="j")
+        await world.status("concluded")
+        assert world.job().info().error == "Operation not permitted"
+        assert ("q", "children.1", "b") in world.edges()
+        await reader.detach()
+
+    tell(story)
+    assert "Can no longer replace 'b' by 't', because it can no longer" in capsys.readouterr().err
+
+
+def test_nothing_is_replaced_by_the_name_of_what_is_gone() -> None:
+    async def story(world: World) -> None:
+        await quorum_mirror(world)
+        await world.qmp("x-blockdev-change", parent="q", child="children.1")
+        await world.qmp("blockdev-del", node_name="b")
+        with pytest.raises(QmpError, match="Node name 'b' not found"):
+            await world.qmp("job-complete", id="j")
+        await world.rig.memory("b", SIZE)
+        await world.qmp("job-complete", id="j")
+        await world.status("pending")
+        await world.qmp("job-finalize", id="j")
+        await world.status("concluded")
+        assert world.job().info().error == "Operation not permitted"
+
+    tell(story)
+
+
+def test_its_filter_goes_by_the_name_of_the_source() -> None:
+    async def story(world: World) -> None:
+        await quorum_mirror(world)
+        (edge,) = [edge for edge in world.rig.graph.nodes["q"].parents if edge.name == "backing"]
+        assert isinstance(edge.user, Node)
+        assert filename(edge.user) == filename(edge.node)
+        assert filename(edge.node).startswith("json:")
 
     tell(story)
 
