@@ -304,11 +304,14 @@ class StorageDaemon:
         self._closed = True
         self.request_shutdown()
         await self._finish_command()
-        await self._exports.close()
+        # Nodes may need exports: those that show the very files which the nodes opened.
+        in_circle = any(node.driver.is_served() for node in self._graph.nodes.values())
+        await self._exports.close(keep_files=in_circle)
         await self._jobs.close()
         for node in reversed(list(self._graph.nodes.values())):
             if node.monitor_owned:
                 await self._graph.release(node)
+        await self._exports.close_files()
         await self._dispatcher.release_replies()
         for monitor in self._monitors:
             monitor.close()

@@ -77,9 +77,8 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
             raise OSError(code, os.strerror(code))
 
 
-def lives_in_memory(fd: int) -> bool:
-    """Tell whether a file lies in a file system without a device, where no read waits for one."""
-    device = os.fstat(fd).st_dev
+def file_system_of(device: int) -> str:
+    """Return the type of the mounted file system that has this st_dev, "" if nobody knows."""
     wanted = f"{os.major(device)}:{os.minor(device)}"
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as mounts:
@@ -87,10 +86,15 @@ def lives_in_memory(fd: int) -> bool:
             for line in mounts:
                 fields = line.split()
                 if fields[2] == wanted:
-                    return fields[fields.index("-") + 1] in ("tmpfs", "ramfs")
+                    return fields[fields.index("-") + 1]
     except OSError:
         pass  # no /proc here
-    return False
+    return ""
+
+
+def lives_in_memory(fd: int) -> bool:
+    """Tell whether a file lies in a file system without a device, where no read waits for one."""
+    return file_system_of(os.fstat(fd).st_dev) in ("tmpfs", "ramfs")
 
 
 def address_of(view: memoryview) -> int:
@@ -215,6 +219,8 @@ class FileIO:
     Attributes:
         fd: The descriptor.
         pool: Worker threads.
+        may_stall: Whether each call can take long: then all go to threads.
+        max_inline: Bytes; a longer write goes to a thread; -1 if all writes do.
         bounce: Source of aligned buffers; set means that the descriptor has O_DIRECT.
         align: With O_DIRECT, what offsets and lengths are multiples of.
         memory_align: With O_DIRECT, what addresses must be multiples of.
@@ -232,18 +238,22 @@ class FileIO:
         "bounce",
         "fd",
         "folios",
+        "max_inline",
+        "may_stall",
         "memory_align",
         "pool",
         "watch",
     )
 
-    def __init__(self, fd: int, pool: WorkerPool) -> None:
+    def __init__(self, fd: int, pool: WorkerPool, *, may_stall: bool = False) -> None:
         self.fd = fd
         self.pool = pool
+        self.may_stall = may_stall
+        self.max_inline = -1 if may_stall else MAX_INLINE_WRITE
         self.bounce: BouncePool | None = None
         self.align = 1
         self.memory_align = 1
-        self._can_nowait = True
+        self._can_nowait = not may_stall
         self._read_flags = _NOWAIT
         self._native = False
         self._ring: KernelQueue | None = None
@@ -268,7 +278,9 @@ class FileIO:
         self._ring = None
         self.align = align
         self.memory_align = memory_align
-        self._can_nowait = bounce is None
+        plain = bounce is None and not self.may_stall
+        self._can_nowait = plain
+        self.max_inline = MAX_INLINE_WRITE if plain else -1
         self._read_flags = _NOWAIT
 
     # Reading
@@ -396,7 +408,7 @@ class FileIO:
 
         After False some bytes may have been written; the caller writes the whole again.
         """
-        if self.bounce is not None or len(view) > MAX_INLINE_WRITE:
+        if len(view) > self.max_inline:
             return False
         before = monotonic()
         if before < self.watch.until and not self.watch.may_write(before):
@@ -485,7 +497,7 @@ class FileIO:
             await self._write_direct(views, offset, self.bounce)
             return
         total = sum(map(len, views))
-        if total <= MAX_INLINE_WRITE and len(views) <= _IOV_MAX:
+        if total <= self.max_inline and len(views) <= _IOV_MAX:
             before = monotonic()
             if before >= self.watch.until or self.watch.may_write(before):
                 count = _pwritev(self.fd, views, offset)
@@ -505,7 +517,7 @@ class FileIO:
             OSError: EINVAL where the file system cannot tell data from holes.
         """
         before = monotonic()
-        if before < self._slow_seek_until:
+        if self.may_stall or before < self._slow_seek_until:
             return await self.pool.run(find_extent, self.fd, offset)
         extent = find_extent(self.fd, offset)
         after = monotonic()

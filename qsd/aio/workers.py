@@ -55,7 +55,13 @@ class WorkerPool:
 
     _jobs: SimpleQueue[_Job | None]  # made with the first job
 
-    def __init__(self, max_threads: int = MAX_THREADS) -> None:
+    def __init__(self, max_threads: int = MAX_THREADS, *, use_ring: bool = True) -> None:
+        """Make a pool.
+
+        Args:
+            max_threads: Threads at most.
+            use_ring: Whether to give out an io_uring or Linux AIO, where there is one.
+        """
         self._max_threads = max_threads
         self._threads: list[threading.Thread] = []
         self._busy = 0
@@ -64,9 +70,9 @@ class WorkerPool:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._ring: Ring | None = None
-        self._can_ring = True
+        self._can_ring = use_ring
         self._linux_aio: LinuxAio | None = None
-        self._can_linux_aio = True
+        self._can_linux_aio = use_ring
 
     async def run(self, func: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call `func` in a worker thread and return what it returns or raises.
@@ -94,10 +100,8 @@ class WorkerPool:
             raise RuntimeError("worker pool is closed")
         loop = self._loop
         if loop is None:
-            from queue import SimpleQueue
-
-            loop = self._loop = asyncio.get_running_loop()
-            self._jobs = SimpleQueue()
+            loop = asyncio.get_running_loop()
+            self._begin(loop)
         job = _Job(loop.create_future(), func, args)
         self._jobs.put(job)
         self._busy += 1
@@ -109,7 +113,23 @@ class WorkerPool:
             thread.start()
         return job
 
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Prepare for the first job."""
+        from queue import SimpleQueue
+
+        self._loop = loop
+        self._jobs = SimpleQueue()
+
+    def _begin_thread(self) -> None:
+        """Prepare a thread; called in it."""
+
+    def _wake_loop(self) -> None:
+        """Let the loop call :meth:`_deliver`; called in a thread."""
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._deliver)
+
     def _work(self) -> None:
+        self._begin_thread()
         jobs = self._jobs
         while (job := jobs.get()) is not None:
             try:
@@ -122,8 +142,7 @@ class WorkerPool:
             # makes a lost wakeup impossible under the interpreter lock.
             if not self._wakeup_pending:
                 self._wakeup_pending = True
-                assert self._loop is not None
-                self._loop.call_soon_threadsafe(self._deliver)
+                self._wake_loop()
 
     def _deliver(self) -> None:
         self._wakeup_pending = False

@@ -43,6 +43,10 @@ class BackendListener:
 
     __slots__ = ()
 
+    def shows_file_since(self) -> float:
+        """Return the loop's time since when the node can be opened as a file; 0 if it cannot."""
+        return 0.0
+
     def drained_begin(self) -> None:
         """No new request may be started from now on (requests of the backend itself just wait)."""
 

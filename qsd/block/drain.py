@@ -14,6 +14,10 @@ it (its ancestors up to the backends) is quiesced, then what is in flight is wai
 Sections nest; a backend attached inside a section is quiesced from the start.  The body must not do
 I/O through a quiesced backend: it would wait for itself.  Direct node I/O (a format writing its
 header) is allowed.
+
+A file node may be what an export of another node shows (:meth:`Driver.is_served`), so that its
+requests end only while that export is not quiesced.  Where a section has both, exports that show
+files are quiesced last, and the newest first: it must be older than what was opened from it.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from qsd.block.backend import Backend
 from qsd.block.node import Node
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from types import TracebackType
 
 
@@ -44,11 +48,25 @@ class Drained:
         for node in self._nodes:
             node.quiesced += 1
             node.driver.drained_begin()
-        for backend in self._backends:
+        quiet = list(self._backends)
+        shown: list[Backend] = []
+        if any(node.driver.is_served() for node in self._nodes):
+            shown = [backend for backend in quiet if backend.listener.shows_file_since()]
+            shown.sort(key=lambda backend: backend.listener.shows_file_since())
+            quiet = [backend for backend in quiet if backend not in shown]
+        for backend in quiet:
             backend.drained_begin()
         try:
-            await self._wait()
+            while shown:
+                busy = shown[0].graph.descend([backend.node for backend in shown])
+                await self._wait(quiet, [node for node in self._nodes if node not in busy])
+                newest = shown.pop()
+                newest.drained_begin()
+                quiet.append(newest)
+            await self._wait(self._backends, self._nodes)
         except BaseException:
+            for backend in shown:
+                backend.drained_begin()  # just to be ended with all others
             self._end()
             raise
 
@@ -78,19 +96,20 @@ class Drained:
                     seen.add(user)
                     self._backends.append(user)
 
-    async def _wait(self) -> None:
+    async def _wait(self, backends: Sequence[Backend], nodes: Sequence[Node]) -> None:
+        """Wait until none of these has a request in flight."""
         while True:
-            for backend in self._backends:
+            for backend in backends:
                 await backend.wait_idle()
-            for node in self._nodes:
+            for node in nodes:
                 await node.wait_idle()
-            if any(backend.listener.drained_poll() for backend in self._backends):
+            if any(backend.listener.drained_poll() for backend in backends):
                 # Owners finish their own activity in tasks of theirs; give them a turn.
                 await asyncio.sleep(0.001)
                 continue
             if not (
-                any(backend.in_flight for backend in self._backends)
-                or any(node.in_flight for node in self._nodes)
+                any(backend.in_flight for backend in backends)
+                or any(node.in_flight for node in nodes)
             ):
                 return
 

@@ -443,6 +443,10 @@ class Driver:
 
     # Cooperation
 
+    def is_served(self) -> bool:
+        """Whether I/O may need another node of this daemon: a file that it shows by an export."""
+        return False
+
     def drained_begin(self) -> None:
         """Let go of every request that this driver holds back: a drained section waits for it."""
 

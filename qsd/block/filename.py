@@ -57,8 +57,10 @@ def resolve_relative(node: Node, filename: str) -> str:
     return os.path.join(os.path.dirname(base), filename)
 
 
-def options_for_filename(filename: str, graph: Graph) -> BlockdevOptions:
+async def options_for_filename(filename: str, graph: Graph) -> BlockdevOptions:
     """Build options that open the file called `filename`: of the protocol node, or for json: any.
+
+    Files are looked at in threads: they may be exports of this very daemon.
 
     Raises:
         QmpError: Unknown protocol, malformed json: name.
@@ -67,7 +69,8 @@ def options_for_filename(filename: str, graph: Graph) -> BlockdevOptions:
     if protocol == "json":
         return _from_json_name(filename[len("json:") :])
     if protocol is None:
-        return make_options({"driver": _driver_for_path(filename), "filename": filename})
+        driver = await graph.pool.run(_driver_for_path, filename)
+        return make_options({"driver": driver, "filename": filename})
     if protocol in ("file", "host_device", "host_cdrom"):
         return make_options({"driver": protocol, "filename": filename[len(protocol) + 1 :]})
     if protocol in ("null-co", "null-aio"):
@@ -130,7 +133,7 @@ def nested(tree: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def format_over(options: BlockdevOptions, fmt: str | None, graph: Graph) -> BlockdevOptions:
+async def format_over(options: BlockdevOptions, fmt: str | None, graph: Graph) -> BlockdevOptions:
     """Put a format node over protocol options, unless they are complete already.
 
     Args:
@@ -148,7 +151,7 @@ def format_over(options: BlockdevOptions, fmt: str | None, graph: Graph) -> Bloc
     if cls is not None and cls.family != "protocol":
         return options
     if fmt is None:
-        fmt = _guess(options)
+        fmt = await graph.pool.run(_guess, options)
     fmt_cls = graph.find_driver(fmt)
     if fmt_cls is None:
         raise QmpError(f"Unknown driver '{fmt}'")

@@ -128,7 +128,7 @@ class ChildOpener:
         from qsd.block.filename import options_for_filename, resolve_relative
 
         path = resolve_relative(self.node, filename)
-        return await self.child(name, options_for_filename(path, self.graph), role)
+        return await self.child(name, await options_for_filename(path, self.graph), role)
 
     async def backing(self, ref: Any, filename: str | None, fmt: str | None) -> None:
         """Tell which backing file the image has; the engine opens it once the driver is open.
@@ -324,7 +324,7 @@ async def _open_backing(graph: Graph, node: Node, opener: ChildOpener) -> None:
         path = resolve_relative(node, request.filename)
     try:
         if ref is None:
-            ref = backing_options(graph, path, request.format)
+            ref = await backing_options(graph, path, request.format)
         elif not isinstance(ref, str):
             _check_backing_options(ref, request)
         if isinstance(ref, str):
@@ -352,8 +352,8 @@ def _check_backing_options(ref: BlockdevOptions, request: _Backing) -> None:
         raise QmpError("Can't specify 'file' and 'filename' options at the same time")
 
 
-def backing_options(graph: Graph, path: str, fmt: str | None) -> BlockdevOptions:
+async def backing_options(graph: Graph, path: str, fmt: str | None) -> BlockdevOptions:
     """Build options for the backing file that an image records."""
     from qsd.block.filename import format_over, options_for_filename
 
-    return format_over(options_for_filename(path, graph), fmt, graph)
+    return await format_over(await options_for_filename(path, graph), fmt, graph)

@@ -152,7 +152,7 @@ class DriveBackup(_Backup):
         fmt = data.format
         if fmt is None and data.mode != "existing":
             fmt = source.driver.name
-        options = format_over(options_for_filename(data.target, graph), fmt, graph)
+        options = await format_over(await options_for_filename(data.target, graph), fmt, graph)
         branch: Any = options.branch
         if backing is not None and hasattr(branch, "backing"):
             branch.backing = NULL

@@ -174,7 +174,8 @@ class SyncSnapshot(ExternalSnapshot):
         from qsd.qapi.model import NULL
 
         data, node, graph = self.data, self._node, self.ctx.graph
-        options = format_over(options_for_filename(data.snapshot_file, graph), fmt, graph)
+        options = await options_for_filename(data.snapshot_file, graph)
+        options = await format_over(options, fmt, graph)
         options.node_name = data.snapshot_node_name
         branch: Any = options.branch
         if hasattr(branch, "backing"):

@@ -60,7 +60,7 @@ async def make_image(
     Raises:
         QmpError: With the C daemon's text.
     """
-    file_options = check_makeable(ctx, filename, fmt, backing)
+    file_options = await check_makeable(ctx, filename, fmt, backing)
     _announce(filename, fmt, size, backing)
     is_raw = ctx.find_creator(fmt) is None
     await _make_file(ctx, filename, file_options, size if is_raw else 0)
@@ -68,7 +68,7 @@ async def make_image(
         await _format(ctx, fmt, file_options, size, backing)
 
 
-def check_makeable(
+async def check_makeable(
     ctx: Context, filename: str, fmt: str, backing: Backing | None
 ) -> BlockdevOptions:
     """Check what can be checked beforehand, and return the options of the file's own node."""
@@ -79,7 +79,7 @@ def check_makeable(
         raise QmpError(f"Unknown file format '{fmt}'")
     if protocol_of(filename) == "json":
         raise QmpError("Unknown protocol 'json'")
-    options = options_for_filename(filename, ctx.graph)
+    options = await options_for_filename(filename, ctx.graph)
     if ctx.find_creator(fmt) is None and fmt != "raw":
         raise QmpError(f"Format driver '{fmt}' does not support image creation")
     if backing is not None:

@@ -340,21 +340,34 @@ class ExportRegistry:
             if export.state in (RUNNING, SHUTTING_DOWN)
         ]
 
-    async def close_type(self, export_type: str | None = None) -> None:
-        """End all exports of a type (None: of every type), oldest first, and wait for their end."""
-        exports = [
-            export
-            for export in self._exports.values()
-            if export_type is None or export_type == export.TYPE
-        ]
+    async def close_type(self, export_type: str) -> None:
+        """End all exports of a type, oldest first, and wait for their end."""
+        await self._end(self.of_type(export_type))
+
+    async def _end(self, exports: list[Export]) -> None:
         for export in exports:
             await export.shut_down()
         for export in exports:
             await export.wait_deleted()
 
-    async def close(self) -> None:
-        """End everything: at the end of the daemon."""
+    async def close(self, *, keep_files: bool = False) -> None:
+        """End everything: at the end of the daemon.
+
+        Args:
+            keep_files: Leave exports alone that show files; :meth:`close_files` ends them.
+        """
         for name in list(self.servers):
             server = self.servers.pop(name)
             await server.stop()
-        await self.close_type()
+        await self._end(
+            [
+                export
+                for export in self._exports.values()
+                if not (keep_files and export.shows_file_since())
+            ]
+        )
+
+    async def close_files(self) -> None:
+        """End what :meth:`close` left, the newest first: it may show what is read from another."""
+        for export in reversed(list(self._exports.values())):
+            await self._end([export])

@@ -16,6 +16,7 @@ is told that the attributes are stale.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -44,7 +45,7 @@ class FuseExport(Export):
 
     TYPE: ClassVar[str] = "fuse"
 
-    __slots__ = ("_engine", "mountpoint")
+    __slots__ = ("_engine", "_mounted", "mountpoint")
 
     def __init__(
         self, registry: ExportRegistry, export_id: str, backend: Backend, writable: bool
@@ -52,6 +53,7 @@ class FuseExport(Export):
         super().__init__(registry, export_id, backend, writable)
         self.mountpoint = ""
         self._engine: FuseEngine | None = None
+        self._mounted = 0.0
 
     async def start(self, options: Any) -> None:
         """Mount the file.
@@ -67,6 +69,7 @@ class FuseExport(Export):
                 raise QmpError(f"There already is a FUSE export on '{options.mountpoint}'")
         path = await self.backend.graph.pool.run(check_mountpoint, options.mountpoint)
         self.mountpoint = options.mountpoint
+        self._mounted = asyncio.get_running_loop().time()
         file = FuseFile(self.backend, writable=self.writable, growable=bool(options.growable))
         try:
             self._engine = await self._mount(file, path, options.allow_other or "auto")
@@ -115,6 +118,10 @@ class FuseExport(Export):
 
             return Pyfuse3Engine(file, self.registry.tasks)
         raise QmpError(f"{ENGINE_VARIABLE} is '{name}', not 'native' or 'pyfuse3'")
+
+    def shows_file_since(self) -> float:
+        """Return when it was mounted."""
+        return self._mounted
 
     def disconnect(self) -> None:
         """Nothing: a mount counts no users."""

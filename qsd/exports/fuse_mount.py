@@ -131,16 +131,8 @@ def _mount_by_helper(path: str, allow_other: bool) -> int:
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
-            done = subprocess.run(  # noqa: S603 - a list of words, no shell
-                [helper, "-o", options, "--", path],
-                env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-                check=False,
-            )
+            theirs.set_inheritable(True)
+            done = _run([helper, "-o", options, "--", path], _FUSE_COMMFD=str(theirs.fileno()))
         if done.returncode:
             raise OSError(errno.EPERM, done.stderr.strip() or "fusermount3 failed")
         _, fds, _, _ = socket.recv_fds(ours, 1, 1)
@@ -160,10 +152,23 @@ def unmount(path: str) -> None:
         return
     helper = shutil.which("fusermount3") or shutil.which("fusermount")
     if helper is not None:
-        subprocess.run(  # noqa: S603 - a list of words, no shell
-            [helper, "-u", "-z", "-q", "--", path],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            check=False,
-        )
+        _run([helper, "-u", "-z", "-q", "--", path])
+
+
+def _run(words: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the helper.
+
+    Descriptors that it has no use for close when it starts, and not before, as subprocess would
+    have it: that is done with the interpreter locked, and to close a file that this daemon shows
+    takes an answer of this daemon.
+    """
+    return subprocess.run(  # noqa: S603 - a list of words, no shell
+        words,
+        env={**os.environ, **environment},
+        close_fds=False,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )

@@ -90,6 +90,11 @@ class _Inbox:
         self.payload = self.view[_PAGE:]
 
 
+def _is_own(thread: int) -> bool:
+    """Tell whether a thread is one of this process."""
+    return os.path.exists(f"/proc/self/task/{thread}")
+
+
 def _is_written(backend: Backend, offset: int, data: memoryview) -> bool:
     """Write if that is but a memory copy."""
     try:
@@ -310,6 +315,8 @@ class NativeEngine:
         if handler is None or node not in (0, fuse.ROOT_ID) or length != count:
             self._send(fuse.reply(unique, error=errno.ENOSYS))
             return
+        if opcode == fuse.OPEN and _is_own(fuse.caller(inbox.room)):
+            handler = NativeEngine._open_for_ourselves
         arguments = inbox.view[_ARGUMENTS : _IN + count]
         kept: _Inbox | None = None
         if count > _MAX_COPY:
@@ -447,6 +454,13 @@ class NativeEngine:
 
     async def _open(self, arguments: memoryview) -> bytes:
         return fuse.open_reply()
+
+    async def _open_for_ourselves(self, arguments: memoryview) -> bytes:
+        """Let close(2) not wait, which the end of a killed process would do for ever.
+
+        Who opens an image flushes it.
+        """
+        return fuse.open_reply(fuse.FOPEN_NOFLUSH)
 
     async def _flush(self, arguments: memoryview) -> bytes:
         await self._file.flush()

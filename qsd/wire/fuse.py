@@ -43,6 +43,9 @@ FATTR_KNOWN: Final = (
     FATTR_MODE | FATTR_UID | FATTR_GID | FATTR_SIZE | FATTR_FH | FATTR_LOCKOWNER | 1 << 10 | 1 << 11
 )
 
+#: Flag of OPEN's reply: close(2) need not ask for a FLUSH (protocol 7.35; earlier it is ignored).
+FOPEN_NOFLUSH: Final = 1 << 5
+
 #: Code of the notification that attributes are stale.
 NOTIFY_INVAL_INODE = 2
 
@@ -188,9 +191,15 @@ def parse_lseek(arguments: memoryview) -> tuple[int, int]:
     return offset, whence
 
 
-def open_reply() -> bytes:
+def caller(request: memoryview) -> int:
+    """Return the thread that makes a request, given whole: 0 for the kernel itself."""
+    thread: int = IN_HEADER.unpack_from(request)[6]
+    return thread
+
+
+def open_reply(flags: int = 0) -> bytes:
     """Return the result of OPEN: no handle of ours, the page cache as the kernel likes it."""
-    return _OPEN_OUT.pack(0, 0, 0)
+    return _OPEN_OUT.pack(0, flags, 0)
 
 
 def write_reply(count: int) -> bytes:

@@ -6,12 +6,23 @@ from typing import Any
 
 import pytest
 
-from qsd.block.filename import format_over, nested, options_for_filename, protocol_of
+from qsd.aio.loop import run
+from qsd.block import filename as names
+from qsd.block.filename import nested, protocol_of
 from qsd.errors import QmpError
+
+
+class NoThreads:
+    """Makes calls at once."""
+
+    async def run(self, func: Any, *args: Any) -> Any:
+        return func(*args)
 
 
 class NoGraph:
     """Knows file, raw and qcow2."""
+
+    pool = NoThreads()
 
     def find_driver(self, name: str) -> Any:
         family = {"file": "protocol", "raw": "format", "qcow2": "format"}.get(name)
@@ -19,6 +30,14 @@ class NoGraph:
 
 
 GRAPH: Any = NoGraph()
+
+
+def options_for_filename(filename: str) -> Any:
+    return run(names.options_for_filename(filename, GRAPH))
+
+
+def format_over(options: Any, fmt: str) -> Any:
+    return run(names.format_over(options, fmt, GRAPH))
 
 
 @pytest.mark.parametrize(
@@ -38,19 +57,15 @@ def test_protocol_prefix(name: str, protocol: str | None) -> None:
 
 
 def test_plain_names_open_files() -> None:
-    options = options_for_filename("no/such/a.img", GRAPH)
+    options = options_for_filename("no/such/a.img")
     assert options.driver == "file"
     assert options.branch is not None
-    assert options.branch.filename == "no/such/a.img"  # type: ignore[attr-defined]
+    assert options.branch.filename == "no/such/a.img"
 
 
 def test_json_names_take_dotted_and_nested_keys() -> None:
-    flat = options_for_filename(
-        'json:{"driver":"raw","file.driver":"file","file.filename":"a"}', GRAPH
-    )
-    deep = options_for_filename(
-        'json:{"driver":"raw","file":{"driver":"file","filename":"a"}}', GRAPH
-    )
+    flat = options_for_filename('json:{"driver":"raw","file.driver":"file","file.filename":"a"}')
+    deep = options_for_filename('json:{"driver":"raw","file":{"driver":"file","filename":"a"}}')
     assert flat == deep
 
 
@@ -61,16 +76,14 @@ def test_nested_refuses_contradictions() -> None:
 
 def test_unknown_protocols_are_refused() -> None:
     with pytest.raises(QmpError, match="Unknown protocol 'gopher'"):
-        options_for_filename("gopher://x", GRAPH)
+        options_for_filename("gopher://x")
 
 
 def test_a_format_is_put_over_protocols_only() -> None:
-    plain = options_for_filename("a", GRAPH)
-    assert format_over(plain, "qcow2", GRAPH).driver == "qcow2"
-    assert format_over(plain, "file", GRAPH) is plain
-    whole = options_for_filename(
-        'json:{"driver":"raw","file":{"driver":"file","filename":"a"}}', GRAPH
-    )
-    assert format_over(whole, "qcow2", GRAPH) is whole
+    plain = options_for_filename("a")
+    assert format_over(plain, "qcow2").driver == "qcow2"
+    assert format_over(plain, "file") is plain
+    whole = options_for_filename('json:{"driver":"raw","file":{"driver":"file","filename":"a"}}')
+    assert format_over(whole, "qcow2") is whole
     with pytest.raises(QmpError, match="Unknown driver 'odd'"):
-        format_over(plain, "odd", GRAPH)
+        format_over(plain, "odd")

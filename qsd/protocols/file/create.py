@@ -59,7 +59,8 @@ def _create(options: BlockdevCreateOptionsFile) -> None:
 def _lock(fd: int, filename: str) -> None:
     """Keep everybody out who writes to the file or relies on its size."""
     if CAN_LOCK:
-        lock = ImageLock(fd, filename)
+        status = os.fstat(fd)
+        lock = ImageLock(fd, filename, (status.st_dev, status.st_ino))
         lock.prepare(perms.WRITE | perms.RESIZE, perms.ALL & ~perms.RESIZE)
         lock.commit()
 

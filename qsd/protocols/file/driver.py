@@ -6,7 +6,8 @@ One descriptor number serves a node from opening to closing.  When the file must
 (because a user of an auto-read-only node wants to write, or because of blockdev-reopen), the new
 description is put under the old number with dup2(2): requests that worker threads are just carrying
 out finish on the old description, all later ones use the new one, and no other code ever sees a
-number that might stand for something else by now.
+number that might stand for something else by now.  (Files on FUSE file systems are the exception,
+see :mod:`qsd.protocols.file.served`.)
 
 Opening anew takes two steps, which the permission check of the graph brings about::
 
@@ -34,7 +35,6 @@ from qsd.aio.fdio import (
     FALLOC_KEEP_SIZE,
     FALLOC_PUNCH_HOLE,
     FALLOC_ZERO_RANGE,
-    MAX_INLINE_WRITE,
     FileIO,
 )
 from qsd.aio.folios import SLOW_SMALL, SMALL
@@ -60,6 +60,8 @@ if TYPE_CHECKING:
     from qsd.block.late import AnyLate, LatePath
     from qsd.block.node import Node
     from qsd.block.open import ChildOpener
+    from qsd.block.patches import Patch
+    from qsd.protocols.file.served import ServedFile
     from qsd.qapi.schema.block_protocols import BlockdevOptionsFile
 
 #: What makes an auto-read-only file writable.
@@ -118,6 +120,7 @@ class FileDriver(Driver):
         "_lock",
         "_next",
         "_perm",
+        "_served",
         "_staged",
         "_syncing",
         "_written",
@@ -139,6 +142,8 @@ class FileDriver(Driver):
         self.size = 0
         self._lock: ImageLock | None = None
         self._perm = 0
+        #: What a file on a FUSE file system needs.
+        self._served: ServedFile | None = None
         #: A file that blockdev-reopen has prepared, and one that a permission check has.
         self._staged: OpenFile | None = None
         self._next: OpenFile | None = None
@@ -166,16 +171,36 @@ class FileDriver(Driver):
         self.options = options
         self._check_pr_manager()
         self.file = await self._open_in_thread(self._wanted_flags(0), self._check_first)
-        fd = self.file.take()
         graph = self.node.graph
-        self.io = FileIO(fd, graph.pool)
-        if stat.S_ISREG(self.file.mode):
-            self.pages = FilePages(graph.maps, fd)
+        if self.file.is_served:
+            self._served = await self._serve()
+            fd = self.file.fd
+            self.io = FileIO(fd, self._served.pool(self.file.flags), may_stall=True)
+        else:
+            fd = self.file.take()
+            self.io = FileIO(fd, graph.pool)
+            if stat.S_ISREG(self.file.mode):
+                self.pages = FilePages(graph.maps, fd)
         self._copier = FileCopier(self.io, graph.tasks)
         self.size = self.file.size
         self._use_file()
         if options.locking != "off" and CAN_LOCK:
-            self._lock = ImageLock(fd, options.filename)
+            self._lock = ImageLock(fd, options.filename, self.file.place)
+
+    async def _serve(self) -> ServedFile:
+        from qsd.protocols.file.served import ServedFile
+
+        served = ServedFile(self.file, self.node.graph.pool)
+        try:
+            await served.open_ahead(self._possible_flags(), self._open_again)
+        except BaseException:
+            await served.close()
+            raise
+        return served
+
+    def is_served(self) -> bool:
+        """Whether the file is on a FUSE file system, perhaps an export of this daemon."""
+        return self._served is not None
 
     def _check_pr_manager(self) -> None:
         """Refuse a persistent reservation manager that does not exist; none is ever asked."""
@@ -215,6 +240,10 @@ class FileDriver(Driver):
     def _open_now(self, flags: int, check: Callable[[int], None]) -> OpenFile:
         return open_file(self.options.filename, flags, check, self._find_size)
 
+    def _open_again(self, flags: int) -> OpenFile:
+        """Open the file in another way than before; blocks."""
+        return self._open_now(flags, self._check_mode)
+
     async def _open_in_thread(self, flags: int, check: Callable[[int], None]) -> OpenFile:
         opened: list[OpenFile] = []
         try:
@@ -242,7 +271,10 @@ class FileDriver(Driver):
         await self._copier.close()
         if self.pages is not None:
             self.pages.drop()
-        os.close(self.io.fd)
+        if self._served is not None:
+            await self._served.close()
+        else:
+            os.close(self.io.fd)
         self.io.fd = -1
 
     # Reopening
@@ -252,7 +284,10 @@ class FileDriver(Driver):
     ) -> OpenFile | None:
         """Open the file in the new mode if that is another one."""
         flags = self._wanted_flags(self._perm)
-        if flags != self.file.flags:
+        if self._served is not None:
+            await self._served.open_ahead(self._possible_flags(), self._open_again)
+            self._served.find(flags)
+        elif flags != self.file.flags:
             self._staged = await self._open_in_thread(flags, self._check_mode)
         return self._staged
 
@@ -279,7 +314,7 @@ class FileDriver(Driver):
         if self._staged is not None and self._staged.flags == flags:
             new = self._staged
         elif flags != self.file.flags:
-            new = self._open_now(flags, self._check_mode)
+            new = self._open_again(flags) if self._served is None else self._served.find(flags)
         self._next = new
         try:
             if self._lock is not None and not self.node.force_share:
@@ -302,8 +337,13 @@ class FileDriver(Driver):
         self._perm = perm
         new, self._next = self._next, None
         if new is not None:
-            os.dup2(new.fd, self.io.fd, inheritable=False)
-            new.close()
+            if self._served is None:
+                os.dup2(new.fd, self.io.fd, inheritable=False)
+                new.close()
+            else:
+                self.io.fd, self.io.pool = new.fd, self._served.pool(new.flags)
+                if self._lock is not None:
+                    self._lock.move_to(new.fd)
             self.file = new
             if self.pages is not None:
                 self.pages.drop()
@@ -320,8 +360,12 @@ class FileDriver(Driver):
 
     def _drop_next(self) -> None:
         new, self._next = self._next, None
-        if new is not None and new is not self._staged:
+        if new is None or new is self._staged:
+            return
+        if self._served is None:
             new.close()
+        elif self._lock is not None:
+            self._lock.leave(new.fd)
 
     # Geometry
 
@@ -359,7 +403,7 @@ class FileDriver(Driver):
 
     def later_path(self) -> Callable[[int, memoryview, Callable[[bool], None]], bool] | None:
         """Return the function of the descriptor."""
-        return None if self.limits.max_transfer else self.io.read_later
+        return None if self.limits.max_transfer or self.io.may_stall else self.io.read_later
 
     def read_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
         """Read what is not in the page cache, or around it, without a thread."""
@@ -376,7 +420,7 @@ class FileDriver(Driver):
         """
         io = self.io
         end = offset + len(view)
-        if len(view) > MAX_INLINE_WRITE or io.bounce is not None:
+        if len(view) > io.max_inline:
             return False
         if end > self.size and not self.grows:
             return False
@@ -414,6 +458,8 @@ class FileDriver(Driver):
         """Reads wait for the device, and so do writes around the page cache."""
         from qsd.block.late import LatePath
 
+        if self.io.may_stall:
+            return None
         if not is_write:
             return LatePath(self.io, ())
         return None if self.io.bounce is None else LatePath(self.io, (_LateWrites(self),))
@@ -524,8 +570,11 @@ class FileDriver(Driver):
             done.set_result(None)
 
     def locate_nowait(self, offset: int, length: int) -> tuple[int, int] | None:
-        """Return the descriptor, unless it bypasses the page cache or the range ends behind it."""
-        if offset + length > self.size or self.io.bounce is not None:
+        """Return the descriptor, unless it bypasses the page cache or the range ends behind it.
+
+        Nor where a call can take long: who gets the descriptor would make it.
+        """
+        if offset + length > self.size or self.io.max_inline < 0:
             return None
         return self.io.fd, offset
 
@@ -561,8 +610,8 @@ class FileDriver(Driver):
         return None if place is None else (*place, length)
 
     async def write_from(self, offset: int, descriptor: int, host_offset: int, length: int) -> bool:
-        """Copy in the kernel, unless the file bypasses the page cache."""
-        if self.io.bounce is not None:
+        """Copy in the kernel, unless the file bypasses the page cache, or its calls take long."""
+        if self.io.max_inline < 0:
             return False
         try:
             done = await self._copier.copy(descriptor, host_offset, offset, length)
@@ -572,6 +621,21 @@ class FileDriver(Driver):
         if done:
             self._grow(offset + length)
         return done
+
+    async def write_patches(self, offset: int, length: int, patches: Sequence[Patch]) -> int:
+        """Copy in the kernel what comes from several places, if there is no gap between."""
+        if self.io.max_inline < 0 or sum(patch.length for patch in patches) != length:
+            return 0
+        sources = [(patch.descriptor, patch.host_offset, patch.length) for patch in patches]
+        try:
+            done = await self._copier.gather(sources, offset, length)
+        finally:
+            self._written += 1
+            self.data.clear()
+        if not done:
+            return 0
+        self._grow(offset + length)
+        return length
 
     def write_behind(self) -> None:
         """Start to write back what was copied here; a node that is never flushed does not."""
@@ -609,11 +673,13 @@ class FileDriver(Driver):
 
     def runs_nowait(self, offset: int, length: int, limit: int) -> Runs | None:
         """Fast: several extents at once."""
-        return self._holes.runs_nowait(offset, length, limit) if self._can_seek else None
+        if not self._can_seek or self.io.may_stall:
+            return None
+        return self._holes.runs_nowait(offset, length, limit)
 
     def extent_path(self) -> Callable[[int, int], tuple[int, int] | None] | None:
         """Return the search's function."""
-        return self._holes.extent_nowait if self._can_seek else None
+        return self._holes.extent_nowait if self._can_seek and not self.io.may_stall else None
 
     def allocated_nowait(self, offset: int, length: int, limit: int) -> Runs | None:
         """Fast: holes too are nobody else's."""
@@ -627,7 +693,11 @@ class FileDriver(Driver):
 
     def image_info(self) -> dict[str, Any]:
         """Tell the space taken on disk."""
-        return {"actual-size": os.fstat(self.io.fd).st_blocks * 512, "dirty-flag": False}
+        if self._served is not None:
+            allocated = self._served.allocated()
+        else:
+            allocated = os.fstat(self.io.fd).st_blocks * 512
+        return {"actual-size": allocated, "dirty-flag": False}
 
     def driver_stats(self) -> dict[str, Any] | None:
         """Count the discards (QMP reference, "BlockStatsSpecificFile")."""

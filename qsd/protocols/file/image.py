@@ -13,6 +13,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Final
 
+from qsd.aio.fdio import file_system_of
 from qsd.errors import QmpError, describe
 
 if TYPE_CHECKING:
@@ -38,9 +39,15 @@ class OpenFile:
         size: Bytes.
         align: Bytes; what requests must be aligned to (1 without O_DIRECT).
         block: Bytes; the block size of a block device, 1 for everything else.
+        allocated: Bytes; space taken on disk.
+        place: What names the file: st_dev and st_ino.
+        is_served: Whether a process answers every call, perhaps this one; see
+            :mod:`qsd.protocols.file.served`.
     """
 
-    __slots__ = ("align", "block", "fd", "flags", "mode", "size")
+    __slots__ = (
+        "align", "allocated", "block", "fd", "flags", "is_served", "mode", "place", "size",
+    )  # fmt: skip
 
     def __init__(self, fd: int, flags: int) -> None:
         self.fd = fd
@@ -49,6 +56,17 @@ class OpenFile:
         self.size = 0
         self.align = 1
         self.block = 1
+        self.allocated = 0
+        self.place = (0, 0)
+        self.is_served = False
+
+    def look(self) -> None:
+        """Find out what fstat(2) tells."""
+        status = os.fstat(self.fd)
+        self.mode = status.st_mode
+        self.allocated = status.st_blocks * 512
+        self.place = (status.st_dev, status.st_ino)
+        self.is_served = stat.S_ISREG(self.mode) and _is_served(status.st_dev)
 
     def take(self) -> int:
         """Give the descriptor away: closing is the caller's business from now on."""
@@ -77,7 +95,7 @@ def open_file(
     """
     opened = OpenFile(_open(filename, flags), flags)
     try:
-        opened.mode = os.fstat(opened.fd).st_mode
+        opened.look()
         check(opened.mode)
         try:
             opened.size = find_size(opened.fd, opened.mode)
@@ -89,6 +107,11 @@ def open_file(
         opened.close()
         raise
     return opened
+
+
+def _is_served(device: int) -> bool:
+    """Tell whether a file system is a FUSE one (one on a block device has that device's number)."""
+    return os.major(device) == 0 and file_system_of(device).partition(".")[0] == "fuse"
 
 
 def _open(filename: str, flags: int) -> int:

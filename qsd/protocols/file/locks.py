@@ -69,11 +69,19 @@ class ImageLock:
         used, unshared: What is locked now (perms bits).
     """
 
-    __slots__ = ("_fd", "_filename", "_previous", "_wanted", "unshared", "used")
+    __slots__ = ("_fd", "_filename", "_place", "_previous", "_wanted", "unshared", "used")
 
-    def __init__(self, fd: int, filename: str) -> None:
+    def __init__(self, fd: int, filename: str, place: tuple[int, int]) -> None:
+        """Start without locks.
+
+        Args:
+            fd: A descriptor of the description that is to have them.
+            filename: What messages call the file.
+            place: Its st_dev and st_ino.
+        """
         self._fd = fd
         self._filename = filename
+        self._place = place
         self.used = 0
         self.unshared = 0
         self._previous = (0, 0)
@@ -114,8 +122,19 @@ class ImageLock:
         Raises:
             QmpError: The file system cannot lock.
         """
-        other = ImageLock(fd, self._filename)
+        other = ImageLock(fd, self._filename, self._place)
         other._lock(*self._wanted)
+
+    def move_to(self, fd: int) -> None:
+        """Go over to a description that `copy_to` was called for, and leave the old one bare."""
+        self.leave(self._fd)
+        self._fd = fd
+
+    def leave(self, fd: int) -> None:
+        """Give up all locks of a description that stays open."""
+        other = ImageLock(fd, self._filename, self._place)
+        other.used = other.unshared = perms.ALL
+        other._unlock_all_but(0, 0)
 
     def _lock(self, used: int, unshared: int) -> None:
         for index, bit in _BITS:
@@ -137,7 +156,7 @@ class ImageLock:
 
     def _conflict(self, text: str) -> LockConflict:
         hint = f"Is another process using the image [{self._filename}]?"
-        holders = find_holders(self._fd)
+        holders = find_holders(self._place)
         if holders:
             names = ", ".join(f"{holder.pid} ({holder.command})" for holder in holders)
             hint += f"\nIt is in use by process {names}."
@@ -181,23 +200,20 @@ def _name(bit: int) -> str:
     return perms.names(bit)
 
 
-def find_holders(fd: int) -> list[Holder]:
-    """Return the other processes that hold locks on the file, as far as that can be known.
+def find_holders(place: tuple[int, int]) -> list[Holder]:
+    """Return the other processes that hold locks on a file, as far as that can be known.
 
     Such a lock has no process id of its own, so the descriptors of all processes that we may look
     at are searched (proc(5), "/proc/[pid]/fdinfo/").  Slow; only for error messages.
     """
     try:
-        status = os.fstat(fd)
         mine = os.getpid()
         pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
     except OSError:
         return []
-    inode = f":{status.st_ino} "
-    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
-    return [
-        Holder(pid, _command(pid)) for pid in pids if pid != mine and _holds(pid, device + inode)
-    ]
+    device, inode = place
+    wanted = f"{os.major(device):02x}:{os.minor(device):02x}:{inode} "
+    return [Holder(pid, _command(pid)) for pid in pids if pid != mine and _holds(pid, wanted)]
 
 
 def _holds(pid: int, place: str) -> bool:

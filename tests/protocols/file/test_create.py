@@ -96,7 +96,7 @@ def test_hints_are_only_hints(path: Path) -> None:
 def test_image_in_use_is_left_alone(path: Path) -> None:
     path.write_bytes(b"precious")
     fd = os.open(path, os.O_RDWR)
-    lock = ImageLock(fd, "f")
+    lock = ImageLock(fd, "f", (0, 0))
     lock.prepare(perms.CONSISTENT_READ, perms.ALL & ~perms.RESIZE)
     assert refusal(path, 4096) == 'Failed to get "resize" lock'
     assert path.read_bytes() == b"precious"

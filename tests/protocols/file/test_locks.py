@@ -54,13 +54,22 @@ def locked_bytes(fd: int) -> set[int]:
     return found
 
 
+def place_of(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
+
+
+def on(fd: int, filename: str) -> ImageLock:
+    return ImageLock(fd, filename, place_of(fd))
+
+
 def take(lock: ImageLock, used: int, shared: int = perms.ALL) -> None:
     lock.prepare(used, shared)
     lock.commit()
 
 
 def test_bytes_of_permissions(fds: tuple[int, int]) -> None:
-    lock = ImageLock(fds[0], "f")
+    lock = on(fds[0], "f")
     for used, shared, expected in (
         (0, perms.ALL, set()),
         (READ, perms.ALL, {100}),
@@ -74,7 +83,7 @@ def test_bytes_of_permissions(fds: tuple[int, int]) -> None:
 
 
 def test_conflicts_name_the_permission(fds: tuple[int, int]) -> None:
-    first, second = ImageLock(fds[0], "f"), ImageLock(fds[1], "a/f")
+    first, second = on(fds[0], "f"), on(fds[1], "a/f")
     take(first, READ | WRITE, perms.ALL & ~RESIZE)
     with pytest.raises(LockConflict) as info:
         second.prepare(RESIZE, perms.ALL)
@@ -88,7 +97,7 @@ def test_conflicts_name_the_permission(fds: tuple[int, int]) -> None:
 
 
 def test_used_is_looked_at_before_unshared(fds: tuple[int, int]) -> None:
-    first, second = ImageLock(fds[0], "f"), ImageLock(fds[1], "f")
+    first, second = on(fds[0], "f"), on(fds[1], "f")
     take(first, WRITE, READ)
     with pytest.raises(LockConflict) as info:
         second.prepare(WRITE, 0)
@@ -96,7 +105,7 @@ def test_used_is_looked_at_before_unshared(fds: tuple[int, int]) -> None:
 
 
 def test_abort_restores(fds: tuple[int, int]) -> None:
-    lock = ImageLock(fds[0], "f")
+    lock = on(fds[0], "f")
     take(lock, READ, perms.ALL & ~WRITE)
     lock.prepare(READ | WRITE, perms.ALL)
     assert locked_bytes(fds[1]) == {100, 101, 201}
@@ -105,7 +114,7 @@ def test_abort_restores(fds: tuple[int, int]) -> None:
 
 
 def test_copy(fds: tuple[int, int]) -> None:
-    lock = ImageLock(fds[0], "f")
+    lock = on(fds[0], "f")
     take(lock, READ)
     lock.prepare(READ | WRITE, perms.ALL & ~RESIZE)
     lock.copy_to(fds[1])
@@ -123,8 +132,8 @@ def test_same_rule_as_inside_one_daemon(
     path.touch()
     one, two = os.open(path, os.O_RDWR), os.open(path, os.O_RDWR)
     try:
-        take(ImageLock(one, "f"), *first)
-        lock = ImageLock(two, "f")
+        take(on(one, "f"), *first)
+        lock = on(two, "f")
         if first[0] & ~second[1] or second[0] & ~first[1]:
             with pytest.raises(LockConflict):
                 lock.prepare(*second)
@@ -144,7 +153,7 @@ def test_file_system_that_cannot_lock(
 
     monkeypatch.setattr(fcntl, "fcntl", refuse)
     with pytest.raises(QmpError, match=r"^Failed to lock byte 100: No locks available$"):
-        ImageLock(fds[0], "f").prepare(READ, perms.ALL)
+        on(fds[0], "f").prepare(READ, perms.ALL)
 
 
 # Between processes
@@ -153,7 +162,7 @@ _HOLD = """
 import os, sys
 sys.path.insert(0, {root!r})
 from qsd.protocols.file.locks import ImageLock
-lock = ImageLock(os.open({path!r}, os.O_RDWR), "f")
+lock = ImageLock(os.open({path!r}, os.O_RDWR), "f", (0, 0))
 lock.prepare(3, 7)
 print("ready", flush=True)
 sys.stdin.read()
@@ -178,9 +187,9 @@ def test_holder_is_named(image: Path) -> None:
         assert holder.stdout.readline() == "ready\n"
         fd = os.open(image, os.O_RDWR)
         try:
-            assert [found.pid for found in find_holders(fd)] == [holder.pid]
+            assert [found.pid for found in find_holders(place_of(fd))] == [holder.pid]
             with pytest.raises(LockConflict) as info:
-                ImageLock(fd, "f").prepare(RESIZE, perms.ALL)
+                on(fd, "f").prepare(RESIZE, perms.ALL)
             assert info.value.hint is not None
             assert info.value.hint.startswith("Is another process using the image [f]?\n")
             assert f"process {holder.pid} (python" in info.value.hint
@@ -291,7 +300,7 @@ def test_locks_follow_the_users(image: Path) -> None:
 def test_refused_user_leaves_no_lock(image: Path) -> None:
     async def main() -> None:
         fd = os.open(image, os.O_RDWR)
-        rival = ImageLock(fd, "f")
+        rival = on(fd, "f")
         take(rival, READ, perms.ALL & ~WRITE)
         for more in ({}, {"auto_read_only": True}):
             async with in_use(image, READ, perms.ALL, **more) as backend:
