@@ -237,6 +237,10 @@ class FileDriver(Driver):
         flags = os.O_RDWR if writable else os.O_RDONLY
         return flags | os.O_DIRECT if node.cache_direct else flags
 
+    def _possible_flags(self) -> tuple[int, ...]:
+        """Return the ways to open the file that a change of permissions may need."""
+        return self._wanted_flags(0), self._wanted_flags(_WRITING)
+
     def _open_now(self, flags: int, check: Callable[[int], None]) -> OpenFile:
         return open_file(self.options.filename, flags, check, self._find_size)
 
