@@ -9,11 +9,24 @@ sent as a whole.
 
 from __future__ import annotations
 
+import sys
 from array import array
-from itertools import compress
+from functools import cache
 from typing import Final
 
-_IS_CHANGE: Final = bytes(value != 0 for value in range(256))
+#: What a byte with a mark has, besides a value below that.
+_MARK_BIT: Final = 128
+_MARKED: Final = bytes((_MARK_BIT,))
+#: Whatever is not zero, to a mark.
+_MARK: Final = b"\0" + _MARKED * 255
+#: For translate: drop the bytes without a mark, and take it from the others.
+_WITHOUT_MARK: Final = bytes(range(_MARK_BIT))
+_UNMARKED: Final = _WITHOUT_MARK * 2
+_POSITIONS: Final = _WITHOUT_MARK
+#: Differences modulo 128 to lengths, none of which is 0.
+_LENGTHS: Final = bytes((_MARK_BIT, *range(1, _MARK_BIT))) * 2
+#: What only a run of more than 128 units has.
+_LONG: Final = bytes(_MARK_BIT)
 
 
 class Runs:
@@ -80,28 +93,71 @@ def split(flags: bytes, unit_bits: int) -> tuple[array[int], bytes]:
 
     Where one kind ends and another begins shows in the XOR with the same bytes shifted by one.
 
+    Args:
+        flags: Of each unit; below 128.
+        unit_bits: 55 at most.
+
     Returns:
         The lengths of the runs in bytes, and their flags.
     """
     count = len(flags)
+    if not count:
+        return array("Q"), b""
     number = int.from_bytes(flags, "little")
     # Each byte XOR the one before it; 255 before the first, which stands for no kind.
     changes = (number ^ (number << 8 | 0xFF)).to_bytes(count + 1, "little")[:count]
-    changes = changes.translate(_IS_CHANGE)
-    rests = changes.split(b"\1")[1:]  # what follows the first unit of each run
-    size = 1 << unit_bits
-    lengths = array("Q", [len(rest) * size + size for rest in rests])
-    return lengths, _alternating(flags, len(lengths)) or bytes(compress(flags, changes))
+    marks = changes.translate(_MARK)
+    if _LONG in marks:
+        size = 1 << unit_bits
+        rests = marks.split(_MARKED)[1:]  # what follows the first unit of each run
+        lengths = array("Q", [len(rest) * size + size for rest in rests])
+    else:
+        lengths = _short_lengths(marks, unit_bits)
+    return lengths, _marked(marks, number)
 
 
-def _alternating(flags: bytes, count: int) -> bytes:
-    """Return the flags of `count` runs where there are but two kinds, otherwise nothing."""
-    first = flags[:1]
-    others = flags.translate(None, first)
-    second = others[:1]
-    if others.translate(None, second):
-        return b""
-    return ((first + second) * (count // 2 + 1))[:count]
+def _marked(marks: bytes, number: int) -> bytes:
+    """Return those bytes of a long integer that have a mark."""
+    together = int.from_bytes(marks, "little") | number
+    return together.to_bytes(len(marks), "little").translate(_UNMARKED, _WITHOUT_MARK)
+
+
+def _short_lengths(marks: bytes, unit_bits: int) -> array[int]:
+    """Fast: return the lengths of runs in bytes where none is longer than 128 units.
+
+    Runs begin where marks are.  The plain way makes an object for each: 1.3 ms for 8192 of them,
+    with what `split` does besides, where this takes 0.25.
+    """
+    units = len(marks)
+    positions = int.from_bytes((_POSITIONS * (units // _MARK_BIT + 1))[:units], "little")
+    starts = _marked(marks, positions)  # modulo 128
+    count = len(starts)
+    begin = int.from_bytes(starts, "little")
+    end = begin >> 8 | units % _MARK_BIT << 8 * (count - 1)
+    guard = int.from_bytes(_MARKED * count, "little")  # no byte borrows from the next one
+    lengths = ((end | guard) - begin).to_bytes(count, "little").translate(_LENGTHS)
+    return _widened(lengths, unit_bits)
+
+
+def _widened(numbers: bytes, shift: int) -> array[int]:
+    """Return bytes, shifted to the left, as long integers."""
+    low, high = _shifted(shift % 8)
+    place = shift // 8
+    wide = bytearray(8 * len(numbers))
+    wide[place::8] = numbers.translate(low)
+    wide[place + 1 :: 8] = numbers.translate(high)
+    result = array("Q")
+    result.frombytes(wide)
+    if sys.byteorder == "big":
+        result.byteswap()
+    return result
+
+
+@cache
+def _shifted(bits: int) -> tuple[bytes, bytes]:
+    """Return what becomes of bytes that are shifted to the left, and what they lose by it."""
+    shifted = [value << bits for value in range(256)]
+    return bytes([value & 0xFF for value in shifted]), bytes([value >> 8 for value in shifted])
 
 
 def all_allocated(length: int) -> Runs:

@@ -53,6 +53,19 @@ def test_split(flags: list[int], bits: int) -> None:
     assert list(zip(lengths, kinds, strict=True)) == joined([(1 << bits, one) for one in flags])
 
 
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 127), st.one_of(st.integers(1, 5), st.integers(125, 131))),
+        max_size=9,
+    ),
+    st.integers(9, 40),
+)
+def test_splitting_runs_of_any_length(runs: list[tuple[int, int]], bits: int) -> None:
+    flags = b"".join(bytes((kind,)) * count for kind, count in runs)
+    lengths, kinds = split(flags, bits)
+    assert list(zip(lengths, kinds, strict=True)) == joined([(1 << bits, one) for one in flags])
+
+
 def test_what_was_cut_is_known_to_end() -> None:
     runs = runs_of([(3, 1), (4, 2)])
     ends = []

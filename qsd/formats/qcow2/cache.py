@@ -150,6 +150,12 @@ class TableCache:
         self._cold = set(self._slots)
         hot.clear()
 
+    def forget_clean(self) -> dict[int, array[int]]:
+        """Evict all that can be read again; return the other tables by key."""
+        for key in list(self._slots):
+            self._evict(key)
+        return {key: slot.table for key, slot in self._slots.items()}
+
     def mark(self, key: int, start: int, end: int) -> None:
         """Declare entries ``[start, end)`` of a cached table changed."""
         slot = self._slots[key]

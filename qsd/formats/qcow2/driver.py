@@ -187,6 +187,7 @@ class Qcow2Driver(Lookups, MappedDriver):
     async def _prepare_changes(self) -> None:
         """Do what must be durable before the first change of this session."""
         await bitmaps.mark_in_use(self.image.file, self.image.header, self.bitmaps)
+        self.image.guard()
         self._ready = True
 
     async def close(self) -> None:

@@ -92,6 +92,7 @@ class Image:
         overlaps: Where metadata lies.
         snapshots: Internal snapshots.
         high_water: Host offset from which on the file was never used: it reads as zeroes there.
+        is_guarded: Whether tables are looked at, when they are read, for what leads to metadata.
         broken: Whether the image was found corrupt while in use; nothing is written any more.
         packing: Host cluster that compressed data is being packed into, -1 if there is none.
         warned: Whether damage was reported; that is done once.
@@ -113,6 +114,7 @@ class Image:
         "geometry",
         "header",
         "high_water",
+        "is_guarded",
         "l1",
         "l2",
         "lazy",
@@ -151,6 +153,7 @@ class Image:
         self.overlaps = Overlaps(geometry, options.overlap_checks)
         self.snapshots: list[Snapshot] = []
         self.high_water = 0
+        self.is_guarded = False
         self.lazy = False
         self.broken = False
         self.warned = False
@@ -242,10 +245,22 @@ class Image:
         raw = bytearray(self.options.l2_entry_size)
         await self.file.read_or_zero(offset, memoryview(raw))
         slice_table = layout.table_from_bytes(raw)
-        if not self.external_data and self.overlaps.guards_any(slice_table):
+        if self.is_guarded and self.overlaps.guards_any(slice_table):
             # Damaged: fast paths must not see it, the others look at every single entry.
             self.l2.keep_cold(key)
         return slice_table
+
+    def guard(self) -> None:
+        """Changes begin: from now on tables must not lead to metadata.
+
+        Who only reads does not pay for it; what was read so far is read again.
+        """
+        if self.is_guarded or self.external_data:
+            return
+        self.is_guarded = True
+        for key, table in self.l2.forget_clean().items():
+            if self.overlaps.guards_any(table):
+                self.l2.keep_cold(key)
 
     async def load_slice(self, key: int) -> array[int]:
         """Return an L2 slice; its table must exist.

@@ -8,6 +8,8 @@ that an L2 table says may be overwritten, is looked up here first.
 
 The places of all guarded structures are one dict by cluster.  It is looked into when clusters are
 allocated and when an L2 table is loaded, not when a request finds its mapping in a cached table.
+While nothing was ever changed, tables are loaded without that (:meth:`Image.guard` begins it): the
+look takes longer than all else that the status of a table's clusters needs.
 """
 
 from __future__ import annotations

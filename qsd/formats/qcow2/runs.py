@@ -3,9 +3,7 @@
 """Block status of many clusters at once: L2 entries looked at by the column.
 
 The fast path of ``mapping.py`` for whoever wants to know of a long range what is data in it.  No
-entry is looked at by itself.  A table's bytes are split into eight columns, one for each byte of an
-entry; a table of 256 values says for each column what its bytes tell; and the columns are put
-together again by one OR of two long integers::
+entry is looked at by itself (:mod:`qsd.formats.qcow2.columns`)::
 
     byte    7           6 .. 1                      0
     entry   .C......    bits of the host offset     .......Z
@@ -21,19 +19,20 @@ over its entries takes 83 and asking for one extent after the other 930.
 
 from __future__ import annotations
 
-import sys
-from array import array
 from itertools import compress
 from typing import TYPE_CHECKING, Final
 
 from qsd.block.mapping import ST_DATA, ST_ZERO
 from qsd.block.runs import Runs, split
+from qsd.formats.qcow2.columns import IS_INSIDE, columns_between, columns_of, told_by
 from qsd.formats.qcow2.layout import COMPRESSED, COPIED, OFFSET_MASK, ZERO_FLAG
 from qsd.util.zeroes import is_zero
 
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import Callable
 
+    from qsd.formats.qcow2.columns import Column
     from qsd.formats.qcow2.image import Image
 
 # What the columns tell of an entry, as bits.
@@ -74,31 +73,20 @@ _ALLOCATED: Final = bytes((0, 1, 1, 1, 1, 1)).ljust(256, b"\0")
 _IS_PLAIN: Final = bytes(kind == ST_DATA for kind in range(256))
 
 
-def _columns(
-    cluster_size: int, *, has_zero_flag: bool, external_data: bool
-) -> list[tuple[int, bytes]]:
-    """Return the columns to look at: where one is in an entry in memory, and what its bytes tell.
+def _kind_columns(cluster_size: int, *, has_zero_flag: bool, external_data: bool) -> list[Column]:
+    """Return the columns that tell of what kind clusters are.
 
     "Standard Cluster Descriptor": bit 0 is reserved in version 2, and ignored there.  An external
     data file can have a cluster at offset 0, and then bit 63 tells that there is one.
     """
-    meanings = (
-        (ZERO_FLAG if has_zero_flag else 0, _HAS_ZERO_FLAG),
-        (OFFSET_MASK | (COPIED if external_data else 0), _HAS_OFFSET),
-        (OFFSET_MASK & (cluster_size - 1), _IS_MISALIGNED),
-        (COMPRESSED, _IS_COMPRESSED),
+    return columns_of(
+        (
+            (ZERO_FLAG if has_zero_flag else 0, _HAS_ZERO_FLAG),
+            (OFFSET_MASK | (COPIED if external_data else 0), _HAS_OFFSET),
+            (OFFSET_MASK & (cluster_size - 1), _IS_MISALIGNED),
+            (COMPRESSED, _IS_COMPRESSED),
+        )
     )
-    columns = []
-    for number in range(8):
-        told = bytearray(256)
-        for mask, meaning in meanings:
-            if bits := mask >> 8 * number & 0xFF:
-                for value in range(256):
-                    if value & bits:
-                        told[value] |= meaning
-        if any(told):
-            columns.append((number if sys.byteorder == "little" else 7 - number, bytes(told)))
-    return columns
 
 
 def _anything(entries: array[int], kinds: bytes) -> bool:
@@ -109,11 +97,14 @@ def _anything(entries: array[int], kinds: bytes) -> bool:
 class RunFinder:
     """Finds the runs of one image."""
 
-    __slots__ = ("_column_tables", "_image")
+    __slots__ = ("_columns", "_image", "_region", "_region_columns")
 
     def __init__(self, image: Image) -> None:
         self._image = image
-        self._column_tables: list[tuple[int, bytes]] = []
+        self._columns: list[Column] = []
+        #: Where in the file most data lies, and no hole, as far as anybody has looked.
+        self._region = (0, 0)
+        self._region_columns: list[Column] = []
 
     def runs_nowait(self, offset: int, length: int, limit: int) -> Runs | None:
         """Fast: describe a range as far as one cached table does; see the driver's base."""
@@ -204,21 +195,14 @@ class RunFinder:
 
     def _kinds(self, entries: array[int]) -> bytes:
         """Return the kind of each entry's cluster."""
-        raw = entries.tobytes()
-        told = 0
-        for number, table in self._columns():
-            told |= int.from_bytes(raw[number::8].translate(table), "little")
-        return told.to_bytes(len(entries), "little").translate(_KINDS)
-
-    def _columns(self) -> list[tuple[int, bytes]]:
-        if not self._column_tables:
+        if not self._columns:
             image = self._image
-            self._column_tables = _columns(
+            self._columns = _kind_columns(
                 image.geometry.cluster_size,
                 has_zero_flag=image.header.version >= 3,
                 external_data=bool(image.external_data),
             )
-        return self._column_tables
+        return told_by(entries.tobytes(), self._columns).translate(_KINDS)
 
     def _is_trusted(self, entries: array[int], kinds: bytes) -> bool:
         """Tell whether plain data is known not to lie in holes of the file.
@@ -228,11 +212,34 @@ class RunFinder:
         image = self._image
         if ST_DATA not in kinds or image.encrypted:
             return True
+        if len(entries) > _FIRST_LOOK and self._is_in_region(entries, kinds):
+            return True
         plain = list(compress(entries, kinds.translate(_IS_PLAIN)))
         low, high = min(plain), max(plain)
         if (low ^ high) & ~OFFSET_MASK:
             # Some have flags that others lack, so the order is not that of the places.
             hosts = [entry & OFFSET_MASK for entry in plain]
             low, high = min(hosts), max(hosts)
-        end = (high & OFFSET_MASK) + image.geometry.cluster_size
-        return image.data_edge.node.driver.known_data_end(low & OFFSET_MASK) >= end
+        start, end = low & OFFSET_MASK, (high & OFFSET_MASK) + image.geometry.cluster_size
+        known_end = image.data_edge.node.driver.known_data_end(start)
+        if known_end < end:
+            return False
+        if not self._region[0] <= start < self._region[1]:
+            self._region = start, start
+        return True
+
+    def _is_in_region(self, entries: array[int], kinds: bytes) -> bool:
+        """Fast: tell whether all plain data surely lies where data lay before.
+
+        The plain way is to look at every entry: 0.1 ms for 8192 of them instead of 0.35.
+        """
+        image = self._image
+        start, end = self._region
+        known_end = image.data_edge.node.driver.known_data_end(start)
+        if known_end != end:
+            bits = image.geometry.cluster_bits
+            self._region = start, known_end
+            self._region_columns = columns_between(start, known_end, bits)
+        inside = told_by(entries.tobytes(), self._region_columns).translate(IS_INSIDE)
+        plain = int.from_bytes(kinds.translate(_IS_PLAIN), "little")
+        return not plain & ~int.from_bytes(inside, "little")

@@ -550,6 +550,26 @@ def test_damage_is_reported_and_marks_the_image(
     )
 
 
+def test_tables_that_were_only_read_are_looked_at_when_changes_begin(tmp_path: Path) -> None:
+    need("qemu-img", "qemu-io")
+    path = make(tmp_path / "image", "1M")
+    tool("qemu-io", "-f", "qcow2", "-c", "write 0 128k", path)
+    patch(path, l2_of(path), struct.pack(">Q", 1 << 63 | 0x10000))  # the refcount table
+
+    async def main() -> None:
+        async with rig() as graph:
+            driver = (await add_image(graph, path)).driver
+            assert isinstance(driver, Qcow2Driver)
+            assert (await driver.map(0, 512)).writable
+            assert driver.image.l2.hot
+            await driver.write(65536, memoryview(b"a" * 512), 0)
+            assert not (await driver.map(0, 512)).writable
+            assert not driver.image.l2.hot
+            assert driver.locate_writable_nowait(0, 512) == -1
+
+    run(main())
+
+
 @pytest.mark.slow
 def test_random_damage_does_no_harm(tmp_path: Path) -> None:
     """Whatever bits flip in the metadata: errors, but no crash, no hang, no huge allocation."""
