@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from qsd.block.driver import RunPath
     from qsd.block.graph import Edge, Graph
     from qsd.block.late import Route
+    from qsd.block.relay import RelayPath
     from qsd.block.runs import Runs
 
 
@@ -200,14 +201,14 @@ class Backend:
             self._resume.append(future)
             await future
 
-    def begin_nowait(self) -> None:
-        """Count one more request of the owner's own, to be undone by :meth:`end`.
+    def begin_nowait(self, count: int = 1) -> None:
+        """Count one more request of the owner's own, or several, to be undone by :meth:`end`.
 
         For work that consists of several requests and must not be cut in two by a drained section.
         The requests themselves then go to :attr:`node` directly.  The caller has just waited for
         :meth:`wait_resumed`.
         """
-        self.in_flight += 1
+        self.in_flight += count
 
     def end(self, count: int = 1) -> None:
         """Undo :meth:`begin_nowait`, so many times."""
@@ -260,6 +261,16 @@ class Backend:
         from qsd.block.late import Route
 
         return Route(self, path, queue, is_write, done)
+
+    def relay_path(self) -> RelayPath | None:
+        """Return how NBD requests get to another server as they are, good for this generation.
+
+        The owner counts them by :meth:`begin_nowait` and :meth:`end`.
+        """
+        edge = self.edge
+        if edge is None or self.quiesced or self.force_writethrough:
+            return None
+        return edge.node.relay_path()
 
     def read_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
         """Begin a read that ends without a coroutine; see :meth:`Node.read_later`."""

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from qsd.block.loans import Lent
     from qsd.block.node import Node
     from qsd.block.open import ChildOpener
+    from qsd.block.relay import RelayPath
     from qsd.block.runs import Runs
 
 
@@ -256,6 +257,13 @@ class Driver:
 
         For the same requests as `read_later` and `write_later`; see :mod:`qsd.block.late`.  Called
         again whenever the node's fast paths may have changed.
+        """
+        return None
+
+    def relay_path(self) -> RelayPath | None:
+        """Return how NBD requests get to another server as they are; see :mod:`qsd.block.relay`.
+
+        Called again whenever the node's fast paths may have changed.
         """
         return None
 

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from qsd.block.driver import Driver
     from qsd.block.graph import Edge, Graph
     from qsd.block.late import LatePath
+    from qsd.block.relay import RelayPath
 
 #: Bytes; node lengths are multiples of it, as images are counted in sectors.
 SECTOR = 512
@@ -300,6 +301,25 @@ class Node:
 
         align = max(limits.request_alignment, limits.write_alignment)
         return path.below(WriteLayer(self, align, self._rmw_lock()))
+
+    def relay_path(self) -> RelayPath | None:
+        """Return how NBD requests get from here to another server as they are, if they can.
+
+        The same requests that :meth:`read_later` and :meth:`write_later` begin one by one.
+        """
+        limits = self.driver.limits
+        if self.closed or limits.request_alignment > 1:
+            return None
+        path = self.driver.relay_path()
+        if path is None:
+            return None
+        takes_writes = not (
+            self.read_only
+            or self.write_threshold
+            or self.detect_zeroes != "off"
+            or limits.write_alignment > 1
+        )
+        return path.below(self, takes_writes)
 
     def _rmw_lock(self) -> RangeLock:
         """Return the lock that keeps unaligned writes apart from all others."""

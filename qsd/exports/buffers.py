@@ -59,9 +59,9 @@ class Buffer:
         self.size = size
         self.holders = 1
 
-    def hold(self) -> None:
-        """Keep the buffer from being given back."""
-        self.holders += 1
+    def hold(self, count: int = 1) -> None:
+        """Keep the buffer from being given back, until it is dropped so many times more."""
+        self.holders += count
 
     def drop(self) -> None:
         """Stop using the buffer."""

@@ -38,6 +38,7 @@ from qsd.errors import describe
 from qsd.exports.buffers import BATCH, CLASSES
 from qsd.exports.nbd_known import DATA, REGION_BITS
 from qsd.exports.nbd_late import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, LateRequests
+from qsd.exports.nbd_relay import RelayedRequests
 from qsd.exports.nbd_requests import BrokenReplyError, Requests
 from qsd.exports.nbd_runs import Runs
 from qsd.exports.nbd_views import ViewReads
@@ -122,6 +123,7 @@ class Transmission:
         "_position",
         "_processing",
         "_reading",
+        "_relay",
         "_report",
         "_requests",
         "_resume_scheduled",
@@ -182,6 +184,7 @@ class Transmission:
         if not is_layered:
             self._views = ViewReads(backend, session, known_data, self._outlet, sock, pool)
         self._runs = Runs(backend, session, known_data)
+        self._relay = RelayedRequests(backend, session, self._requests, self._outlet, self)
         self._poll = backend.graph.poll
         self.phase = server.SERVING
         self.in_flight = 0
@@ -377,6 +380,8 @@ class Transmission:
             return
         if self._asks and self._serve_status():
             return
+        if self._serve_relayed():
+            return
         if (
             looks_at_views
             and self._views is not None
@@ -417,6 +422,16 @@ class Transmission:
             incoming, position, self._end, self._outlet.send
         )
         return self._end - self._position < _HEADER_SIZE or self._outlet.closed
+
+    def _serve_relayed(self) -> bool:
+        """Hand what comes first on to another server; return whether that is all for now."""
+        incoming, serve = self._in, self._relay.serve
+        assert incoming is not None
+        while taken := serve(incoming, self._position, self._end):
+            self._position += taken
+            if self._end - self._position < _HEADER_SIZE:
+                return True
+        return self._is_full()
 
     def _serve_views(self) -> bool:
         """Serve what comes first and can be sent from where it is.

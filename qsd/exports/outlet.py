@@ -240,8 +240,11 @@ class Outlet:
         self.flush()
         return False
 
-    def send(self, data: bytes) -> None:
-        """Send bytes now, behind what waits already; what the socket does not take waits too."""
+    def send(self, data: bytes | memoryview) -> None:
+        """Send bytes now, behind what waits already; what the socket does not take waits too.
+
+        The memory is the caller's again when this returns.
+        """
         if not self._queue and not self.closed:
             try:
                 sent = self._sock.send(data)
@@ -254,7 +257,7 @@ class Outlet:
             if sent == len(data):
                 return
             data = data[sent:]
-        self.put(data)
+        self.put(bytes(data))
 
     def send_parts(self, parts: list[bytes | memoryview]) -> int:
         """Send as much as the socket takes now; nothing may be waiting before.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from qsd.block.loans import Lent
     from qsd.block.node import Node
     from qsd.block.open import ChildOpener
+    from qsd.block.relay import RelayPath
     from qsd.block.runs import Runs
     from qsd.qapi.schema.block_options import BlockdevOptionsRaw
 
@@ -167,6 +168,10 @@ class RawDriver(Driver):
     def late_path(self, is_write: bool) -> LatePath | None:
         """Return the child's path, unless there is a window."""
         return None if self._window != (0, None) else self._edge.node.late_path(is_write)
+
+    def relay_path(self) -> RelayPath | None:
+        """Return the child's path, unless there is a window."""
+        return None if self._window != (0, None) else self._edge.node.relay_path()
 
     def read_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
         """Ask the child."""

@@ -18,7 +18,8 @@ There are two kinds of requests.  What :meth:`Connection.submit` takes is a full
 only wants to know whether they succeeded, are begun by :meth:`Connection.begin` and are no more
 than a tuple; their replies are handled by one loop (:meth:`Connection._take_plain`) as long as they
 are the usual ones.  At anything else, e.g. a hole or an error, such a request becomes a full one
-and takes the same way as all others.
+and takes the same way as all others.  So do those that come from a client of ours as they are
+(:meth:`Connection.relay`, :mod:`qsd.protocols.nbd.relayed`).
 
 The server is not trusted, see :mod:`qsd.protocols.nbd.request`.  Whatever breaks the protocol loses
 the connection, since nothing behind it can be followed.
@@ -32,7 +33,9 @@ import errno
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from qsd.block.relay import OWN_COOKIES
 from qsd.errors import PeerError, describe, os_error
+from qsd.protocols.nbd.relayed import RelayedReplies
 from qsd.protocols.nbd.request import Request
 from qsd.wire.nbd import messages as nbd
 from qsd.wire.nbd.machine import EOF_TEXT
@@ -77,13 +80,16 @@ class Connection:
     Attributes:
         agreement: What the handshake settled.
         closed: Nothing can be submitted any more.
+        relayed: Relayed requests in flight, by cookie.
+        structured: Whether replies to reads are structured ones.
         requests: Full requests in flight, by cookie.
     """
 
     __slots__ = (
         "_again", "_blocked", "_cookie", "_direct", "_direct_request", "_direct_whole", "_end",
-        "_fd", "_is_plain", "_long", "_loop", "_lost", "_out", "_out_bytes", "_plain", "_raw",
-        "_scheduled", "_sock", "_staging", "_start", "_view", "agreement", "closed", "requests",
+        "_fd", "_long", "_loop", "_lost", "_out", "_out_bytes", "_plain", "_raw", "_replies",
+        "_scheduled", "_sock", "_staging", "_start", "_view", "agreement", "closed", "relayed",
+        "requests", "structured",
     )  # fmt: skip
 
     def __init__(
@@ -117,7 +123,10 @@ class Connection:
         self.requests: dict[int, Request] = {}
         # (offset, length, buffer of a read or None for a write, who wants to know) by cookie.
         self._plain: dict[int, tuple[int, int, memoryview | None, Callable[[bool], None]]] = {}
-        self._cookie = 0
+        self.structured = agreement.structured
+        self._replies = RelayedReplies(agreement.structured)
+        self.relayed = self._replies.requests
+        self._cookie = OWN_COOKIES
         self._long = 0
         self._staging = bytearray(STAGING)
         self._view = memoryview(self._staging)
@@ -181,6 +190,29 @@ class Connection:
         if not self._blocked:
             self._schedule()
 
+    def new_cookie(self) -> int:
+        """Return a cookie that nobody uses."""
+        self._cookie = cookie = self._cookie + 1
+        return cookie
+
+    def relay(self, data: memoryview) -> None:
+        """Fast path: send requests that a client of ours has sent; see :mod:`qsd.block.relay`."""
+        if not self._out:
+            try:
+                data = data[self._sock.send(data) :]
+            except BlockingIOError:
+                pass
+            except OSError as exc:
+                self._fail_later(exc)
+                return
+            if not data:
+                return
+        # Headers alone are short, but nobody holds them; a long piece has payload, which is held.
+        self._out.append(data if len(data) >= LONG else bytes(data))
+        self._out_bytes += len(data)
+        if not self._blocked:
+            self._schedule()
+
     def _schedule(self) -> None:
         """See to it that what waits is sent: at once if the server has nothing to do.
 
@@ -198,9 +230,12 @@ class Connection:
         except BlockingIOError:
             self._block()
         except OSError as exc:
-            # Nobody may hear of it before his request was taken.
-            self._scheduled = True
-            self._loop.call_soon(self._fail, f"Failed to send request: {describe(exc)}")
+            self._fail_later(exc)
+
+    def _fail_later(self, exc: OSError) -> None:
+        """Fail, but nobody may hear of it before his request was taken."""
+        self._scheduled = True
+        self._loop.call_soon(self._fail, f"Failed to send request: {describe(exc)}")
 
     def say_goodbye(self) -> None:
         """Tell the server that this is the end, as far as the socket takes it at once."""
@@ -345,11 +380,28 @@ class Connection:
         """Handle the complete replies in the staging buffer; return how many there were."""
         handled = 0
         while not self.closed and self._direct is None:
+            if self.relayed:
+                handled += self._take_relayed()
+                if self._replies.is_partial:
+                    break
             if self._plain:
-                handled += self._take_plain()
+                count = self._take_plain()
+                handled += count
+                if count and self.relayed:
+                    continue
             if self._end - self._start < _SIMPLE_SIZE or not self._slow():
                 break
             handled += 1
+        return handled
+
+    def _take_relayed(self) -> int:
+        """Fast path: hand the usual replies to relayed requests on; return how many there were."""
+        replies = self._replies
+        self._start = replies.look(self._staging, self._start, self._end)
+        handled = 0
+        for first, stop, requests in replies.runs:
+            handled += len(requests)
+            requests[0][0].relayed(self._view[first:stop], requests)
         return handled
 
     def _take_plain(self) -> int:
@@ -412,10 +464,10 @@ class Connection:
         if have < _CHUNK_SIZE:
             return False
         _, flags, kind, cookie, length = nbd.CHUNK.unpack_from(self._staging, start)
+        if kind == nbd.REPLY_OFFSET_DATA and have < _DATA_SIZE:
+            return False
         request = self._find(cookie)
         if kind == nbd.REPLY_OFFSET_DATA:
-            if have < _DATA_SIZE:
-                return False
             *_, offset = _unpack_data(self._staging, start)
             self._start = start + _DATA_SIZE
             self._payload(cookie, request, offset, length - 8, flags)
@@ -486,18 +538,20 @@ class Connection:
         self._direct_whole = whole
 
     def _find(self, cookie: int) -> Request:
-        """Return the request of a reply; a plain one becomes a full one."""
+        """Return the request of a reply; a plain or relayed one becomes a full one."""
         request = self.requests.get(cookie)
         if request is None:
             entry = self._plain.pop(cookie, None)
             if entry is None:
-                raise PeerError(f"Unexpected reply to cookie {cookie}")
-            offset, length, view, done = entry
-            request = self.requests[cookie] = Request(
-                nbd.CMD_WRITE if view is None else nbd.CMD_READ,
-                *(0, offset, length, view),
-                lambda request: done(request.error is None),
-            )
+                request = self._replies.make_full(cookie)
+            else:
+                offset, length, view, done = entry
+                request = Request(
+                    nbd.CMD_WRITE if view is None else nbd.CMD_READ,
+                    *(0, offset, length, view),
+                    lambda request: done(request.error is None),
+                )
+            self.requests[cookie] = request
         return request
 
     def _count_long(self, request: Request, change: int) -> None:
@@ -520,6 +574,7 @@ class Connection:
             return
         requests = list(self.requests.values())
         plain = list(self._plain.values())
+        relayed = list(self.relayed.values())
         self.close()
         # Who is told of a failure may try again at once: the owner must know before.
         self._lost(self, reason)
@@ -529,6 +584,8 @@ class Connection:
             request.done(request)
         for *_, done in plain:
             done(False)
+        for entry in relayed:
+            entry[0].not_relayed(entry)
 
     def fail(self) -> None:
         """Give the connection up from our side; requests in flight fail."""
@@ -547,6 +604,7 @@ class Connection:
             self._again.cancel()
         self.requests.clear()
         self._plain.clear()
+        self.relayed.clear()
         self._out.clear()
         self._direct = self._direct_request = self._direct_whole = None
         self._start = self._end = 0

@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 
     from qsd.block.node import Node
     from qsd.block.open import ChildOpener
+    from qsd.block.relay import RelayPath
     from qsd.block.runs import Runs
+    from qsd.protocols.nbd.connection import Connection
     from qsd.protocols.nbd.link import TlsStarter
     from qsd.qapi.schema.block_protocols import BlockdevOptionsNbd
 
@@ -169,6 +171,18 @@ class NbdDriver(Driver):
                 return request
             if not (request.lost and self._link.is_waiting):
                 raise request.error
+
+    def relay_path(self) -> RelayPath:
+        """Let requests of clients through to the server as they are."""
+        from qsd.block.relay import RelayPath
+
+        limits = self.limits
+        return RelayPath(self, self._size, limits.max_transfer or _MAX_LENGTH, takes_writes=True)
+
+    def relay_connection(self) -> Connection | None:
+        """Return the connection, if there is one now."""
+        connection = self._link.connection
+        return None if connection is None or connection.closed else connection
 
     def read_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
         """Send a read whose end needs no coroutine; a failure is left to :meth:`read`."""
