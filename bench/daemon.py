@@ -75,10 +75,17 @@ class Daemon:
 
     def resident(self) -> int:
         """Return the resident memory in bytes."""
+        return self._status("VmRSS")
+
+    def own_memory(self) -> int:
+        """Return how much of that is nobody else's, in bytes: without pages of files."""
+        return self._status("RssAnon")
+
+    def _status(self, name: str) -> int:
         for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
+            if line.startswith(f"{name}:"):
                 return int(line.split()[1]) * 1024
-        raise RuntimeError("no VmRSS")
+        raise RuntimeError(f"no {name}")
 
     def processor_time(self) -> float:
         """Return the processor time of all its threads so far, in seconds.

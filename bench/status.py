@@ -48,28 +48,63 @@ def _with_bitmap(folder: Path) -> Path:
     return path
 
 
+def _serve(side: list[str], folder: Path, path: Path, more: str) -> Daemon:
+    """Export an image with its depths."""
+    (folder / "nbd.sock").unlink(missing_ok=True)
+    return Daemon(
+        side,
+        folder,
+        "--blockdev",
+        f"qcow2,node-name=top,file.driver=file,file.filename={path.name}",
+        "--nbd-server",
+        "addr.type=unix,addr.path=nbd.sock",
+        "--export",
+        f"nbd,id=e,node-name=top,name=x,allocation-depth=on{more}",
+    )
+
+
 def _map(kind: str, context: str) -> Run:
     """Make a workload of one map of a metadata context."""
 
     def run(side: list[str], folder: Path, seconds: float) -> Figure:
         path = {"over": _overlay, "plain": _fragmented, "bitmap": _with_bitmap}[kind](folder)
-        (folder / "nbd.sock").unlink(missing_ok=True)
-        more = ",bitmaps.0=b" if kind == "bitmap" else ""
-        daemon = Daemon(
-            side,
-            folder,
-            "--blockdev",
-            f"qcow2,node-name=top,file.driver=file,file.filename={path.name}",
-            "--nbd-server",
-            "addr.type=unix,addr.path=nbd.sock",
-            "--export",
-            f"nbd,id=e,node-name=top,name=x,allocation-depth=on{more}",
-        )
-        with daemon:
+        with _serve(side, folder, path, ",bitmaps.0=b" if kind == "bitmap" else "") as daemon:
             words = ("nbdinfo", f"--map={context}", _URI)
             return metered(daemon, lambda: clients.timed(folder, *words))
 
     return run
+
+
+#: Asks for all contexts with one connection, and for as many extents as it gets.
+_ASK_FOR_ALL = """
+import sys
+import nbd
+
+client = nbd.NBD()
+for context in sys.argv[2:]:
+    client.add_meta_context(context)
+client.connect_uri(sys.argv[1])
+assert all(map(client.can_meta_context, sys.argv[2:]))
+size, told = client.get_size(), {}
+
+def note(context, offset, extents, error):
+    told[context] = offset + sum(extents[::2])
+
+position = 0
+while position < size:
+    told.clear()
+    client.block_status(min(size - position, 0xFFFF0000), position, note)
+    position = min(told.values())
+"""
+
+
+def _map_all(side: list[str], folder: Path, seconds: float) -> Figure:
+    """Map three contexts at once: content, allocation depth, and a bitmap."""
+    path = _with_bitmap(folder)
+    contexts = ("base:allocation", "qemu:allocation-depth", "qemu:dirty-bitmap:b")
+    with _serve(side, folder, path, ",bitmaps.0=b") as daemon:
+        words = ("/usr/bin/python3", "-c", _ASK_FOR_ALL, _URI, *contexts)
+        return metered(daemon, lambda: clients.timed(folder, *words))
 
 
 def rows() -> list[tuple[str, Run]]:
@@ -79,4 +114,5 @@ def rows() -> list[tuple[str, Run]]:
         ("allocation depth of a fragmented image", _map("plain", "qemu:allocation-depth")),
         ("allocation depth over a backing file", _map("over", "qemu:allocation-depth")),
         ("dirty bitmap of 16384 areas", _map("bitmap", "qemu:dirty-bitmap:b")),
+        ("three contexts at once", _map_all),
     ]

@@ -119,7 +119,7 @@ class HoleSearch:
         fd, size, lseek = driver.io.fd, driver.size, os.lseek
         add_length, add_flags = runs.lengths.append, runs.flags.append
         known_end = driver.data.end_of if driver.data else None
-        begin = position
+        begin, after_data = position, False
         while position < end and limit > 0:
             limit -= 1
             if known_end is None or not (stop := known_end(position)):
@@ -131,25 +131,30 @@ class HoleSearch:
                     start = end  # nothing but a hole
                 if start > position:
                     # What is before a hole is data, so there is nothing to join it with.
-                    start = min(start, end)
+                    if start > end:
+                        start = end
                     add_length(start - position)
                     add_flags(ST_ZERO)
+                    after_data = False
                     position = start
                     if position == end or not limit:
                         break
                     limit -= 1  # where a hole ends is data
-                # Data that vanished between the two calls counts as data: that is true enough.
-                stop = max(lseek(fd, position, SEEK_HOLE), position + 1)
+                stop = lseek(fd, position, SEEK_HOLE)
+                if stop <= position:
+                    stop = position + 1  # it vanished between the calls; data is true enough
                 if stop >= size:
                     stop = align_up(stop, driver.limits.request_alignment)
                 if stop - position >= _LONG:
                     driver.data.add(position, stop)
-            stop = stop if stop < end else end
-            if runs.flags and runs.flags[-1] == ST_DATA:
+            if stop > end:
+                stop = end
+            if after_data:
                 runs.lengths[-1] += stop - position
             else:
                 add_length(stop - position)
                 add_flags(ST_DATA)
+                after_data = True
             position = stop
         runs.total = position - begin
         # What was found was followed to where it ends, which is not where the range does.
