@@ -4,8 +4,8 @@
 
 Everything else in this package is built on one operation: encrypt or decrypt a row of blocks, each
 on its own (electronic codebook).  OpenSSL does that for AES and CAST5 at the speed of the
-processor; Serpent and Twofish, which it does not have, are in :mod:`qsd.crypto.serpent` and
-:mod:`qsd.crypto.twofish`.
+processor.  Serpent and Twofish, which it does not have, are those of :mod:`qsd.crypto.nettle`, else
+our own in :mod:`qsd.crypto.serpent` and :mod:`qsd.crypto.twofish`.
 
 Key lengths and block lengths: AES FIPS 197; Serpent "Serpent: A Proposal for the Advanced
 Encryption Standard"; Twofish "Twofish: A 128-Bit Block Cipher"; CAST5-128 RFC 2144.
@@ -96,6 +96,12 @@ def make_ecb(name: str, key: bytes) -> Ecb:
     algorithm = ALGORITHMS[name]
     if len(key) != algorithm.key_length:
         raise ValueError(f"{name} takes a key of {algorithm.key_length} bytes")
+    if algorithm.family in ("serpent", "twofish"):
+        from qsd.crypto.nettle import make_nettle
+
+        nettle = make_nettle(name, key)
+        if nettle is not None:
+            return nettle
     if algorithm.family == "serpent":
         from qsd.crypto.serpent import Serpent
 

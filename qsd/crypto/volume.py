@@ -41,7 +41,7 @@ class Volume:
     the same time.
 
     Attributes:
-        is_slow: Whether the cipher is computed here, not by OpenSSL: some 30 MB/s instead of 800.
+        is_slow: Whether the cipher is not one of OpenSSL: 30 to 250 MB/s instead of 800.
     """
 
     __slots__ = ("_free", "_key", "_numpy", "_spec", "is_slow")

@@ -69,7 +69,7 @@ _HOLD_OFF: Final = 1000
 #: Bytes that go through the cipher together; what is more waits for another turn, so that the loop
 #: is not held up (this length: 0.3 ms).
 _TOGETHER: Final = 256 << 10
-#: Bytes; both lengths for ciphers that are computed here (2 ms).
+#: Bytes; both lengths for ciphers that OpenSSL does not have (2 ms where they are computed here).
 _TOGETHER_SLOWLY: Final = 32 << 10
 
 
