@@ -47,6 +47,8 @@ COPY_UNIT: Final = 1 << 20
 #: Copies between descriptors at a time: some are at work while the next ones get ready.  More would
 #: only pin ranges of the source while they queue up for the target.
 _DESCRIPTOR_COPIES: Final = 8
+#: Pieces of data that are worth a request for all of them together.
+_MIN_PIECES: Final = 2
 #: Bytes; what is as short is copied at once, if nothing has to be waited for.
 _AT_ONCE: Final = 128 << 10
 #: Bytes; what lies in shorter pieces is copied through a buffer.
@@ -183,6 +185,28 @@ class NodeCopier:
         finally:
             self._buffers.give(buffer)
 
+    async def move_pieces(
+        self, source: Node, target: Node, offset: int, length: int, outlook: Outlook
+    ) -> tuple[int, int]:
+        """Fast: copy the start of a range that is known to be in several pieces.
+
+        Returns:
+            How much was copied, and how much of it was data; zeroes if it must be done otherwise.
+        """
+        if not self.use_descriptors:
+            return 0, 0
+        pieces, end = outlook.pieces(offset, length)
+        if len(pieces) < _MIN_PIECES:
+            return 0, 0
+        from qsd.block.patches import copy_patches
+
+        async with self._lanes:
+            count = await copy_patches(source, target, offset, end - offset, pieces)
+        if count and self.flush_follows:
+            target.driver.write_behind()
+        end = offset + count
+        return count, sum(min(start + size, end) - start for start, size in pieces if start < end)
+
     def _move_nowait(self, source: Node, target: Node, offset: int, length: int) -> bool:
         """Fast: copy a short range through memory, if neither side has to wait.
 
@@ -265,9 +289,15 @@ class RangeCopier(NodeCopier):
         hole = smallest_hole(target)
         end = offset + length
         moved = 0
-        outlook = Outlook(hole)
+        # Whole clusters of the target, where they can be told apart.
+        outlook = Outlook(hole, 1 if offset % hole else hole)
         outlook.learn(source, offset, length)
         while offset < end:
+            count, data = await self.move_pieces(source, target, offset, end - offset, outlook)
+            if count:
+                offset += count
+                moved += data
+                continue
             known = outlook.look(offset, end - offset)
             count, is_data = known or await next_extent(source, offset, end - offset, hole)
             if is_data:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from qsd.block.graph import Edge
     from qsd.block.late import LatePath
     from qsd.block.loans import Lent
+    from qsd.block.mapping import Patch
     from qsd.block.node import Node
     from qsd.block.open import ChildOpener
     from qsd.block.relay import RelayPath
@@ -527,6 +528,20 @@ class Driver:
             False if it must be done by :meth:`write`; the range's content is then undefined.
         """
         return False
+
+    async def write_patches(self, offset: int, length: int, patches: Sequence[Patch]) -> int:
+        """Write a range of which everything but some patches reads as zeroes, in one go.
+
+        Args:
+            offset: Start of the range.
+            length: Its length.
+            patches: What is data, in order, and where it comes from; at least one.
+
+        Returns:
+            How much of the start of the range was written; 0 if it must be done by :meth:`write`
+            and :meth:`zero`, and then the range's content is undefined.
+        """
+        return 0
 
     # Bitmaps
 

@@ -74,6 +74,22 @@ class Allocation(NamedTuple):
     token: Any
 
 
+class Patch(NamedTuple):
+    """A piece of a range whose bytes are in a file.
+
+    Attributes:
+        offset: Where it belongs.
+        length: Bytes.
+        descriptor: The file.
+        host_offset: Where in the file.
+    """
+
+    offset: int
+    length: int
+    descriptor: int
+    host_offset: int
+
+
 # Request flags.
 FUA = 1  #: durable when the request completes
 MAY_UNMAP = 2  #: a zero request may deallocate

@@ -44,13 +44,14 @@ from qsd.util.ranges import align_down, align_up
 from qsd.util.zeroes import ZERO_CHUNK, ZEROES, fill_zero, is_zero
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from qsd.aio.rangelock import RangeLock
     from qsd.block.dirty import DirtyBitmap, WorkingSet
     from qsd.block.driver import Driver
     from qsd.block.graph import Edge, Graph
     from qsd.block.late import LatePath
+    from qsd.block.mapping import Patch
     from qsd.block.relay import RelayPath
 
 #: Bytes; node lengths are multiples of it, as images are counted in sectors.
@@ -488,6 +489,22 @@ class Node:
             self.before_write(offset, length)
             try:
                 return await self.driver.write_from(offset, descriptor, host_offset, length)
+            finally:
+                self.after_write(offset, length)
+                self.unflushed = True
+        finally:
+            self._leave()
+
+    async def write_patches(self, offset: int, length: int, patches: Sequence[Patch]) -> int:
+        """Write the start of a range, some of it from files; return how much (see the driver's)."""
+        if self.detect_zeroes != "off" or self.driver.limits.request_alignment > 1:
+            return 0
+        self._check_write(offset, length)
+        self.in_flight += 1
+        try:
+            self.before_write(offset, length)
+            try:
+                return await self.driver.write_patches(offset, length, patches)
             finally:
                 self.after_write(offset, length)
                 self.unflushed = True

@@ -61,6 +61,23 @@ class Outlook:
             end = min(end, self._starts[index])
         return end - offset, False
 
+    def pieces(self, offset: int, length: int) -> tuple[list[tuple[int, int]], int]:
+        """Tell where the data of the start of a range is, as far as that is remembered.
+
+        Returns:
+            Start and length of each piece, and where what is remembered ends.
+        """
+        if not self._start <= offset < self._end:
+            return [], offset
+        end = min(offset + length, self._end)
+        index = bisect_right(self._ends, offset)
+        pieces = []
+        while index < len(self._starts) and self._starts[index] < end:
+            start = max(offset, self._starts[index])
+            pieces.append((start, min(end, self._ends[index]) - start))
+            index += 1
+        return pieces, end
+
     def learn(self, node: Node, offset: int, length: int) -> None:
         """Remember what a range has, or the start of it, if nothing has to be waited for.
 

@@ -229,11 +229,15 @@ class CopyBeforeWriteDriver(FilterDriver):
         """
         size = self.cluster_size
         source, target = self.edge.node, self._target.node
+        at_once = min(length, max(size, _MAX_COPY))
+        count, _ = await self.copier.move_pieces(source, target, offset, at_once, self._outlook)
+        if count:
+            return count
         count, is_zero = await self.look_ahead(offset, length)
         if is_zero:
             await self.copier.zero_node(target, offset, count)
             return count
-        count = min(count, max(size, _MAX_COPY))
+        count = min(count, at_once)
         return await self.copier.move_some(source, target, offset, count)
 
     async def look(self, offset: int, length: int) -> tuple[int, bool]:

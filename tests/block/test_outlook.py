@@ -90,6 +90,30 @@ def test_short_zeroes_between_data_are_data(seed: int) -> None:
         assert set(found[one + 1 : two]) <= {not is_long}
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_pieces_are_what_a_look_says(seed: int) -> None:
+    dice, unit = random.Random(seed), 16
+    data = bytes(dice.random() < 0.03 for _ in range(LENGTH))
+    known = Outlook(unit, unit)
+    assert known.pieces(0, 100) == ([], 0)
+    known.learn(Source(data), 0, LENGTH // 2)  # type: ignore[arg-type]
+    for _ in range(20):
+        offset = dice.randrange(LENGTH)
+        length = dice.randrange(1, LENGTH)
+        pieces, end = known.pieces(offset, length)
+        assert end == max(offset, min(offset + length, LENGTH // 2))
+        found = bytearray(end - offset)
+        for start, count in pieces:
+            found[start - offset : start + count - offset] = b"x" * count
+        want, position = b"", offset
+        while position < end:
+            answer = known.look(position, end - position)
+            assert answer is not None
+            want += (b"x" if answer[1] else b"\0") * answer[0]
+            position += answer[0]
+        assert found == want
+
+
 def test_nothing_is_known_where_somebody_must_wait() -> None:
     class Slow:
         def length(self) -> int:

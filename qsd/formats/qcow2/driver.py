@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from qsd.block.graph import Edge
     from qsd.block.late import LatePath
-    from qsd.block.mapping import Allocation, Mapping
+    from qsd.block.mapping import Allocation, Mapping, Patch
     from qsd.block.node import Node
     from qsd.block.open import ChildOpener
     from qsd.block.runs import Runs
@@ -482,6 +482,19 @@ class Qcow2Driver(Lookups, MappedDriver):
             return False
         await self._begin_change()
         return await super().write_from(offset, descriptor, host_offset, length)
+
+    async def write_patches(self, offset: int, length: int, patches: Sequence[Patch]) -> int:
+        """Write to new clusters what comes from files, and zeroes between."""
+        if self._encryption is not None:
+            return 0
+        await self._begin_change()
+        from qsd.formats.qcow2.patches import write_patches
+
+        hold = await self.ranges.claim(offset, align_up(offset + length, self.granularity), True)
+        try:
+            return await write_patches(self.image, offset, length, patches)
+        finally:
+            self.ranges.release(hold)
 
     async def allocate(self, offset: int, length: int) -> Allocation:
         """Reserve space."""

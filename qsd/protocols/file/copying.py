@@ -29,7 +29,7 @@ from qsd.aio.fdio import MAX_INLINE_WRITE, copy_full
 from qsd.aio.slowness import SLOW_CALL, SLOW_PAUSE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from qsd.aio.fdio import FileIO
     from qsd.aio.tasks import TaskOwner
@@ -66,39 +66,53 @@ def start_write_back(fd: int, offset: int, length: int) -> None:
     _libc_sync_file_range()(fd, offset, length, _SYNC_FILE_RANGE_WRITE)
 
 
+#: Descriptor, offset there, and length of what is to be copied.
+Source = tuple[int, int, int]
+
+
 class _Piece:
     """A copy that a thread is to do, or does.
 
     Attributes:
-        descriptor, host_offset: Where from.
+        sources: Where from; one comes behind the other.
         offset: Where to.
-        length: Bytes.
+        length: Bytes of all of them.
         done: Done when the thread is; fails like the copy.
     """
 
-    __slots__ = ("descriptor", "done", "host_offset", "length", "offset")
+    __slots__ = ("done", "length", "offset", "sources")
 
     def __init__(
-        self,
-        descriptor: int,
-        host_offset: int,
-        offset: int,
-        length: int,
-        done: asyncio.Future[None],
+        self, sources: Sequence[Source], offset: int, length: int, done: asyncio.Future[None]
     ) -> None:
-        self.descriptor = descriptor
-        self.host_offset = host_offset
+        self.sources = sources
         self.offset = offset
         self.length = length
         self.done = done
 
     def goes_on_at(self, other: _Piece) -> bool:
         """Tell whether another piece begins where this one ends, on both sides."""
+        descriptor, start, length = self.sources[-1]
+        other_descriptor, other_start, _ = other.sources[0]
         return (
-            other.descriptor == self.descriptor
-            and other.host_offset == self.host_offset + self.length
-            and other.offset == self.offset + self.length
+            other.offset == self.offset + self.length
+            and other_descriptor == descriptor
+            and other_start == start + length
         )
+
+
+def _joined(sources: Iterable[Source]) -> Iterator[Source]:
+    """Join what goes on where the one before ends."""
+    descriptor, start, length = -1, 0, 0
+    for other, other_start, other_length in sources:
+        if other == descriptor and other_start == start + length:
+            length += other_length
+            continue
+        if length:
+            yield descriptor, start, length
+        descriptor, start, length = other, other_start, other_length
+    if length:
+        yield descriptor, start, length
 
 
 def _settle(pieces: list[_Piece], error: Exception | None) -> None:
@@ -138,19 +152,40 @@ class FileCopier:
             offset: Where to.
             length: Bytes.
         """
+        source = descriptor, host_offset, length
+        if not await self._copy((source,), offset, length, self._is_short(length)):
+            return False
+        if length > MAX_INLINE_WRITE:
+            self._note(offset, offset + length)
+        return True
+
+    async def gather(self, sources: Sequence[Source], offset: int, length: int) -> bool:
+        """Copy what lies in several places to one, in a thread; False as for :meth:`copy`.
+
+        Args:
+            sources: Where from.
+            offset: Where to.
+            length: Bytes of all of them.
+        """
+        if not await self._copy(sources, offset, length, is_inline=False):
+            return False
+        self._note(offset, offset + length)
+        return True
+
+    async def _copy(
+        self, sources: Sequence[Source], offset: int, length: int, is_inline: bool
+    ) -> bool:
         if not self._can_copy:
             return False
         try:
-            if self._is_short(length):
-                self._copy_inline(descriptor, host_offset, offset, length)
-                return True
-            await self._copy_in_thread(descriptor, host_offset, offset, length)
+            if is_inline:
+                self._copy_inline(sources, offset)
+            else:
+                await self._copy_in_thread(sources, offset, length)
         except OSError as exc:
             # Anything else is a matter of this range.
             self._can_copy = exc.errno not in _CANNOT_COPY
             return False
-        if length > MAX_INLINE_WRITE:
-            self._note(offset, offset + length)
         return True
 
     def _is_short(self, length: int) -> bool:
@@ -158,7 +193,13 @@ class FileCopier:
             length <= MAX_INLINE_WRITE and self._copying is None and monotonic() >= self._slow_until
         )
 
-    def _copy_inline(self, descriptor: int, host_offset: int, offset: int, length: int) -> None:
+    def _copy_now(self, sources: Iterable[Source], offset: int) -> None:
+        fd = self._io.fd
+        for descriptor, host_offset, length in _joined(sources):
+            copy_full(descriptor, fd, host_offset, offset, length)
+            offset += length
+
+    def _copy_inline(self, sources: Sequence[Source], offset: int) -> None:
         """Fast: copy without a thread, whose wakeup costs as much as copying a MiB (measured).
 
         A source that is not in the page cache shows by the time it takes; then threads copy for a
@@ -166,18 +207,16 @@ class FileCopier:
         """
         before = monotonic()
         try:
-            copy_full(descriptor, self._io.fd, host_offset, offset, length)
+            self._copy_now(sources, offset)
         finally:
             after = monotonic()
             if after - before > SLOW_CALL:
                 self._slow_until = after + SLOW_PAUSE
 
-    async def _copy_in_thread(
-        self, descriptor: int, host_offset: int, offset: int, length: int
-    ) -> None:
+    async def _copy_in_thread(self, sources: Sequence[Source], offset: int, length: int) -> None:
         """Copy in turn; a caller that is cancelled waits for the end of a copy that has begun."""
         done = asyncio.get_running_loop().create_future()
-        piece = _Piece(descriptor, host_offset, offset, length, done)
+        piece = _Piece(sources, offset, length, done)
         self._queue.append(piece)
         if self._copying is None:
             self._copying = self._tasks.spawn(self._copy_queue(), "copy")
@@ -201,11 +240,11 @@ class FileCopier:
     def _work(self, loop: asyncio.AbstractEventLoop) -> None:
         """Do what is queued; called in a thread."""
         while pieces := self._take():
-            first = pieces[0]
-            length = sum(piece.length for piece in pieces)
             error: Exception | None = None
             try:
-                copy_full(first.descriptor, self._io.fd, first.host_offset, first.offset, length)
+                self._copy_now(
+                    (source for piece in pieces for source in piece.sources), pieces[0].offset
+                )
             except Exception as exc:
                 error = exc
             loop.call_soon_threadsafe(_settle, pieces, error)

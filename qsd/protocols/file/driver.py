@@ -58,9 +58,9 @@ if TYPE_CHECKING:
 
     from qsd.aio.operations import LateOperation
     from qsd.block.late import AnyLate, LatePath
+    from qsd.block.mapping import Patch
     from qsd.block.node import Node
     from qsd.block.open import ChildOpener
-    from qsd.block.patches import Patch
     from qsd.protocols.file.served import ServedFile
     from qsd.qapi.schema.block_protocols import BlockdevOptionsFile
 

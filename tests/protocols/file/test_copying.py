@@ -122,6 +122,25 @@ def test_short_copies_run_inline_and_long_ones_in_a_thread(
     assert written_back == [(1000, LONG)]
 
 
+def test_what_lies_in_several_places_is_gathered(
+    tmp_path: Path, copies: list[bool], written_back: Calls
+) -> None:
+    async def story(bench: Bench) -> None:
+        # The first two of them are neighbours, and one call.
+        sources = [(bench.source, at, size) for at, size in ((7, 9), (16, 4), (3, 5), (99, 1))]
+        assert await bench.copier.gather(sources, 50, 19)
+        want = b"".join(bench.content[at : at + size] for _, at, size in sources)
+        assert os.pread(bench.target, 100, 0) == bytes(50) + want
+        assert copies == [True] * 3
+        bench.copier.write_behind()
+        await bench.settle()
+        # A place behind the end of the source is not there.
+        assert not await bench.copier.gather([(bench.source, 2 * LONG, 8)], 0, 8)
+
+    tell(tmp_path, story)
+    assert written_back == [(50, 19)]
+
+
 def test_long_copies_take_turns_and_are_written_back_together(
     tmp_path: Path, written_back: Calls
 ) -> None:
