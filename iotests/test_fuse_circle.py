@@ -331,10 +331,12 @@ def test_a_daemon_that_is_killed_while_it_waits_for_itself(
         file = {"driver": "file", "node-name": "top", "filename": str(tmp_path / "slow")}
         daemon.ok("blockdev-add", **file)
         where = offer(daemon, "top")
-        writes = shlex.split("qemu-io -f raw -c 'aio_write 0 4k' -c 'aio_write 1M 4k' -c aio_flush")
+        writes = shlex.split(
+            "qemu-io -f raw -c 'aio_write 0 4k' -c 'aio_write 1M 4k' -c 'aio_write 2M 4k' -c aio_flush"
+        )
         with subprocess.Popen([*writes, where], cwd=tmp_path, stdout=subprocess.DEVNULL) as load:
             status = Path(f"/proc/{daemon.process.pid}/task")
-            while not any("fuse_request_wait" in _place(task) for task in status.iterdir()):
+            while not any("request_wait_answer" in _place(task) for task in status.iterdir()):
                 assert load.poll() is None
                 time.sleep(0.01)
             daemon.process.kill()
