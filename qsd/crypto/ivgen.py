@@ -67,8 +67,9 @@ class Plain:
             )
         if self._numpy is not None and count > _FEW:
             np = self._numpy
-            vectors = np.zeros((count, length // 8), "<u8")
-            vectors[:, 0] = np.arange(first, first + count, dtype="<u8")
+            words = length // 8
+            vectors = np.zeros(count * words, "<u8")
+            vectors[::words] = np.arange(first, first + count, dtype="<u8")
             return bytes(vectors)
         # One multiplication of a long number takes less time than any loop.
         ones, steps = self._patterns.get(count) or self._make_patterns(count)

@@ -54,6 +54,10 @@ _WORD_BYTES: Final = 8
 _NEXT, _LOWER, _UPPER = 0, 1, 2
 #: Sectors; the tweaks of more are made the way of long rows.
 _SHORT: Final = 32
+#: Sectors of a row at most, twice as many as with other modes, though they hardly fit the second
+#: cache.  Each of the 20 calls for a row takes the interpreter's lock, and with two threads at work
+#: those of a row of 512 take a third of their time.
+_ROW_SECTORS: Final = 2 * ROW_SECTORS
 
 
 class _Buffers:
@@ -63,12 +67,12 @@ class _Buffers:
 
     def __init__(self, np: Any) -> None:
         u8, u64 = np.uint8, np.uint64
-        count = ROW_SECTORS
+        count = _ROW_SECTORS
         self.first = np.zeros(count * _BLOCK + SLACK, u8)
         self.parts = np.zeros(4 * count, u64)
         # The first word only is there to be below another one.
         self.copies = np.zeros(1 + _SHIFTS * count * _WORDS, u64)
-        self.moved = np.zeros(_SHIFTS // 2 * count * _WORDS, u64)
+        self.moved = np.zeros((_SHIFTS - 1) * count * _WORDS, u64)
         self.tweaks = np.zeros(count * SECTOR, u8)
         self.last = np.zeros(_BLOCK + SLACK, u8)
 
@@ -80,8 +84,8 @@ class _Views:
     """
 
     __slots__ = (
-        "first", "first_out", "lower_low", "next", "parts", "start", "steps", "tweak_low",
-        "tweak_top", "tweaks", "upper", "upper_top", "windowed", "windows",
+        "below", "copies", "first", "first_out", "lower_low", "moved", "next", "parts", "start",
+        "tweak_low", "tweak_top", "tweaks", "upper", "upper_top", "windowed", "windows", "words",
     )  # fmt: skip
 
     def __init__(self, buffers: _Buffers, count: int, np: Any) -> None:
@@ -97,20 +101,11 @@ class _Views:
         self.next, self.start, self.upper = words[:, _NEXT], words[:, _LOWER:], words[:, _UPPER]
         self.lower_low, self.upper_top = octets[:, _LOWER * _WORD_BYTES], octets[:, -1]
         self.parts = buffers.parts[: 4 * count].reshape(4, count)
-        # For each step: copies there are, the words below theirs, those to make, scratch, bits.
-        self.steps = []
-        for made in (1, 2, 4):
-            size = made * width
-            self.steps.append(
-                (
-                    buffers.copies[1 : 1 + size],
-                    buffers.copies[:size],
-                    buffers.copies[1 + size : 1 + 2 * size],
-                    buffers.moved[:size],
-                    u64(made),
-                    u64(64 - made),
-                )
-            )
+        # All other copies, and what they are made of: each word and the one below it.
+        self.words, self.below = buffers.copies[1 : 1 + width], buffers.copies[:width]
+        shape = _SHIFTS - 1, width
+        self.copies = buffers.copies[1 + width : 1 + _SHIFTS * width].reshape(shape)
+        self.moved = buffers.moved[: (_SHIFTS - 1) * width].reshape(shape)
         # Windows, each one byte before the other, and the tweaks made of them.
         self.windows = np.ndarray(
             (count, _WINDOWS, _SHIFTS),
@@ -131,7 +126,11 @@ class XtsNumpy(Rows):
     itself, with numpy too, took 0.7 ms more.
     """
 
-    __slots__ = ("_buffers", "_data", "_feedback", "_np", "_short", "_tweak", "_views")
+    row_sectors = _ROW_SECTORS
+
+    __slots__ = (
+        "_buffers", "_data", "_feedback", "_left", "_np", "_right", "_short", "_tweak", "_views",
+    )  # fmt: skip
 
     def __init__(self, data_ecb: Ecb, tweak_ecb: Ecb, ivgen: IvGen, numpy: Any) -> None:
         super().__init__(ivgen, _BLOCK)
@@ -139,6 +138,8 @@ class XtsNumpy(Rows):
         self._tweak = tweak_ecb
         self._np = numpy
         self._feedback = numpy.array([0, 1, 2, 7], numpy.uint64).reshape(4, 1)
+        self._left = numpy.arange(1, _SHIFTS, dtype=numpy.uint64).reshape(_SHIFTS - 1, 1)
+        self._right = 64 - self._left
         self._buffers = _Buffers(numpy)
         # By number of sectors.
         self._short: dict[int, ShortRow] = {}
@@ -157,10 +158,10 @@ class XtsNumpy(Rows):
         shift_left(views.upper, self._feedback, views.parts)
         xor.reduce(views.parts, 0, None, views.next)
         # A copy's lowest bits come from another sector; no window reaches there.
-        for copies, below, more, moved, bits, rest in views.steps:
-            shift_left(copies, bits, more)
-            shift_right(below, rest, moved)
-            xor(more, moved, more)
+        copies, moved = views.copies, views.moved
+        shift_left(views.words, self._left, copies)
+        shift_right(views.below, self._right, moved)
+        xor(copies, moved, copies)
         np.copyto(views.windowed, views.windows)
         top = np.frombuffer(views.tweak_top.tobytes().translate(_CORRECTION), np.uint8)
         xor(views.tweak_low, top, views.tweak_low)

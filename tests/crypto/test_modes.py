@@ -16,7 +16,7 @@ from qsd.crypto.modes import Engine, make_engine
 from qsd.crypto.rows import ROW_SECTORS, SECTOR
 
 WAYS = [None, load_numpy()]
-COUNTS = [1, 2, 7, 50, ROW_SECTORS, ROW_SECTORS + 3]
+COUNTS = [1, 2, 7, 50, ROW_SECTORS, ROW_SECTORS + 3, 2 * ROW_SECTORS + 5]
 
 
 def engine(mode: str, name: str, key: bytes, numpy: Any) -> Engine:

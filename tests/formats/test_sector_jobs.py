@@ -25,7 +25,7 @@ from tests.support.memory import Rig
 
 #: Bytes between the starts of requests, which do not overlap.
 UNIT = 2 * PIECE
-UNITS = 6
+UNITS = 4
 LENGTH = UNITS * UNIT
 #: Bytes before the first sector in the file.
 PLACE = 8192
