@@ -27,6 +27,7 @@ from qsd.jobs.txn import JobTransaction
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from qsd.block.graph import Graph
     from qsd.block.node import Node
     from qsd.commands.context import Context
     from qsd.qapi.schema.transaction import TransactionArguments
@@ -160,11 +161,23 @@ async def _stand_still(ctx: Context) -> None:
     jobs.reverse()
     for job in jobs:
         job.pause()
-    async with Drained(ctx.graph.nodes.values()):
-        pass
+    if not _is_idle(ctx.graph):
+        async with Drained(ctx.graph.nodes.values()):
+            pass
     for job in jobs:
         job.resume()
     await asyncio.sleep(0)
+
+
+def _is_idle(graph: Graph) -> bool:
+    """Tell whether there is nothing that draining the whole graph would wait for.
+
+    With 1200 nodes a drained section that waits for nothing takes 1.5 ms, and this takes 0.1.
+    """
+    return not (
+        any(node.in_flight for node in graph.nodes.values())
+        or any(user.in_flight or user.listener.drained_poll() for user in graph.backends)
+    )
 
 
 async def transaction(ctx: Context, args: TransactionArguments) -> None:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, ClassVar, get_args
 
 import pytest
@@ -13,6 +14,7 @@ from qsd.commands import transaction
 from qsd.errors import QmpError
 from qsd.qapi.schema.transaction import TransactionActionKind
 from tests.commands.support import Daemon
+from tests.jobs.chains import Guest, World, tell
 
 ABORT = {"type": "abort", "data": {}}
 ABORTED = "Transaction aborted using Abort action"
@@ -96,6 +98,29 @@ def test_completion_mode() -> None:
     )
     assert Noted.log == ["prepare job", "abort job", "clean job"]
     assert carry_out(ABORT, mode="grouped") == ABORTED
+
+
+def test_requests_in_flight_end_before_anything_is_prepared() -> None:
+    async def story(world: World) -> None:
+        node = (await world.rig.memory("m", 1 << 20)).node
+        memory, tasks = world.driver("m"), world.rig.graph.tasks
+        memory.gate = asyncio.Event()
+        guest = Guest(world.rig, node)
+        write = tasks.spawn(guest.write(0, b"x" * 512), "write", awaited=True)
+        await asyncio.sleep(0.01)
+        change = tasks.spawn(
+            world.qmp("transaction", actions=[note("one")]), "change", awaited=True
+        )
+        await asyncio.sleep(0.01)
+        assert not Noted.log
+        memory.gate.set()
+        await asyncio.wait([write, change])
+        write.result()
+        change.result()
+        assert Noted.log == ["prepare one", "commit one", "clean one"]
+        await guest.leave()
+
+    tell(story)
 
 
 def test_there_is_an_action_of_each_kind() -> None:
