@@ -60,6 +60,8 @@ _PLAIN_READ: Final = nbd.REQUEST_MAGIC << 32 | nbd.CMD_READ
 _SIMPLE: Final = nbd.SIMPLE_REPLY_MAGIC << 32
 _CHUNK: Final = nbd.STRUCTURED_REPLY_MAGIC << 32 | nbd.REPLY_FLAG_DONE << 16 | nbd.REPLY_OFFSET_DATA
 _HEADER_SIZE: Final = nbd.REQUEST.size
+#: Where in a header the lower half of the command is: most batches of writes begin with one.
+_COMMAND_BYTE: Final = 7
 
 _requests_in = nbd.KEYED_REQUEST.iter_unpack
 _pack_simple = nbd.KEYED_SIMPLE_REPLY.pack
@@ -107,7 +109,7 @@ class ViewReads:
             the client must take that first.
         """
         see = self._backend.view_nowait
-        if see is refuse_view:
+        if see is refuse_view or incoming.data[position + _COMMAND_BYTE] != nbd.CMD_READ:
             return 0
         if self._pause:
             self._pause -= 1

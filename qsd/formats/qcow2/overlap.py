@@ -129,7 +129,11 @@ class Overlaps:
     def find(self, offset: int, length: int) -> str | None:
         """Return what a host range overlaps with, None if nothing."""
         size = 1 << self._bits
-        for place in range((offset & -size) | COPIED, (offset + length) | COPIED, size):
+        first = offset & -size
+        if offset + length <= first + size:  # most are one cluster
+            kind = self._places.get(first | COPIED)
+            return None if kind is None else TEXTS[kind]
+        for place in range(first | COPIED, (offset + length) | COPIED, size):
             kind = self._places.get(place)
             if kind is not None:
                 return TEXTS[kind]

@@ -162,12 +162,14 @@ class Refcounts:
                 cluster = (block + 1) << bits
                 continue
             end = start + 1
-            limit = min(start + wanted, mask + 1)
-            while end < limit and not counts[end]:
-                end += 1
-            first = (block << bits) + start
             # Atomic: from finding to taking, nothing awaits.
-            counts[start:end] = _ones(counts.typecode, end - start)
+            counts[start] = 1
+            if wanted > 1:
+                limit = min(start + wanted, mask + 1)
+                while end < limit and not counts[end]:
+                    end += 1
+                counts[start:end] = _ones(counts.typecode, end - start)
+            first = (block << bits) + start
             self.cache.mark(block, start, end)
             self.free_hint = first + end - start
             return first, end - start
