@@ -98,3 +98,64 @@ def test_owners_with_activity_of_their_own_are_polled() -> None:
             await user.detach()
 
     run(main())
+
+
+class Shown(Recorder):
+    """An export that shows a file since some time."""
+
+    def __init__(self, since: float, order: list[str]) -> None:
+        super().__init__()
+        self._since = since
+        self._order = order
+
+    def shows_file_since(self) -> float:
+        return self._since
+
+    def drained_begin(self) -> None:
+        self._order.append(f"shown since {self._since}")
+
+
+def test_files_that_are_shown_are_quiesced_last_and_the_newest_first() -> None:
+    """The node in a file ends its request only while the exports below still work."""
+
+    async def order_of(in_file: bool) -> list[str]:
+        async with Rig() as rig:
+            order: list[str] = []
+            users = []
+            for since, name in ((1.0, "old"), (2.0, "new")):
+                node = (await rig.memory(name)).node
+                user = Backend(rig.graph, name, name, Shown(since, order))
+                user.attach(node, 0, perms.ALL)
+                users.append(user)
+            top = await rig.memory("top")
+            top.is_served = lambda: in_file  # type: ignore[method-assign]
+            user = Backend(rig.graph, "u", "user")
+            user.attach(top.node, perms.WRITE, perms.ALL)
+            users.append(user)
+            top.gate = gate = asyncio.Event()
+
+            async def request() -> None:
+                await user.write(0, memoryview(b"x"))
+                order.append("written")
+
+            async def stand_still() -> None:
+                async with Drained(rig.graph.nodes.values()):
+                    order.append("drained")
+
+            rig.tasks.spawn(request(), "request")
+            await asyncio.sleep(0)
+            rig.tasks.spawn(stand_still(), "drain")
+            await asyncio.sleep(0)
+            gate.set()
+            while "drained" not in order:
+                await asyncio.sleep(0)
+            for user in users:
+                assert not user.quiesced
+                await user.detach()
+            return order
+
+    newest_first = ["shown since 2.0", "shown since 1.0"]
+    assert run(order_of(True)) == ["written", *newest_first, "drained"]
+    anyhow = run(order_of(False))
+    assert set(anyhow[:2]) == set(newest_first)
+    assert anyhow[2:] == ["written", "drained"]

@@ -15,6 +15,7 @@ import os
 import random
 import socket
 import struct
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Self
@@ -82,11 +83,13 @@ class FakeKernel(Rig):
         if exc_type is None:
             assert not self.errors, self.errors
 
-    def send(self, opcode: int, arguments: bytes = b"", *, node: int = 1, extra: int = 0) -> int:
+    def send(
+        self, opcode: int, arguments: bytes = b"", *, node: int = 1, extra: int = 0, caller: int = 0
+    ) -> int:
         """Send a request; `extra` is what its length is wrong by.  Return its number."""
         self._unique += 2
         length = fuse.IN_HEADER.size + len(arguments) + extra
-        head = fuse.IN_HEADER.pack(length, opcode, self._unique, node, 0, 0, 0, 0)
+        head = fuse.IN_HEADER.pack(length, opcode, self._unique, node, 0, 0, caller, 0)
         self._socket.send(head + arguments)
         return self._unique
 
@@ -475,5 +478,20 @@ def test_a_drained_node_is_left_alone() -> None:
             sent.remove((await kernel.receive())[1])
         assert kernel.driver.data[4096:4097] == b"x"
         assert len(kernel.driver.data) == 8192
+
+    with_kernel(use)
+
+
+def test_our_own_threads_close_files_without_a_flush() -> None:
+    """The end of a killed process closes its files, and nobody would answer."""
+
+    async def use(kernel: FakeKernel) -> None:
+        mine = threading.get_native_id()
+        assert await kernel.ask(fuse.OPEN, bytes(8), caller=mine) == (
+            0,
+            fuse.open_reply(fuse.FOPEN_NOFLUSH),
+        )
+        for other in (0, os.getppid()):
+            assert await kernel.ask(fuse.OPEN, bytes(8), caller=other) == (0, fuse.open_reply())
 
     with_kernel(use)
