@@ -331,9 +331,8 @@ def test_a_daemon_that_is_killed_while_it_waits_for_itself(
         file = {"driver": "file", "node-name": "top", "filename": str(tmp_path / "slow")}
         daemon.ok("blockdev-add", **file)
         where = offer(daemon, "top")
-        writes = shlex.split(
-            "qemu-io -f raw -c 'aio_write 0 4k' -c 'aio_write 1M 4k' -c 'aio_write 2M 4k' -c aio_flush"
-        )
+        writes = ["qemu-io", "-f", "raw", "-c", "aio_write 0 4k", "-c", "aio_write 1M 4k"]
+        writes += ["-c", "aio_write 2M 4k", "-c", "aio_flush"]
         with subprocess.Popen([*writes, where], cwd=tmp_path, stdout=subprocess.DEVNULL) as load:
             status = Path(f"/proc/{daemon.process.pid}/task")
             while not any("request_wait_answer" in _place(task) for task in status.iterdir()):
