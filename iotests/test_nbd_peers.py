@@ -198,6 +198,13 @@ def test_the_document_names_tests_that_exist() -> None:
     assert {name for name in names if f"def {name}(" not in known} == set()
 
 
+def configure(folder: Path, port: int) -> None:
+    """Write what nbd-server wants to know."""
+    (folder / "config").write_text(
+        f"[generic]\nlistenaddr=127.0.0.1\nport={port}\n[disk]\nexportname={folder}/image\n"
+    )
+
+
 @pytest.mark.parametrize("name", PEERS)
 def test_peer(name: str, certificates: Path, daemon_kind: str, regenerate: bool) -> None:
     """The whole export arrives through our client; writes, zeroes and the like arrive there."""
@@ -208,9 +215,7 @@ def test_peer(name: str, certificates: Path, daemon_kind: str, regenerate: bool)
     (folder / "source.raw").write_bytes(content())
     (folder / "image").write_bytes(content())
     (folder / "keys.psk").write_text("alice:00112233445566778899aabbccddeeff\n")
-    (folder / "config").write_text(
-        f"[generic]\nlistenaddr=127.0.0.1\nport={port}\n[disk]\nexportname={folder}/image\n"
-    )
+    configure(folder, port)
     more = ("--object", creds) if creds else ()
     with running(folder, *command.split()), client_of(daemon_kind, folder, where, *more):
         work(folder, peer.takes)
@@ -282,17 +287,18 @@ def test_requests_in_flight_fail_when_the_server_dies(tmp_path: Path, daemon_kin
 
 
 #: Servers that are killed and started again.
-MORTALS = ("qemu-nbd", "qemu-storage-daemon", "qsd", "nbdkit")
+MORTALS = ("qemu-nbd", "qemu-storage-daemon", "qsd", "nbdkit", "nbd-server")
 
 
 def mortal(folder: Path, name: str) -> tuple[list[str], str]:
     """Return the command of a server, and how to connect to it."""
-    peer = PEERS[name]
+    peer, port = PEERS[name], free_port()
     command = peer.command.format(folder=folder).split()
     need(command[0])
+    configure(folder, port)
     if name == "nbdkit":  # it alone minds the socket that the one before has left
         command = ["sh", "-c", f"rm -f n.sock; exec {' '.join(command)}"]
-    return command, peer.where
+    return command, peer.where.format(port=port)
 
 
 @pytest.mark.parametrize("server_name", MORTALS)

@@ -4,9 +4,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
+import select
 import shutil
 import socket
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -37,6 +41,7 @@ from qsd.qapi.schema.crypto import (
     TlsCredsX509Properties,
 )
 from tests.support.certificates import make_directories
+from tests.support.tools import need
 
 
 @pytest.mark.parametrize(
@@ -96,6 +101,57 @@ async def meet(server: ServerTls, client: TlsCreds, hostname: str | None) -> Tls
         await tasks.close()
         theirs.close()
         ours.close()
+
+
+@pytest.mark.parametrize("priority", ["NORMAL", "NORMAL:-VERS-TLS1.3", "SECURE128"])
+def test_gnutls_server(tmp_path: Path, priority: str) -> None:
+    """What a client of ours says arrives at GnuTLS and comes back, whatever its length."""
+    need("gnutls-serv")
+    server_dir, client_dir = make_directories(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = (
+        "gnutls-serv --echo --quiet --require-client-cert --x509cafile ca-cert.pem"
+        " --x509certfile server-cert.pem --x509keyfile server-key.pem"
+        f" --port {port} --priority {priority}"
+    )
+
+    async def talk(sock: socket.socket) -> None:
+        tree = ObjectTree()
+        await tree.create("tls-creds-x509", "c", x509("client", client_dir, priority=priority))
+        stream = await find_creds(tree, "c", "client").connector("localhost")(sock)
+        buffer = memoryview(bytearray(1 << 16))
+        for size in (1, 100, 5000):
+            line = b"x" * size + b"\n"
+            stream.send(line)
+            echo = b""
+            while len(echo) < len(line):
+                assert select.select([sock], [], [], 10)[0]
+                with contextlib.suppress(BlockingIOError):
+                    echo += bytes(buffer[: stream.recv_into(buffer)])
+            assert echo == line
+        stream.close()
+
+    with subprocess.Popen(
+        command.split(), cwd=server_dir, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    ) as server:
+        try:
+            with connect_when_there(port) as sock:
+                sock.setblocking(False)
+                run(talk(sock))
+        finally:
+            server.kill()
+
+
+def connect_when_there(port: int) -> socket.socket:
+    """Connect to a server that has just been started."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            return socket.create_connection(("127.0.0.1", port), timeout=10)
+        except ConnectionRefusedError:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 async def both(tree: ObjectTree, kind: str, server: Struct, client: Struct) -> None:
