@@ -159,6 +159,44 @@ def test_knowledge_and_memory_are_given_up_in_time(
     run(main())
 
 
+def resident(path: Path) -> int:
+    """Return how much of a mapped file is resident, in KiB."""
+    _, _, rest = Path("/proc/self/smaps").read_text(encoding="utf-8").partition(f"{path}\n")
+    (line,) = [line for line in rest.splitlines()[:4] if line.startswith("Rss:")]
+    return int(line.split()[1])
+
+
+def test_who_has_little_to_do_gives_back_pages(
+    file: tuple[Path, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, fd = file
+    spent = 1.0
+    monkeypatch.setattr(pagemap, "process_time", lambda: spent)
+
+    async def main() -> None:
+        nonlocal spent
+        maps = PageMaps(CHUNK)
+        pages = FilePages(maps, fd)
+        view = pages.view_nowait(0, 1000)
+        assert view is not None
+        content = fetch(view)
+        maps._end_turn()
+        assert resident(path)  # much processor time was spent
+        maps._end_turn()
+        assert not resident(path)
+        assert mappings(path) == 1
+        assert fetch(view) == content
+        maps._end_turn()
+        assert resident(path)  # this was done already
+        spent += 1
+        maps._end_turn()
+        maps._end_turn()
+        assert not resident(path)
+        pages.drop()
+
+    run(main())
+
+
 def test_only_so_much_is_mapped(tmp_path: Path) -> None:
     path = tmp_path / "large"
     fd = os.open(path, os.O_RDWR | os.O_CREAT)
