@@ -19,6 +19,7 @@ import asyncio
 import errno
 import os
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol
 
 from qsd.errors import QmpError, QsdError, describe
@@ -45,6 +46,8 @@ DEFAULT_MAX_CONNECTIONS: Final = 100
 HANDSHAKE_LIMIT: Final = 10.0
 #: Bytes; one receive during the handshake.
 _HANDSHAKE_RECEIVE: Final = 16 << 10
+#: Receives of what nobody will look at, before a connection is closed.
+_DISCARDED: Final = 64
 #: Connections taken from one listening socket in a turn of the loop.
 _ACCEPTS: Final = 16
 #: Seconds until clients that found no room are looked at again.
@@ -378,6 +381,17 @@ class _Connection(NbdClient):
         self._handshake.eof("Unable to write to socket")
         self._close()
 
+    def _discard_input(self) -> None:
+        """Take what the client has sent already, as much as matters.
+
+        Where a socket is closed over it, the kernel resets the connection, and the client may lose
+        the last reply, or does not see why it ended.
+        """
+        with suppress(OSError):
+            for _ in range(_DISCARDED):
+                if not self._raw.recv(_HANDSHAKE_RECEIVE):
+                    break
+
     def _close(self) -> None:
         """Close a connection that never got to transmission."""
         if self._sock is None or self._transmission is not None:
@@ -390,6 +404,7 @@ class _Connection(NbdClient):
             self._loop.remove_reader(self._sock.fileno())
         self._timer.cancel()
         self._outlet.close()
+        self._discard_input()
         self._sock.close()
         self._sock = None
         self._server.connection_gone(self)

@@ -223,6 +223,29 @@ def test_tls_hook() -> None:
     loop.run(main())
 
 
+def test_a_refused_client_sees_the_end_and_no_reset() -> None:
+    """Also when it has sent more than anybody has looked at."""
+
+    async def main() -> None:
+        sent = asyncio.Event()
+
+        class Refusing:
+            async def accept(self, sock: socket.socket) -> Any:
+                await sent.wait()
+                raise QmpError("no")
+
+        async with NbdRig() as rig:
+            rig.server.tls = Refusing()
+            client = await rig.connect()
+            assert await client.option(5) == [(1, b"")]
+            client.send(bytes(100_000))
+            await client.writer.drain()
+            sent.set()
+            assert await client.reader.read(1) == b""
+
+    loop.run(main())
+
+
 def test_tls_that_fails() -> None:
     class Refusing:
         async def accept(self, sock: socket.socket) -> Any:
