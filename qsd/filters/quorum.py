@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from qsd.aio import eager
 from qsd.block import perms
+from qsd.block.drain import Drained
 from qsd.block.driver import Driver
 from qsd.block.mapping import ST_ALLOCATED, ST_DATA, ST_ZERO, UNCHANGED, Status
 from qsd.block.status import chain_status
@@ -57,7 +58,7 @@ class QuorumDriver(Driver):
 
     name: ClassVar[str] = "quorum"
     family: ClassVar[str] = "filter"
-    native_fua: ClassVar[bool] = True
+    native_fua: ClassVar[bool] = False
 
     __slots__ = ("_blkverify", "_fifo", "_next_index", "_rewrite", "_threshold", "edges")
 
@@ -115,7 +116,8 @@ class QuorumDriver(Driver):
         if self._blkverify:
             raise QmpError("Cannot add a child to a quorum in blkverify mode")
         name = f"children.{self._next_index}"
-        self.edges.append(self.node.graph.attach_child(self.node, child, name, _ROLE))
+        async with Drained([self.node]):
+            self.edges.append(self.node.graph.attach_child(self.node, child, name, _ROLE))
         self._next_index += 1
 
     async def remove_child(self, edge: Edge) -> None:
@@ -124,10 +126,11 @@ class QuorumDriver(Driver):
             raise QmpError(
                 f"The number of children cannot be lower than the vote threshold {self._threshold}"
             )
-        self.edges.remove(edge)
         if edge.name == f"children.{self._next_index - 1}":
             self._next_index -= 1
-        await self.node.graph.detach(edge)
+        async with Drained([self.node]):
+            self.edges.remove(edge)
+            await self.node.graph.detach(edge)
 
     def child_perms(self, edge: Edge, perm: int, shared: int) -> tuple[int, int]:
         """Let nobody change a copy behind our back; correcting one is a write of our own."""
@@ -197,14 +200,16 @@ class QuorumDriver(Driver):
         """Report who failed.
 
         Raises:
-            OSError: Too few succeeded; the errno is the one that most of the others had.
+            OSError: Too few succeeded; the errno is the one that most of the others had, of equals
+                the last.
         """
         for edge, code in zip(edges, codes, strict=True):
             if code:
                 self._report_bad(kind, edge, offset, length, code)
-        failures = [code for code in codes if code]
+        failures = [code for code in reversed(codes) if code]
         if len(codes) - len(failures) < self._threshold:
-            self._report_failure(offset, length)
+            if kind != "flush":
+                self._report_failure(offset, length)
             raise os_error(max(failures, key=failures.count) if failures else errno.EIO)
 
     # Reading
@@ -297,13 +302,18 @@ class QuorumDriver(Driver):
         """Flush all."""
         edges = list(self.edges)
         codes = await self._ask_all(edges, lambda _, node: node.flush())
-        self._judge("flush", edges, codes, 0, self.length())
+        self._judge("flush", edges, codes, 0, 0)
 
     async def block_status(self, offset: int, length: int, want_zero: bool) -> Status:
-        """Zeroes where all children say so, data elsewhere."""
+        """Zeroes where all children say so, data elsewhere, and where one cannot tell."""
         zero = True
         for edge in self.edges:
-            status = await chain_status(edge.node, offset, length)
+            try:
+                status = await chain_status(edge.node, offset, length)
+            except OSError as exc:
+                self._report_bad("read", edge, offset, length, exc.errno or errno.EIO)
+                zero = False
+                break
             length = min(length, status.length)
             if not status.flags & ST_ZERO:
                 zero = False

@@ -109,6 +109,21 @@ def test_failure_to_save(breaks_snapshot: bool) -> None:
     run(main())
 
 
+@pytest.mark.parametrize("policy", ["break-guest-write", "break-snapshot"])
+def test_guests_do_not_mind_a_target_that_cannot_be_flushed(policy: str) -> None:
+    async def main() -> None:
+        async with filter_rig() as rig:
+            node = await add(rig, **{"on-cbw-error": policy})
+            target = driver_of(rig, "t")
+            target.fail = lambda operation, offset: errno.EIO if operation == "flush" else 0
+            await node.write(0, data(2, 10))
+            await node.flush()
+            assert await old(node, 0, 10) == bytes([1]) * 10
+            target.fail = lambda operation, offset: 0
+
+    run(main())
+
+
 def test_taking_too_long() -> None:
     async def main() -> None:
         async with filter_rig() as rig:

@@ -11,6 +11,8 @@ import pytest
 
 from qsd.aio.loop import run
 from qsd.block import perms
+from qsd.block.backend import Backend, BackendListener
+from qsd.block.mapping import FUA, ST_DATA, Status
 from qsd.errors import QmpError
 from qsd.qapi.convert import to_json
 from tests.filters.support import data, driver_of, edges, filter_rig, read, refuse
@@ -110,6 +112,64 @@ def test_failing_children() -> None:
     run(main())
 
 
+@pytest.mark.parametrize("request_", ["write", "zero", "flush"])
+def test_of_errors_that_are_as_many_the_last_is_told(request_: str) -> None:
+    async def main() -> None:
+        async with filter_rig() as rig:
+            node = await add(rig, "abc", 2)
+            break_(rig, "a", errno.EIO)
+            break_(rig, "b", errno.ENOSPC)
+            requests = {
+                "write": lambda: node.write(0, data(5, 512)),
+                "zero": lambda: node.zero(0, 512),
+                "flush": node.flush,
+            }
+            with pytest.raises(OSError) as info:
+                await requests[request_]()
+            assert info.value.errno == errno.ENOSPC
+            told = events(rig)
+            bad = ["QUORUM_REPORT_BAD"] * 2
+            failure = [] if request_ == "flush" else ["QUORUM_FAILURE"]
+            assert [event["event"] for event in told] == bad + failure
+            assert {event["sectors-count"] for event in told} == {0 if request_ == "flush" else 1}
+            for name in "ab":
+                driver_of(rig, name).fail = lambda operation, offset: 0
+
+    run(main())
+
+
+def test_a_write_to_be_durable_is_a_write_and_a_flush_of_all() -> None:
+    async def main() -> None:
+        async with filter_rig() as rig:
+            node = await add(rig, "abc", 2)
+            driver = driver_of(rig, "a")
+            driver.fast = False
+            driver.fail = lambda operation, offset: errno.EIO if operation == "flush" else 0
+            await node.write(0, data(5, 512), FUA)
+            (told,) = events(rig)
+            assert (told["type"], told["sectors-count"]) == ("flush", 0)
+            driver.fail = lambda operation, offset: 0
+
+    run(main())
+
+
+def test_what_has_no_status_is_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def lost(offset: int, length: int, want_zero: bool) -> Status:
+        raise OSError(errno.EIO, "Input/output error")
+
+    async def main() -> None:
+        async with filter_rig() as rig:
+            node = await add(rig, "abc", 2)
+            monkeypatch.setattr(driver_of(rig, "b"), "block_status", lost)
+            for name in "abc":
+                driver_of(rig, name).data[:] = bytes(1 << 16)
+            status = await node.driver.block_status(0, 8192, True)
+            assert (status.length, status.flags & ST_DATA) == (4096, ST_DATA)
+            assert [(event["node-name"], event["type"]) for event in events(rig)] == [("b", "read")]
+
+    run(main())
+
+
 def test_first_in_first_out() -> None:
     async def main() -> None:
         async with filter_rig() as rig:
@@ -161,6 +221,33 @@ def test_children_come_and_go() -> None:
             await driver.remove_child(node.children["children.1"])
             with pytest.raises(QmpError, match="cannot be lower than the vote threshold 2"):
                 await driver.remove_child(node.children["children.2"])
+
+    run(main())
+
+
+def test_children_come_and_go_while_nothing_is_on_its_way() -> None:
+    class Watcher(BackendListener):
+        def __init__(self) -> None:
+            self.begun = 0
+
+        def drained_begin(self) -> None:
+            self.begun += 1
+
+        def drained_end(self) -> None:
+            pass
+
+    async def main() -> None:
+        async with filter_rig() as rig:
+            node = await add(rig, "abc", 1)
+            watcher = Watcher()
+            user = Backend(rig.graph, "", "a user", watcher)
+            user.attach(node, 0, perms.ALL)
+            child = rig.graph.nodes["c"]
+            await node.driver.remove_child(node.children["children.2"])
+            assert watcher.begun == 1
+            await node.driver.add_child(child)
+            assert watcher.begun == 2
+            await user.detach()
 
     run(main())
 

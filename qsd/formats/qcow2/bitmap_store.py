@@ -17,7 +17,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Final
 
-from qsd.block.dirty import MAX_NAME, DirtyBitmap, bitmaps_of, check_free
+from qsd.block.dirty import CHECK_INCONSISTENT, MAX_NAME, DirtyBitmap, bitmaps_of, check_free
 from qsd.errors import QmpError, describe
 from qsd.formats.qcow2 import bitmaps as directory_io
 from qsd.formats.qcow2 import header as header_io
@@ -343,6 +343,17 @@ def lost_if_read_only(image: Image) -> bool:
         bitmap.persistent and not bitmap.read_only and not bitmap.inconsistent
         for bitmap in bitmaps_of(image.node)
     )
+
+
+def check_resizable(image: Image) -> None:
+    """Refuse to resize an image with bitmaps whose content is lost: their length cannot follow.
+
+    Raises:
+        QmpError: It has one.
+    """
+    for bitmap in reversed(list(bitmaps_of(image.node))):
+        if bitmap.persistent:
+            bitmap.check(CHECK_INCONSISTENT)
 
 
 def set_read_only(image: Image, read_only: bool) -> None:

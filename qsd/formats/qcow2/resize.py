@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from qsd.block.mapping import MAY_UNMAP, ST_ALLOCATED, ST_ZERO, ZERO_NEW
 from qsd.errors import QmpError, describe, os_error
 from qsd.formats.qcow2 import layout
+from qsd.formats.qcow2.bitmap_store import check_resizable
 from qsd.formats.qcow2.layout import ALL_ALLOCATED, ALL_ZERO, COPIED, OFFSET_MASK, ZERO_FLAG
 from qsd.formats.qcow2.overlap import ACTIVE_L1
 from qsd.formats.qcow2.refcount import FREE_OTHER, FREE_SILENT
@@ -50,6 +51,7 @@ async def resize(
         raise QmpError("The new size must be a multiple of 512") from os_error(errno.EINVAL)
     if header.nb_snapshots and header.version < 3:
         raise QmpError("Can't resize a v2 image which has snapshots")
+    check_resizable(image)
     if length < old:
         if prealloc != "off":
             raise QmpError("Preallocation can't be used for shrinking an image")

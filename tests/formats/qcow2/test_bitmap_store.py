@@ -162,6 +162,9 @@ def test_inconsistent_after_a_crash(tmp_path: Path) -> None:
                 assert not bitmap.bits
                 with pytest.raises(QmpError, match="inconsistent"):
                     bitmap.check()
+                with pytest.raises(QmpError, match="Bitmap 'b' is inconsistent"):
+                    await node.truncate(2 << 20)
+                assert node.length() == 1 << 20
 
     run(main())
 
