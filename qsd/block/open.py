@@ -340,6 +340,22 @@ async def _open_backing(graph: Graph, node: Node, opener: ChildOpener) -> None:
         child.implicit = True
 
 
+async def open_recorded_backing(graph: Graph, node: Node) -> None:
+    """Open the backing file that an image records, which had been left out until now.
+
+    Raises:
+        QmpError: It cannot be opened.
+    """
+    recorded = node.driver.backing_file()
+    if recorded is None or "backing" in node.children:
+        return
+    opener = ChildOpener(graph, node)
+    await opener.backing(None, *recorded)
+    await _open_backing(graph, node, opener)
+    branch: Any = node.options.branch
+    branch.backing = None  # it said that there is none
+
+
 def _check_backing_options(ref: BlockdevOptions, request: _Backing) -> None:
     """Refuse drivers that cannot do with the file name where the image records one.
 

@@ -8,6 +8,8 @@ What a command checks, and in which order, follows the C daemon.
 
 from __future__ import annotations
 
+import errno
+import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from qsd.block.chain import (
@@ -23,7 +25,7 @@ from qsd.block.chain import (
 from qsd.block.naming import filename
 from qsd.block.perms import ROLE_COW
 from qsd.block.status import backing_of
-from qsd.errors import DEVICE_NOT_FOUND, QmpError
+from qsd.errors import DEVICE_NOT_FOUND, QmpError, os_error
 from qsd.jobs.block_job import check_not_busy
 from qsd.jobs.filters import check_root
 
@@ -357,17 +359,13 @@ async def drive_mirror(ctx: Context, args: DriveMirror) -> None:
     is_new = args.mode != "existing"
     if is_new:
         await _make_mirror_image(ctx, args, source, below)
-    target = await _open_mirror_target(ctx, args, source, is_new and below is not None)
+    target = await _open_mirror_target(ctx, args, source)
     options = MirrorOptions()
     options.unmap = on_or_off(args.unmap)
     options.zero_target = args.sync == "full" and not is_new
-    if below is not None and target.driver.supports_backing:
-        heir = below
-
-        async def finish(target: Node) -> None:
-            await _open_target_chain(ctx, target, heir if is_new else None)
-
-        options.finish = finish
+    heir = below if is_new else None
+    if target.driver.supports_backing and (heir is not None or not is_new):
+        options.finish = lambda target: _give_backing(ctx, target, heir)
     try:
         _check_mirror(ctx, args, source, target, options)
         await start_mirror(ctx.jobs, ctx.graph, args.job_id or "", source, target, options)
@@ -387,9 +385,7 @@ async def _make_mirror_image(
     await make_image(ctx, args.target, fmt, source.length(), backing)
 
 
-async def _open_mirror_target(
-    ctx: Context, args: DriveMirror, source: Node, without_backing: bool
-) -> Node:
+async def _open_mirror_target(ctx: Context, args: DriveMirror, source: Node) -> Node:
     """Open the target, whose backing file must wait: it may be in use until the source goes."""
     from qsd.block.filename import format_over, options_for_filename
     from qsd.block.open import Inherited, open_node
@@ -404,7 +400,7 @@ async def _open_mirror_target(
     options = await format_over(options, fmt, ctx.graph)
     options.node_name = args.node_name
     branch: Any = options.branch
-    if without_backing and hasattr(branch, "backing"):
+    if hasattr(branch, "backing"):
         branch.backing = NULL
     inherited = Inherited(
         cache_direct=source.cache_direct,
@@ -414,9 +410,20 @@ async def _open_mirror_target(
     return await open_node(ctx.graph, options, inherited)
 
 
-async def _open_target_chain(ctx: Context, target: Node, backing: Node | None) -> None:
-    """Give a target the backing file that it was made with."""
-    if backing is None or "backing" in target.children:
+async def _give_backing(ctx: Context, target: Node, heir: Node | None) -> None:
+    """Give a target its backing file: the one of the source, or the one that it records.
+
+    Raises:
+        OSError: That cannot be opened; the reason is in the log.
+    """
+    from qsd.block.open import open_recorded_backing
+
+    if heir is not None:
+        target.options.branch.backing = None
+        ctx.graph.attach_child(target, heir, "backing", ROLE_COW)
         return
-    target.options.branch.backing = None
-    ctx.graph.attach_child(target, backing, "backing", ROLE_COW)
+    try:
+        await open_recorded_backing(ctx.graph, target)
+    except QmpError as exc:
+        sys.stderr.write(f"{exc.desc}\n{exc.hint or ''}")
+        raise os_error(errno.EINVAL) from exc

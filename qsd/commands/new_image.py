@@ -38,6 +38,10 @@ FORMATS: Final[Mapping[str, str]] = {
 """What is announced of a new image, by format: its options in the C daemon's order."""
 
 
+_PLAIN: Final = frozenset({"raw", "file"})
+"""The formats that have no structures: the file is the image."""
+
+
 class Backing(NamedTuple):
     """The backing file that a new image is to record."""
 
@@ -62,9 +66,9 @@ async def make_image(
     """
     file_options = await check_makeable(ctx, filename, fmt, backing)
     _announce(filename, fmt, size, backing)
-    is_raw = ctx.find_creator(fmt) is None
-    await _make_file(ctx, filename, file_options, size if is_raw else 0)
-    if not is_raw:
+    is_plain = fmt in _PLAIN
+    await _make_file(ctx, filename, file_options, size if is_plain else 0)
+    if not is_plain:
         await _format(ctx, fmt, file_options, size, backing)
 
 

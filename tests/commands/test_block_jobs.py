@@ -2,12 +2,21 @@
 # SPDX-License-Identifier: MIT
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from qsd.aio.loop import run
+from qsd.block import perms
+from qsd.block.backend import Backend
+from qsd.block.node import Node
 from qsd.commands.block_jobs import default_granularity, find_in_chain, on_or_off
-from qsd.errors import DEVICE_NOT_FOUND, QmpError
+from qsd.commands.new_image import Backing, make_image
+from qsd.errors import DEVICE_NOT_FOUND, QmpError, describe
+from qsd.jobs.block_job import BlockJob, get_block_job
+from tests.commands.images import ImageDaemon
 from tests.jobs.chains import World, tell
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
@@ -77,3 +86,76 @@ def test_defaults() -> None:
     assert on_or_off(None)
     assert on_or_off(True)
     assert not on_or_off(False)
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+async def mirror_into_existing(daemon: ImageDaemon, **base: Any) -> BlockJob:
+    """Mirror the top of a chain into an image made before, over the same base; complete that."""
+    await daemon.image("base")
+    await daemon.rig.graph.nodes["base"].write(0, memoryview(b"b" * 65536))
+    await daemon.qmp("blockdev-del", node_name="base")
+    below = Backing("base.qcow2", "qcow2")
+    for name in ("top", "copy"):
+        await make_image(daemon.context, f"{name}.qcow2", "qcow2", 1 << 20, below)
+    await daemon.add("base", **base)
+    await daemon.add("top", backing="base")
+    await daemon.rig.graph.nodes["top"].write(65536, memoryview(b"t" * 65536))
+    await daemon.qmp(
+        "drive-mirror", job_id="j", device="top", target="copy.qcow2", node_name="copy",
+        sync="top", mode="existing", auto_dismiss=False,
+    )  # fmt: skip
+    assert "backing" not in daemon.rig.graph.nodes["copy"].children
+    job = get_block_job(daemon.context.jobs, "j")
+    while job.status != "ready":
+        await asyncio.sleep(0.001)
+    return job
+
+
+async def content_of(node: Node) -> bytes:
+    view = memoryview(bytearray(3 * 65536))
+    await node.read(0, view)
+    return bytes(view)
+
+
+CONTENT = b"b" * 65536 + b"t" * 65536 + bytes(65536)
+
+
+def test_an_existing_target_gets_the_backing_file_that_it_records(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with ImageDaemon(tmp_path) as daemon:
+            job = await mirror_into_existing(daemon, read_only=True)
+            guest = Backend(daemon.rig.graph, "", "a guest")
+            guest.attach(job.backends[0].node, perms.CONSISTENT_READ, perms.ALL)
+            await daemon.qmp("job-complete", id="j")
+            await job.wait_end()
+            assert job.error is None
+            assert guest.node is daemon.rig.graph.nodes["copy"]
+            assert guest.node.children["backing"].node.implicit
+            assert await content_of(guest.node) == CONTENT
+            await guest.detach()
+
+    run(main())
+
+
+def test_nobody_gets_a_target_whose_backing_file_cannot_be_opened(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def main() -> None:
+        async with ImageDaemon(tmp_path) as daemon:
+            job = await mirror_into_existing(daemon)
+            guest = Backend(daemon.rig.graph, "", "a guest")
+            guest.attach(job.backends[0].node, perms.CONSISTENT_READ, perms.ALL)
+            await daemon.qmp("job-complete", id="j")
+            await job.wait_end()
+            assert job.error is not None
+            assert describe(job.error) == "Invalid argument"
+            assert guest.node is daemon.rig.graph.nodes["top"]
+            assert await content_of(guest.node) == CONTENT
+            await guest.detach()
+
+    run(main())
+    assert "Could not open backing file: Failed to get shared" in capsys.readouterr().err

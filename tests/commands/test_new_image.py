@@ -41,6 +41,12 @@ def test_a_raw_image_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().out == "Formatting 'a.raw', fmt=raw size=6320640\n"
 
 
+def test_a_file_is_a_format_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(tmp_path, "a.img", "file", 1 << 20)
+    assert (tmp_path / "a.img").stat().st_size == 1 << 20
+    assert capsys.readouterr().out == "Formatting 'a.img', fmt=file size=1048576\n"
+
+
 def test_a_format_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make(tmp_path, "a.qcow2", "qcow2", 1 << 20, BASE)
     data = (tmp_path / "a.qcow2").read_bytes()
