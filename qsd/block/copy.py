@@ -200,8 +200,9 @@ class NodeCopier:
             return 0, 0
         from qsd.block.patches import copy_patches
 
+        flags = MAY_UNMAP if self.unmap else 0
         async with self._lanes:
-            count = await copy_patches(source, target, offset, end - offset, pieces)
+            count = await copy_patches(source, target, offset, end - offset, pieces, flags)
         if count and self.flush_follows:
             target.driver.write_behind()
         end = offset + count

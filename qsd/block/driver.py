@@ -529,13 +529,16 @@ class Driver:
         """
         return False
 
-    async def write_patches(self, offset: int, length: int, patches: Sequence[Patch]) -> int:
+    async def write_patches(
+        self, offset: int, length: int, patches: Sequence[Patch], flags: int
+    ) -> int:
         """Write a range of which everything but some patches reads as zeroes, in one go.
 
         Args:
             offset: Start of the range.
             length: Its length.
             patches: What is data, in order, and where it comes from; at least one.
+            flags: Those of the zeroes.
 
         Returns:
             How much of the start of the range was written; 0 if it must be done by :meth:`write`

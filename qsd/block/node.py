@@ -495,8 +495,12 @@ class Node:
         finally:
             self._leave()
 
-    async def write_patches(self, offset: int, length: int, patches: Sequence[Patch]) -> int:
+    async def write_patches(
+        self, offset: int, length: int, patches: Sequence[Patch], flags: int
+    ) -> int:
         """Write the start of a range, some of it from files; return how much (see the driver's)."""
+        if not self.discard_unmap:
+            flags &= ~MAY_UNMAP
         if self.detect_zeroes != "off" or self.driver.limits.request_alignment > 1:
             return 0
         self._check_write(offset, length)
@@ -504,7 +508,7 @@ class Node:
         try:
             self.before_write(offset, length)
             try:
-                return await self.driver.write_patches(offset, length, patches)
+                return await self.driver.write_patches(offset, length, patches, flags)
             finally:
                 self.after_write(offset, length)
                 self.unflushed = True

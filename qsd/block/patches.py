@@ -13,8 +13,10 @@ one request to the target, which puts all data side by side in new space::
 
 Either side may decline, and then the plain way is taken, which also finds out what is wrong.
 
-Verdict, 16384 clusters with holes between them to a new image: a backup takes 1.2 s of processor
-time instead of 3.0, a mirror 1.0 s instead of 1.9.
+In a raw file data and zeroes keep their places, and one hand-over to a thread does for all of them.
+
+Verdict, 16384 clusters with holes between them, processor time: a backup to a new image takes 1.3 s
+instead of 3.7, a mirror 1.3 s instead of 2.2, a backup to a raw file 2.1 s instead of 13.
 """
 
 from __future__ import annotations
@@ -33,7 +35,12 @@ _MAX_PATCHES: Final = 256
 
 
 async def copy_patches(
-    source: Node, target: Node, offset: int, length: int, pieces: Sequence[tuple[int, int]]
+    source: Node,
+    target: Node,
+    offset: int,
+    length: int,
+    pieces: Sequence[tuple[int, int]],
+    flags: int,
 ) -> int:
     """Fast: copy the start of a range of which everything but some pieces reads as zeroes.
 
@@ -43,6 +50,7 @@ async def copy_patches(
         offset: Start of the range.
         length: Its length.
         pieces: Start and length of what may be data, in order.
+        flags: MAY_UNMAP if zeroes may deallocate.
 
     Returns:
         How much was copied; 0 if it must be done otherwise.
@@ -54,7 +62,7 @@ async def copy_patches(
             return 0
         if len(patches) >= _MAX_PATCHES:
             length = patches[-1].offset + patches[-1].length - offset
-        return await target.write_patches(offset, length, patches)
+        return await target.write_patches(offset, length, patches, flags)
     except OSError:
         return 0
     finally:

@@ -14,11 +14,12 @@ from qsd.errors import QmpError
 from qsd.util.namedtuple import NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from qsd.block.graph import Edge
     from qsd.block.late import LatePath
     from qsd.block.loans import Lent
+    from qsd.block.mapping import Patch
     from qsd.block.node import Node
     from qsd.block.open import ChildOpener
     from qsd.block.relay import RelayPath
@@ -247,6 +248,14 @@ class RawDriver(Driver):
         return await self._edge.node.write_from(
             offset + self.offset, descriptor, host_offset, length
         )
+
+    async def write_patches(
+        self, offset: int, length: int, patches: Sequence[Patch], flags: int
+    ) -> int:
+        """Write to the child."""
+        if self.offset:
+            patches = [patch._replace(offset=patch.offset + self.offset) for patch in patches]
+        return await self._edge.node.write_patches(offset + self.offset, length, patches, flags)
 
     def runs_nowait(self, offset: int, length: int, limit: int) -> Runs | None:
         """Describe the child with all its layers."""

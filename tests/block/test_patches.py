@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from qsd.aio import fdio
 from qsd.aio.loop import run
 from qsd.block import patches as patches_module
 from qsd.block import perms
@@ -24,6 +25,7 @@ from qsd.block.patches import copy_patches
 from qsd.errors import os_error
 from qsd.formats.qcow2.driver import Qcow2Driver
 from qsd.formats.raw import RawDriver
+from qsd.protocols.file import copying
 from qsd.protocols.file.driver import FileDriver
 from tests.formats.qcow2.support import add_image, check, content, make
 from tests.support.memory import Rig
@@ -79,9 +81,9 @@ def test_a_source_in_pieces_is_copied(
     real = Qcow2Driver.write_patches
 
     async def write_patches(
-        self: Qcow2Driver, offset: int, length: int, patches: Sequence[Patch]
+        self: Qcow2Driver, offset: int, length: int, patches: Sequence[Patch], flags: int
     ) -> int:
-        served.append(await real(self, offset, length, patches))
+        served.append(await real(self, offset, length, patches, flags))
         return served[-1]
 
     monkeypatch.setattr(Qcow2Driver, "write_patches", write_patches)
@@ -123,9 +125,9 @@ def test_what_declines_holds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
             # The plain way finds out what is wrong.
             monkeypatch.setattr(FileDriver, "write_patches", fails)
             pieces = [(0, UNIT), (2 * UNIT, UNIT)]
-            assert not await copy_patches(source.node, target.node, 0, 4 * UNIT, pieces)
+            assert not await copy_patches(source.node, target.node, 0, 4 * UNIT, pieces, 0)
             # A new image's pieces lie nowhere.
-            assert not await copy_patches(target.node, source.node, 0, 4 * UNIT, pieces)
+            assert not await copy_patches(target.node, source.node, 0, 4 * UNIT, pieces, 0)
             driver = target.node.driver
             assert isinstance(driver, MappedDriver)
             assert not len(driver.ranges)
@@ -134,3 +136,69 @@ def test_what_declines_holds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     run(main())
     check(tmp_path / "target")
+
+
+@pytest.mark.parametrize("fault", ["none", "no fallocate", "window", "growing"])
+@pytest.mark.parametrize("discard", ["unmap", "ignore"])
+def test_zeroes_between_go_to_files_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, discard: str
+) -> None:
+    want = _source(tmp_path / "source", 3)
+    start = 2 * UNIT if fault == "window" else 0
+    there = start + (10 * UNIT if fault == "growing" else SIZE)
+    (tmp_path / "target").write_bytes(b"?" * there)
+    modes: list[int] = []
+    served: list[int] = []
+    real_zero, real_write = fdio.fallocate, FileDriver.write_patches
+
+    def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+        modes.append(mode)
+        if fault == "no fallocate":
+            raise os_error(errno.EOPNOTSUPP)
+        real_zero(fd, mode, offset, length)
+
+    async def write_patches(self: FileDriver, *arguments: Any) -> int:
+        served.append(await real_write(self, *arguments))
+        return served[-1]
+
+    monkeypatch.setattr(copying, "fallocate", fallocate)
+    monkeypatch.setattr(FileDriver, "write_patches", write_patches)
+
+    async def main() -> None:
+        async with _rig() as rig:
+            users = []
+            for name in ("source", "target"):
+                node = await rig.add(
+                    **{
+                        "driver": "raw",
+                        "node-name": name[0],
+                        "offset": start if name == "target" else 0,
+                        "discard": discard,
+                        "file": {
+                            "driver": "file",
+                            "filename": str(tmp_path / name),
+                            "discard": discard,
+                        },
+                    }
+                )
+                users.append(Backend(rig.graph, "", "a test"))
+                users[-1].attach(node, perms.CONSISTENT_READ | perms.WRITE, perms.ALL)
+            copier = RangeCopier(*users)
+            end = there - start
+            for offset in range(0, end, 16 * UNIT):
+                await copier.copy(offset, min(16 * UNIT, end - offset))
+            # What goes behind the end of a file is left to the plain way.
+            behind = await users[1].node.driver.write_patches(
+                end - UNIT, 4 * UNIT, [Patch(end - UNIT, UNIT, 0, 0)], 0
+            )
+            assert not behind
+            for user in users:
+                await user.detach()
+
+    run(main())
+    assert (tmp_path / "target").read_bytes() == b"?" * start + want[: there - start]
+    assert all(served[:-1]) is (fault != "no fallocate")
+    # It is tried once.
+    assert len(modes) == 1 if fault == "no fallocate" else len(modes) > 1
+    punched = fdio.FALLOC_PUNCH_HOLE | fdio.FALLOC_KEEP_SIZE
+    assert set(modes) == {punched if discard == "unmap" else fdio.FALLOC_ZERO_RANGE}

@@ -483,7 +483,9 @@ class Qcow2Driver(Lookups, MappedDriver):
         await self._begin_change()
         return await super().write_from(offset, descriptor, host_offset, length)
 
-    async def write_patches(self, offset: int, length: int, patches: Sequence[Patch]) -> int:
+    async def write_patches(
+        self, offset: int, length: int, patches: Sequence[Patch], flags: int
+    ) -> int:
         """Write to new clusters what comes from files, and zeroes between."""
         if self._encryption is not None:
             return 0

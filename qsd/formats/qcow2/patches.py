@@ -96,7 +96,7 @@ async def _write_data(image: Image, patches: Sequence[Patch], total: int) -> int
             for patch in patches:
                 side_by_side.append(patch._replace(offset=there))
                 there += patch.length
-            done = await image.data_edge.node.write_patches(host, total, side_by_side)
+            done = await image.data_edge.node.write_patches(host, total, side_by_side, 0)
     finally:
         if done != total:
             image.free(*run, FREE_SILENT)

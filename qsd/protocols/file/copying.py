@@ -25,8 +25,16 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
-from qsd.aio.fdio import MAX_INLINE_WRITE, copy_full
+from qsd.aio.fdio import (
+    FALLOC_KEEP_SIZE,
+    FALLOC_PUNCH_HOLE,
+    FALLOC_ZERO_RANGE,
+    MAX_INLINE_WRITE,
+    copy_full,
+    fallocate,
+)
 from qsd.aio.slowness import SLOW_CALL, SLOW_PAUSE
+from qsd.errors import os_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -68,6 +76,25 @@ def start_write_back(fd: int, offset: int, length: int) -> None:
 
 #: Descriptor, offset there, and length of what is to be copied.
 Source = tuple[int, int, int]
+#: In place of a descriptor: zeroes, with or without space of their own.
+ZEROED: Final = -1
+PUNCHED: Final = -2
+_ZERO_MODES: Final = {
+    ZEROED: FALLOC_ZERO_RANGE,
+    PUNCHED: FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE,
+}
+
+
+def zero_range(fd: int, mode: int, offset: int, length: int) -> None:
+    """Zero a range; what goes wrong says nothing about copying.
+
+    Raises:
+        OSError: EIO, whatever the call reports.
+    """
+    try:
+        fallocate(fd, mode, offset, length)
+    except OSError as exc:
+        raise os_error(errno.EIO) from exc
 
 
 class _Piece:
@@ -103,9 +130,9 @@ class _Piece:
 
 def _joined(sources: Iterable[Source]) -> Iterator[Source]:
     """Join what goes on where the one before ends."""
-    descriptor, start, length = -1, 0, 0
+    descriptor, start, length = 0, 0, 0
     for other, other_start, other_length in sources:
-        if other == descriptor and other_start == start + length:
+        if length and other == descriptor and other_start == start + length:
             length += other_length
             continue
         if length:
@@ -196,7 +223,10 @@ class FileCopier:
     def _copy_now(self, sources: Iterable[Source], offset: int) -> None:
         fd = self._io.fd
         for descriptor, host_offset, length in _joined(sources):
-            copy_full(descriptor, fd, host_offset, offset, length)
+            if descriptor < 0:
+                zero_range(fd, _ZERO_MODES[descriptor], offset, length)
+            else:
+                copy_full(descriptor, fd, host_offset, offset, length)
             offset += length
 
     def _copy_inline(self, sources: Sequence[Source], offset: int) -> None:

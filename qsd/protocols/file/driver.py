@@ -45,7 +45,7 @@ from qsd.block.loans import Lent
 from qsd.block.mapping import MAY_UNMAP, ST_ALLOCATED, ST_DATA, ST_OFFSET, ST_ZERO, Status
 from qsd.block.runs import Runs, all_allocated
 from qsd.errors import QmpError, os_error
-from qsd.protocols.file.copying import FileCopier
+from qsd.protocols.file.copying import PUNCHED, ZEROED, FileCopier
 from qsd.protocols.file.holes import HoleSearch
 from qsd.protocols.file.image import OpenFile, open_file, seek_size
 from qsd.protocols.file.locks import CAN_LOCK, ImageLock
@@ -54,7 +54,7 @@ from qsd.util.extents import Extents
 from qsd.util.ranges import align_up
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from qsd.aio.operations import LateOperation
     from qsd.block.late import AnyLate, LatePath
@@ -68,6 +68,20 @@ if TYPE_CHECKING:
 _WRITING: Final = perms.WRITE | perms.WRITE_UNCHANGED | perms.RESIZE
 
 _UNSUPPORTED: Final = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.ENODEV)
+
+
+def _with_gaps(
+    offset: int, length: int, patches: Sequence[Patch], kind: int
+) -> Iterator[tuple[int, int, int]]:
+    """Return the sources of a range that is zero where no patch is."""
+    end = offset + length
+    for patch in patches:
+        if patch.offset > offset:
+            yield kind, 0, patch.offset - offset
+        yield patch.descriptor, patch.host_offset, patch.length
+        offset = patch.offset + patch.length
+    if offset < end:
+        yield kind, 0, end - offset
 
 
 class _LateWrites:
@@ -109,6 +123,7 @@ class FileDriver(Driver):
     __slots__ = (
         "_broken",
         "_can_discard",
+        "_can_fill_gaps",
         "_can_seek",
         "_can_zero",
         "_copier",
@@ -156,6 +171,7 @@ class FileDriver(Driver):
         # Kernel features are tried once.
         self._can_zero = True
         self._can_discard = True
+        self._can_fill_gaps = True
         self._can_seek = True
         self._holes = HoleSearch(self)
         self._discards = 0
@@ -626,17 +642,27 @@ class FileDriver(Driver):
             self._grow(offset + length)
         return done
 
-    async def write_patches(self, offset: int, length: int, patches: Sequence[Patch]) -> int:
-        """Copy in the kernel what comes from several places, if there is no gap between."""
-        if self.io.max_inline < 0 or sum(patch.length for patch in patches) != length:
+    async def write_patches(
+        self, offset: int, length: int, patches: Sequence[Patch], flags: int
+    ) -> int:
+        """Copy in the kernel what comes from several places, and zero what lies between."""
+        has_gaps = sum(patch.length for patch in patches) != length
+        may_unmap = bool(flags & MAY_UNMAP and self._can_discard)
+        if self.io.max_inline < 0:
             return 0
-        sources = [(patch.descriptor, patch.host_offset, patch.length) for patch in patches]
+        if has_gaps and not (
+            self._can_fill_gaps and (may_unmap or self._can_zero) and offset + length <= self.size
+        ):
+            return 0
+        sources = list(_with_gaps(offset, length, patches, PUNCHED if may_unmap else ZEROED))
         try:
             done = await self._copier.gather(sources, offset, length)
         finally:
             self._written += 1
             self.data.clear()
         if not done:
+            # Whatever was to blame, the plain way finds out what can be done to zeroes.
+            self._can_fill_gaps = not has_gaps
             return 0
         self._grow(offset + length)
         return length

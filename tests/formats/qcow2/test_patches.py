@@ -109,7 +109,7 @@ def test_it_does_what_the_plain_way_does(
                 for at, n, where in pieces
             ]
             some = [(low, high - low, low + shift) for low, high, shift in there if low < high]
-            done = await node.write_patches(start, end - start, _patches(fd, some))
+            done = await node.write_patches(start, end - start, _patches(fd, some), 0)
             served.append(done)
             if done:
                 want[start : start + done] = bytes(done)
@@ -133,7 +133,7 @@ def test_data_lies_side_by_side_and_zeroes_need_no_place(tmp_path: Path, data: P
 
     async def story(node: Node, fd: int) -> None:
         patches = _patches(fd, [(1, 1, 9), (2, 1, 3), (5, 2, 100)])
-        assert await node.write_patches(0, 10 * UNIT, patches) == 10 * UNIT
+        assert await node.write_patches(0, 10 * UNIT, patches, 0) == 10 * UNIT
 
     tell(_image(tmp_path), data, story)
     lines = tool("qemu-img", "map", tmp_path / "image").splitlines()[1:]
@@ -158,9 +158,9 @@ def test_what_it_cannot_do_it_leaves_alone(
     need("qemu-img")
 
     async def story(node: Node, fd: int) -> None:
-        assert not await node.write_patches(offset, 32 * UNIT, _patches(fd, pieces))
+        assert not await node.write_patches(offset, 32 * UNIT, _patches(fd, pieces), 0)
         unaligned = [Patch(UNIT, 512, fd, 0)]
-        assert not await node.write_patches(0, 32 * UNIT, unaligned)
+        assert not await node.write_patches(0, 32 * UNIT, unaligned, 0)
         assert await _read(node) == bytes(SIZE)
 
     tell(_image(tmp_path, options), data, story)
@@ -175,22 +175,22 @@ def test_a_failure_frees_what_was_taken(
     async def story(node: Node, fd: int) -> None:
         driver = node.children["file"].node.driver
 
-        async def fails(offset: int, length: int, patches: list[Patch]) -> int:
+        async def fails(offset: int, length: int, patches: list[Patch], flags: int) -> int:
             raise os_error(errno.ENOSPC)
 
-        async def declines(offset: int, length: int, patches: list[Patch]) -> int:
+        async def declines(offset: int, length: int, patches: list[Patch], flags: int) -> int:
             return 0
 
         patches = _patches(fd, [(0, 1, 0), (2, 3, 7)])
         with monkeypatch.context() as patch:
             patch.setattr(type(driver), "write_patches", lambda _, *a: fails(*a))
             with pytest.raises(OSError, match="No space"):
-                await node.write_patches(0, 8 * UNIT, patches)
+                await node.write_patches(0, 8 * UNIT, patches, 0)
             patch.setattr(type(driver), "write_patches", lambda _, *a: declines(*a))
-            assert not await node.write_patches(0, 8 * UNIT, patches)
+            assert not await node.write_patches(0, 8 * UNIT, patches, 0)
         assert await _read(node) == bytes(SIZE)
         # Behind the end of the source nothing can be copied.
-        assert not await node.write_patches(0, 8 * UNIT, _patches(fd, [(0, 1, 4 * CLUSTERS)]))
+        assert not await node.write_patches(0, 8 * UNIT, _patches(fd, [(0, 1, 4 * CLUSTERS)]), 0)
 
     tell(_image(tmp_path), data, story)
     assert not check(tmp_path / "image").get("leaks", 0)
