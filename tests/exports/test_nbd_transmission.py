@@ -495,3 +495,41 @@ def test_every_request_gets_one_reply(
                         await client.get(length)
 
     loop.run(main())
+
+
+def test_what_is_missing_of_a_payload_is_not_asked_for_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The client needs a moment to send it; but whether it is gone is asked, soon."""
+    looks: list[int] = []
+    look = Transmission._on_readable
+
+    def spy(self: Transmission) -> None:
+        look(self)
+        looks.append(self._end)
+
+    monkeypatch.setattr(Transmission, "_on_readable", spy)
+
+    async def until(count: int) -> None:
+        while len(looks) < count:
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        async with NbdRig() as rig:
+            disk = await rig.memory("m")
+            await rig.export("m", writable=True)
+            client = await rig.go("m")
+            data = b"d" * 5000
+            before = len(looks)
+            client.send(struct.pack(">IHHQQI", 0x25609513, 0, WRITE, 7, 0, len(data)) + data[:9])
+            await until(before + 1)
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert looks[before:] == [37]
+            await until(before + 2)
+            assert looks[before:] == [37, 37]
+            client.send(data[9:])
+            assert await client.reply() == (7, ["ok"])
+            assert disk.data[: len(data)] == data
+
+    loop.run(main())
