@@ -94,23 +94,6 @@ async def block_dirty_bitmap_disable(ctx: Context, args: BlockDirtyBitmap) -> No
     _set_enabled(ctx, args, enabled=False)
 
 
-def _find_sources(
-    ctx: Context, node: str, refs: Sequence[BlockDirtyBitmapOrStr]
-) -> list[DirtyBitmap]:
-    """Find the bitmaps to be merged.
-
-    Raises:
-        QmpError: One is not there.
-    """
-    sources: list[DirtyBitmap] = []
-    for ref in refs:
-        if isinstance(ref, str):
-            sources.append(find_bitmap(ctx.graph, node, ref))
-        else:
-            sources.append(find_bitmap(ctx.graph, ref.node, ref.name))
-    return sources
-
-
 def merge_bitmaps(
     ctx: Context, node: str, target: str, refs: Sequence[BlockDirtyBitmapOrStr]
 ) -> tuple[DirtyBitmap, Bitmap]:
@@ -120,10 +103,12 @@ def merge_bitmaps(
         QmpError: One is not there, in use or of another size; nothing changed.
     """
     found = find_bitmap(ctx.graph, node, target)
-    found.check()
     before = found.bits
     merged = before.copy()
-    for source in _find_sources(ctx, node, refs):
+    for ref in refs:
+        place = (node, ref) if isinstance(ref, str) else (ref.node, ref.name)
+        source = find_bitmap(ctx.graph, *place)
+        found.check()
         source.check(CHECK_BUSY | CHECK_INCONSISTENT)
         source.check_mergeable(before.length)
         merged.merge(source.bits)

@@ -425,5 +425,5 @@ async def _give_backing(ctx: Context, target: Node, heir: Node | None) -> None:
     try:
         await open_recorded_backing(ctx.graph, target)
     except QmpError as exc:
-        sys.stderr.write(f"{exc.desc}\n{exc.hint or ''}")
+        sys.stderr.write(f"{exc.desc}\n{exc.hint or ''}".rstrip("\n") + "\n")
         raise os_error(errno.EINVAL) from exc

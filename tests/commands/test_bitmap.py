@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from qsd.aio.loop import run
+from qsd.block.dirty import find_bitmap
 from qsd.errors import QmpError
 from tests.commands.support import Daemon
 
@@ -62,6 +63,33 @@ def test_life() -> None:
         await daemon.qmp("block-dirty-bitmap-clear", node="n", name="b")
         await daemon.qmp("block-dirty-bitmap-remove", node="n", name="a")
         assert await counts(daemon) == {"c": 65536, "b": 0}
+
+    tell(story)
+
+
+def test_each_source_of_a_merge_is_looked_at_in_turn() -> None:
+    async def story(daemon: Daemon) -> None:
+        for name in ("t", "busy", "ok"):
+            await daemon.qmp("block-dirty-bitmap-add", node="n", name=name)
+        await daemon.qmp("block-dirty-bitmap-add", node="m", name="long")
+        find_bitmap(daemon.context.graph, "n", "busy").busy = True
+        in_use = "Bitmap 'busy' is currently in use by another operation and cannot be used"
+        lengths = (
+            "Bitmaps are of different sizes (destination size is 1048576, source size is 2097152) "
+            "and can't be merged"
+        )
+        missing = "Dirty bitmap 'nope' not found"
+        long = {"node": "m", "name": "long"}
+        for target, sources, text in (
+            ("busy", ["nope"], missing),
+            ("busy", ["ok", "nope"], in_use),
+            ("busy", [long], in_use),
+            ("t", ["busy", "nope"], in_use),
+            ("t", [long, "nope"], lengths),
+            ("t", ["ok", "nope", long], missing),
+        ):
+            merge = "block-dirty-bitmap-merge"
+            await fails(daemon, text, merge, node="n", target=target, bitmaps=sources)
 
     tell(story)
 
