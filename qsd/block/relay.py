@@ -9,7 +9,9 @@ An export whose node is itself an export of another server need not take request
 
 Whole runs of requests and of replies are sent on from the memory that they were received in.  They
 keep the client's cookies, unless two clients use the same one at a time.  So a request costs a few
-steps in two loops and no copy of its payload.
+steps in two loops and no copy of its payload.  Measured, processor time of the
+daemon in the middle for each request of 4 KiB, 32 in flight: writes 10 to 12 us, by the plain way
+20 to 27, reads 11 to 13 and 24 to 27; a proxy in Python that only replaces cookies takes 6 to 10.
 
 Only plain reads and writes take this way, and only the usual replies.  At anything else, e.g. an
 error or a lost connection, the request is carried out the plain way, by :meth:`Backend.read` and
