@@ -191,6 +191,7 @@ async def _complete(
     """Open the empty image, give it its size, its names and its preallocation."""
     from qsd.block.backend import Backend
     from qsd.block.filename import make_options
+    from qsd.block.naming import exact_filename
     from qsd.block.open import open_node
 
     tree: dict[str, Any] = {"driver": "qcow2", "file": file_name}
@@ -206,7 +207,8 @@ async def _complete(
     try:
         driver: Qcow2Driver = node.driver  # type: ignore[assignment]
         if data_name is not None:
-            name = driver.image.data_edge.node.driver.filename()
+            # A name that does not say it all would lead to something else.
+            name = exact_filename(driver.image.data_edge.node)
             if name:
                 driver.image.header.extensions.insert(
                     0, Extension(layout.EXT_DATA_FILE, name.encode(errors="surrogateescape"))

@@ -13,9 +13,12 @@ import pytest
 from qsd.aio.loop import run
 from qsd.errors import QmpError
 from qsd.formats.qcow2.create import create
+from qsd.formats.qcow2.driver import Qcow2Driver
+from qsd.protocols.null import NullDriver
 from qsd.qapi.schema.block_create import BlockdevCreateOptionsQcow2
-from tests.formats.qcow2.support import rig
+from tests.formats.qcow2.support import RecordingFile, rig
 from tests.formats.qcow2.support import run as tool
+from tests.support.memory import Rig
 from tests.support.tools import need
 
 M4 = 4 << 20
@@ -127,6 +130,21 @@ def test_images(tmp_path: Path, size: int, given: dict[str, Any], length: int) -
     if "data_file" in given:
         assert (tmp_path / "data").stat().st_size == size
         assert data["data-file"] == str(tmp_path / "data")
+
+
+def test_a_data_file_without_a_name_of_its_own_is_not_recorded(tmp_path: Path) -> None:
+    (tmp_path / "image").write_bytes(b"")
+
+    async def main() -> None:
+        async with Rig(qcow2=Qcow2Driver, file=RecordingFile, null_co=NullDriver) as graph:
+            await graph.add(driver="file", node_name="f", filename=str(tmp_path / "image"))
+            await graph.add(driver="null-co", node_name="d", size=M4)
+            await create(graph.graph, BlockdevCreateOptionsQcow2(file="f", size=M4, data_file="d"))
+            for name in ("d", "f"):
+                await graph.graph.release(graph.graph.nodes[name])
+
+    run(main())
+    assert b"null-co" not in (tmp_path / "image").read_bytes()
 
 
 def test_backing_file(tmp_path: Path) -> None:
