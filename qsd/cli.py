@@ -358,6 +358,19 @@ _NEEDED: Final = (
     "qsd.qapi.keyval",
 )
 
+
+def _import_daemon() -> None:
+    """Import what every start needs in one go, and without what it does not need."""
+    from importlib import import_module
+
+    from qsd.aio.lean import LeanImports, is_safe
+
+    if is_safe():
+        with LeanImports():
+            for name in _NEEDED:
+                import_module(name)
+
+
 #: Seconds; how long one thread may keep the others from running Python code (measured).
 _SWITCH_INTERVAL = 0.0002
 
@@ -398,10 +411,6 @@ def main(words: Sequence[str] | None = None) -> int:
         return 0
 
     import gc
-
-    from qsd.aio.lean import import_lean
-
-    import_lean("signal")
     import signal
 
     gc.disable()  # nothing that is made during the start is garbage; serve() turns it on again
@@ -412,7 +421,7 @@ def main(words: Sequence[str] | None = None) -> int:
     # Until our own handlers are there, Ctrl-C ends the program without a traceback.
     interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        import_lean(*_NEEDED)
+        _import_daemon()
         from qsd.aio.loop import run
 
         return run(serve(words, options, duty, reporter))

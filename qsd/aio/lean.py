@@ -4,9 +4,8 @@
 
 Measured: of the time from spawn to greeting, a third went to modules that are imported for the sake
 of features which nobody has asked for yet: ``ssl`` (the largest), ``inspect``, ``linecache``,
-``logging``, ``subprocess``, ``traceback``, half of ``asyncio``, with all that these import;
-``typing``, which our modules need for words that are never looked at; and ``enum``, by which
-``socket`` and ``signal`` make hundreds of their constants more beautiful (a tenth of the start).
+``logging``, ``subprocess``, ``traceback``, half of ``asyncio``, with all that these import; and
+``typing``, which our modules need for words that are never looked at.
 
 Inside the context :class:`LeanImports`, stand-ins are imported in place of those modules.  A
 stand-in has the few attributes that importing the others looks at; every other attribute, and every
@@ -14,11 +13,10 @@ use of those few, brings in the real module and is answered by it.  Afterwards t
 again: whoever imports one of the modules gets the real one, and ``asyncio`` looks up in its real
 parts what it lacks.
 
-Three things are lost.  uvloop binds the classes of ``ssl`` for good, so *its* TLS transports do not
+Two things are lost.  uvloop binds the classes of ``ssl`` for good, so *its* TLS transports do not
 work in this process; ours run on ``ssl.MemoryBIO`` and do not notice.  And what was imported inside
 keeps the stand-ins of ``typing`` in its bases and aliases: ``Protocol`` is a plain class there.
-``typing.get_args`` of a ``Literal`` works.  Constants of ``socket`` and ``signal`` are plain
-numbers: ``socket.AddressFamily`` and its like are there, but have no members.
+``typing.get_args`` of a ``Literal`` works.
 
 This is for the daemon's own process, where nothing else was imported before, and for our own
 modules.  A program that embeds a daemon imports it as usual.
@@ -117,46 +115,6 @@ class _Word:
     __class_getitem__: Any = classmethod(GenericAlias)
 
 
-class _Members(type):
-    """Makes members of what stands in the body of a class derived from :class:`_Enum`."""
-
-    def __new__(mcs, name: str, bases: tuple[type, ...], space: dict[str, Any]) -> _Members:
-        """Make the class and its members."""
-        cls = super().__new__(mcs, name, bases, space)
-        if bases:
-            for key, value in space.items():
-                if not key.startswith("_"):
-                    setattr(cls, key, cls(key, value))
-        return cls
-
-
-class _Enum(metaclass=_Members):
-    """Does what asyncio, socket and signal ask of ``enum.Enum`` and its like."""
-
-    __slots__ = ("name", "value")
-
-    def __init__(self, name: str, value: object) -> None:
-        self.name = name
-        self.value = value
-
-    @classmethod
-    def _convert_(cls, name: str, module: str, *args: object, **kwargs: object) -> None:
-        """Leave the constants of a module as they are; what they shall be is a kind of number."""
-        setattr(sys.modules[module], name, type(name, (_Number,), {"__module__": module}))
-
-
-class _Number(int):
-    """Stands for constants that were to be members of an enumeration."""
-
-    __slots__ = ()
-
-    def __new__(cls, value: object) -> Self:
-        """Refuse whatever is no number like an enumeration does."""
-        if not isinstance(value, int):
-            raise ValueError(value)
-        return super().__new__(cls, value)
-
-
 class _StandIn(ModuleType):
     """Stands for a module; what it does not know it asks the real one for."""
 
@@ -227,7 +185,6 @@ def _known() -> dict[str, dict[str, Any]]:
         "concurrent.futures.thread": {
             "ThreadPoolExecutor": _Late("concurrent.futures.thread", "ThreadPoolExecutor")
         },
-        "enum": {"Enum": _Enum, "IntEnum": _Enum, "IntFlag": _Enum, "auto": object},
         "inspect": {
             "isgenerator": _is_generator,
             "iscoroutinefunction": _is_coroutine_function,
@@ -338,17 +295,12 @@ def is_safe() -> bool:
     )
 
 
-def import_lean(*names: str) -> None:
-    """Import modules without the heaviest of what they import, where that is safe.
+def import_event_loop() -> None:
+    """Import asyncio and uvloop, without their heaviest imports where that is safe.
 
-    Where the loop is there already, debugging is on, or uvloop is missing, nothing is imported.
+    Where the loop is there already, debugging is on, or uvloop is missing, it is imported in full.
     """
     if is_safe():
         with LeanImports():
-            for name in names:
-                import_module(name)
-
-
-def import_event_loop() -> None:
-    """Import asyncio and uvloop like that."""
-    import_lean("qsd.aio.loop", "uvloop")
+            import_module("qsd.aio.loop")
+            import_module("uvloop")

@@ -28,7 +28,6 @@ HEAVY = (
     "asyncio.streams",
     "asyncio.unix_events",
     "concurrent.futures.thread",
-    "enum",
     "inspect",
     # Python 3.13 imports this for the tracebacks of programs that are given with -c.
     *(("linecache",) if sys.version_info < (3, 13) else ()),
@@ -132,51 +131,6 @@ def test_words_of_typing_serve_annotations_aliases_and_bases() -> None:
         """
     )
     assert out.splitlines() == ["False 1 2 ('a', 'b')", "False", "('a', 'b')"]
-
-
-def test_constants_of_the_system_serve_as_numbers() -> None:
-    out = run(
-        """
-        from qsd.aio.lean import import_event_loop
-        import_event_loop()
-        import asyncio, signal, socket, subprocess, sys
-        from qsd.aio.loop import run
-
-        left, right = socket.socketpair()
-        print(left.family == socket.AF_UNIX, left.type == socket.SOCK_STREAM, type(left.family))
-        print("AF_UNIX" in repr(left) or "family=1" in repr(left))
-        old = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        print(old == signal.SIG_DFL, signal.getsignal(signal.SIGUSR1) == signal.SIG_IGN)
-        print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
-        try:
-            subprocess.run([sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"], check=True)
-        except subprocess.CalledProcessError as exc:
-            print(str(exc)[-12:])
-
-        async def main():
-            try:
-                async with asyncio.timeout(0.01) as limit:
-                    await asyncio.sleep(9)
-            except TimeoutError:
-                print(limit)
-            async with asyncio.timeout(None) as limit:
-                print(limit)
-
-        run(main())
-        import enum, ssl
-        print(ssl.VerifyMode.CERT_NONE, enum.Enum("Real", "a b").b)
-        """
-    )
-    assert out.splitlines() == [
-        "True True <class 'socket.AddressFamily'>",
-        "True",
-        "True True",
-        "True",
-        "died with 9.",
-        "<Timeout [expired]>",
-        "<Timeout [active] when=None>",
-        "0 Real.b",
-    ]
 
 
 def test_the_real_typing_answers_for_words_that_are_not_known() -> None:
