@@ -148,13 +148,14 @@ def test_a_fast_write_that_is_given_up_is_copied() -> None:
     tell(story)
 
 
-async def quorum_mirror(world: World) -> None:
+async def quorum_mirror(world: World, *, read_only: bool = False) -> None:
     """Have a mirror of a quorum over "a" and "b" that is to replace "b" by "t"."""
     for name in "abt":
         await world.rig.memory(name, SIZE)
     await world.rig.add(
-        driver="quorum", node_name="q", children=["a", "b"], **{"vote-threshold": 1}
-    )
+        driver="quorum", node_name="q", children=["a", "b"],
+        **{"vote-threshold": 1, "read-only": read_only},
+    )  # fmt: skip
     await world.qmp(
         "blockdev-mirror", job_id="j", device="q", target="t", sync="full", replaces="b",
         auto_finalize=False, auto_dismiss=False,
@@ -178,6 +179,22 @@ def test_what_is_to_be_replaced_stays_until_then() -> None:
         await world.status("concluded")
         assert ("q", "children.1", "t") in world.edges()
         await world.qmp("blockdev-del", node_name="b")
+
+    tell(story)
+
+
+def test_the_target_may_be_written_to_if_what_it_replaces_may() -> None:
+    """Whatever the source, from which that was copied, says."""
+
+    async def story(world: World) -> None:
+        await quorum_mirror(world, read_only=True)
+        nodes = world.rig.graph.nodes
+        await world.qmp("job-complete", id="j")
+        await world.qmp("job-finalize", id="j")
+        await world.status("concluded")
+        assert ("q", "children.1", "t") in world.edges()
+        assert nodes["q"].read_only
+        assert not nodes["t"].read_only
 
     tell(story)
 
