@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from iotests.harness.daemon import PATIENCE, ROOT, Daemon, real_daemon
-from iotests.harness.tools import check_image, need, run
+from iotests.harness.tools import check_image, need, run, unmount_below
 
 SIZE = 32 << 20
 SECTOR = 512
@@ -38,12 +38,8 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def _no_mount_left(tmp_path: Path) -> Iterator[None]:
-    """Unmount what a failed test left, so that its folder can be removed."""
     yield
-    for line in Path("/proc/mounts").read_text().splitlines():
-        point = line.split()[1]
-        if point.startswith(str(tmp_path)):
-            subprocess.run(["umount", "-l", point], check=False)
+    unmount_below(tmp_path)
 
 
 def serve(

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from iotests.harness.daemon import Daemon
-from iotests.harness.tools import check_image, need, run
+from iotests.harness.tools import check_image, need, run, unmount_below
 
 MIB = 1 << 20
 SIZE = 16 * MIB
@@ -47,12 +47,8 @@ def _ours_only(daemon_kind: str) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_mount_left(tmp_path: Path) -> Iterator[None]:
-    """Unmount what a failed test left, so that its folder can be removed."""
     yield
-    for line in Path("/proc/mounts").read_text().splitlines():
-        point = line.split()[1]
-        if point.startswith(str(tmp_path)):
-            subprocess.run(["umount", "-l", point], check=False)
+    unmount_below(tmp_path)
 
 
 def serve(kind: str, folder: Path, size: int = 0, *more: str) -> Daemon:

@@ -53,3 +53,11 @@ def check_image(folder: Path, name: str, *, leaks: bool = False) -> None:
     allowed = (0, 3) if leaks else (0,)
     if done.returncode not in allowed:
         raise AssertionError(f"qemu-img check: {done.returncode}\n{done.stdout}{done.stderr}")
+
+
+def unmount_below(folder: Path) -> None:
+    """Unmount what a failed test left, so that its folder can be removed."""
+    for line in Path("/proc/mounts").read_text().splitlines():
+        point = line.split()[1]
+        if point.startswith(str(folder)):
+            subprocess.run(["umount", "-l", point], check=False)

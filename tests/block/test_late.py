@@ -26,6 +26,7 @@ from qsd.block.late import Route
 from qsd.formats.qcow2.driver import Qcow2Driver
 from qsd.formats.raw import RawDriver
 from qsd.protocols.file.driver import FileDriver
+from tests.support.marks import Marks
 from tests.support.memory import Rig
 from tests.support.rings import HeldRing
 from tests.support.tools import need
@@ -211,16 +212,6 @@ def test_draining_waits_and_ends_the_route(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("result", [None, 512, -errno.EIO])
 def test_writes_are_accounted_for_if_they_end_well(tmp_path: Path, result: int | None) -> None:
-    class Marks:
-        def __init__(self) -> None:
-            self.ranges: list[tuple[int, int]] = []
-
-        def mark(self, offset: int, length: int) -> None:
-            self.ranges.append((offset, length))
-
-        def resized(self, length: int) -> None:
-            raise AssertionError
-
     async def body(rig: LateRig) -> None:
         ring: Any = HeldRing()
         rig.pool._ring = ring

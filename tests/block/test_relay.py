@@ -16,6 +16,7 @@ from qsd.block.drain import Drained
 from qsd.block.node import Node
 from qsd.block.relay import RelayConnection, Relayed, RelayPath
 from qsd.formats.raw import RawDriver
+from tests.support.marks import Marks
 from tests.support.memory import MemoryDriver, Rig
 
 
@@ -36,19 +37,6 @@ class Unmarked:
 
     def drop(self) -> None:
         raise AssertionError("that is its owner's to do")
-
-
-class Marks:
-    """A bitmap that notes what it is told."""
-
-    def __init__(self) -> None:
-        self.ranges: list[tuple[int, int]] = []
-
-    def mark(self, offset: int, length: int) -> None:
-        self.ranges.append((offset, length))
-
-    def resized(self, length: int) -> None:
-        raise AssertionError
 
 
 def case(test: Callable[[Rig, Node], Awaitable[None]], **raw: Any) -> None:

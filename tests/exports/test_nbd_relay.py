@@ -22,6 +22,7 @@ from qsd.formats.raw import RawDriver
 from qsd.protocols.nbd.connection import Connection
 from qsd.protocols.nbd.driver import NbdDriver
 from tests.exports.rig import DF, FLUSH, FUA, READ, WRITE, ZEROES, Client, NbdRig
+from tests.support.marks import Marks
 from tests.support.memory import MemoryDriver
 
 MIB = 1 << 20
@@ -207,19 +208,6 @@ def test_a_drained_section_waits_for_them() -> None:
         assert chain.disk.data[:1024] == b"a" * 512 + b"b" * 512
 
     case(body)
-
-
-class Marks:
-    """A bitmap that notes what it is told."""
-
-    def __init__(self) -> None:
-        self.ranges: list[tuple[int, int]] = []
-
-    def mark(self, offset: int, length: int) -> None:
-        self.ranges.append((offset, length))
-
-    def resized(self, length: int) -> None:
-        raise AssertionError
 
 
 def test_bitmaps_learn_of_writes() -> None:
