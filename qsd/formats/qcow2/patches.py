@@ -55,7 +55,12 @@ async def write_patches(image: Image, offset: int, length: int, patches: Sequenc
     if host < 0:
         return 0
     entries = _entries(offset, stop - first, areas, host, size)
-    table = await image.writable_slice(offset)
+    try:
+        table = await image.writable_slice(offset)
+    except BaseException:
+        if total:
+            image.free(host >> geometry.cluster_bits, total >> geometry.cluster_bits, FREE_SILENT)
+        raise
     # Atomic from here on.
     table[first:stop] = entries
     image.l2.mark(key, first, stop)

@@ -661,8 +661,9 @@ class FileDriver(Driver):
             self._written += 1
             self.data.clear()
         if not done:
-            # Whatever was to blame, the plain way finds out what can be done to zeroes.
-            self._can_fill_gaps = not has_gaps
+            if has_gaps:
+                # Whatever was to blame, the plain way finds out what can be done to zeroes.
+                self._can_fill_gaps = False
             return 0
         self._grow(offset + length)
         return length

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import os
+from array import array
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from qsd.block.mapping import Patch
 from qsd.block.node import Node
 from qsd.errors import os_error
 from qsd.formats.qcow2.driver import Qcow2Driver
+from qsd.formats.qcow2.image import Image
 from qsd.protocols.file.driver import FileDriver
 from tests.formats.qcow2.support import add_image, check, content, make
 from tests.formats.qcow2.support import run as tool
@@ -191,6 +193,35 @@ def test_a_failure_frees_what_was_taken(
         assert await _read(node) == bytes(SIZE)
         # Behind the end of the source nothing can be copied.
         assert not await node.write_patches(0, 8 * UNIT, _patches(fd, [(0, 1, 4 * CLUSTERS)]), 0)
+
+    tell(_image(tmp_path), data, story)
+    assert not check(tmp_path / "image").get("leaks", 0)
+
+
+@pytest.mark.parametrize("pieces", [[], [(0, 1, 0), (2, 3, 7)]])
+def test_a_table_that_cannot_be_read_any_more_costs_nothing(
+    tmp_path: Path,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pieces: list[tuple[int, int, int]],
+) -> None:
+    need("qemu-img")
+
+    async def story(node: Node, fd: int) -> None:
+        driver = node.driver
+        assert isinstance(driver, Qcow2Driver)
+        find, tries = type(driver.image).writable_slice, iter(range(2))
+
+        async def fails_at_last(image: Image, offset: int) -> array[int]:
+            if next(tries):
+                raise os_error(errno.EIO)
+            return await find(image, offset)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(driver.image), "writable_slice", fails_at_last)
+            with pytest.raises(OSError, match="Input/output"):
+                await node.write_patches(0, 8 * UNIT, _patches(fd, pieces), 0)
+        assert await _read(node) == bytes(SIZE)
 
     tell(_image(tmp_path), data, story)
     assert not check(tmp_path / "image").get("leaks", 0)
