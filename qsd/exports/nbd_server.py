@@ -19,7 +19,6 @@ import asyncio
 import errno
 import os
 import socket
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol
 
 from qsd.errors import QmpError, QsdError, describe
@@ -28,6 +27,7 @@ from qsd.exports.nbd import NbdClient, NbdDirectory, NbdExport
 from qsd.exports.nbd_transmission import Transmission
 from qsd.exports.outlet import Outlet
 from qsd.net.descriptors import has_room_for_client
+from qsd.net.linger import Lingering
 from qsd.wire.nbd import handshake, machine
 from qsd.wire.nbd.server import Session
 
@@ -46,8 +46,6 @@ DEFAULT_MAX_CONNECTIONS: Final = 100
 HANDSHAKE_LIMIT: Final = 10.0
 #: Bytes; one receive during the handshake.
 _HANDSHAKE_RECEIVE: Final = 16 << 10
-#: Receives of what nobody will look at, before a connection is closed.
-_DISCARDED: Final = 64
 #: Connections taken from one listening socket in a turn of the loop.
 _ACCEPTS: Final = 16
 #: Seconds until clients that found no room are looked at again.
@@ -76,6 +74,7 @@ class NbdServer(NbdDirectory):
 
     Attributes:
         tls: Starts TLS, which is then required of every client; None serves in the clear.
+        lingering: Sockets of clients that were turned away.
     """
 
     __slots__ = (
@@ -85,6 +84,7 @@ class NbdServer(NbdDirectory):
         "_is_short",
         "_listening",
         "_loop",
+        "lingering",
         "pool",
         "report",
         "tasks",
@@ -116,6 +116,7 @@ class NbdServer(NbdDirectory):
         self.tls = tls
         self.report = report
         self.pool = BufferPool()
+        self.lingering = Lingering(self._loop)
         self._clients: set[_Connection] = set()
         self._accepting = False
         self._is_short = False  # of descriptors, as of the last attempt
@@ -195,6 +196,7 @@ class NbdServer(NbdDirectory):
             future: asyncio.Future[None] = self._loop.create_future()
             self._idle.append(future)
             await future
+        self.lingering.stop()
 
 
 class _Connection(NbdClient):
@@ -381,19 +383,11 @@ class _Connection(NbdClient):
         self._handshake.eof("Unable to write to socket")
         self._close()
 
-    def _discard_input(self) -> None:
-        """Take what the client has sent already, as much as matters.
-
-        Where a socket is closed over it, the kernel resets the connection, and the client may lose
-        the last reply, or does not see why it ended.
-        """
-        with suppress(OSError):
-            for _ in range(_DISCARDED):
-                if not self._raw.recv(_HANDSHAKE_RECEIVE):
-                    break
-
     def _close(self) -> None:
-        """Close a connection that never got to transmission."""
+        """Close a connection that never got to transmission.
+
+        The client does not count as one any more, though its socket may wait for it to see why.
+        """
         if self._sock is None or self._transmission is not None:
             return
         if self._tls_task is not None:
@@ -404,8 +398,7 @@ class _Connection(NbdClient):
             self._loop.remove_reader(self._sock.fileno())
         self._timer.cancel()
         self._outlet.close()
-        self._discard_input()
-        self._sock.close()
+        self._server.lingering.close(self._sock, self._raw)
         self._sock = None
         self._server.connection_gone(self)
 

@@ -162,15 +162,27 @@ class TlsSession:
         except ssl.SSLCertVerificationError as exc:
             from qsd.net.tls_verify import refusal
 
+            self._say_no_more()
             raise QmpError(refusal(exc, self._hostname)) from None
         except ssl.SSLError as exc:
             if exc.reason == "PEER_DID_NOT_RETURN_A_CERTIFICATE":
+                self._say_no_more()
                 raise QmpError("Verify failed: No certificate was found.") from None
             raise QmpError(f"TLS handshake failed: {reason_of(exc)}") from None
         if self.check is not None:
             self.check(self)
         self.is_ready = True
         return True
+
+    def _say_no_more(self) -> None:
+        """Keep from a client what its certificate lacks.
+
+        With TLS 1.3 it believes by then that the handshake is over, and the original, which looks
+        at certificates after it, only ends the connection.
+        """
+        cipher = self._object.cipher()
+        if self._object.server_side and cipher is not None and cipher[1] == "TLSv1.3":
+            self._out.read()
 
     def peer_name(self) -> str | None:
         """Return the distinguished name of the peer, None if it showed no certificate."""

@@ -242,6 +242,11 @@ def test_a_refused_client_sees_the_end_and_no_reset() -> None:
             await client.writer.drain()
             sent.set()
             assert await client.reader.read(1) == b""
+            client.send(bytes(100_000))  # as who has not noticed
+            await client.writer.drain()
+            server = rig.server
+            assert len(server.lingering) == 1
+        assert not server.lingering
 
     loop.run(main())
 

@@ -126,3 +126,26 @@ def test_filter_reports_nonsense(tmp_path: Path) -> None:
     data, _, goes_on = tls.receive(b"GET / HTTP/1.1\r\n\r\n")
     assert (data, goes_on) == (b"", False)
     assert reports[0].startswith("TLS handshake failed: ")
+
+
+@pytest.mark.parametrize(
+    ("version", "says_why"), [(ssl.TLSVersion.TLSv1_2, True), (ssl.TLSVersion.TLSv1_3, False)]
+)
+def test_who_lacks_a_certificate(tmp_path: Path, version: ssl.TLSVersion, says_why: bool) -> None:
+    """Where the client thinks that the handshake is over, it sees the end and no alert."""
+    server_context, _ = contexts(tmp_path)
+    client_context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client_context.check_hostname = False
+    client_context.verify_mode = ssl.CERT_NONE
+    client_context.maximum_version = version
+    server = TlsSession(server_context, server_side=True)
+    client = TlsSession(client_context, server_side=False)
+    client.handshake()
+    server.feed(client.output())
+    server.handshake()
+    client.feed(server.output())
+    assert client.handshake() == (not says_why)
+    server.feed(client.output())
+    with pytest.raises(QmpError, match=r"^Verify failed: No certificate was found\.$"):
+        server.handshake()
+    assert bool(server.output()) == says_why
