@@ -72,6 +72,10 @@ def content(h: Story, fd: int, path: str) -> None:
         h.say("fallocate", mode, offset, length, answer(fallocate, fd, mode, offset, length))
         h.say(" length", size(), answer(os.truncate, path, SIZE))
     h.say("sum", sum(os.pread(fd, SIZE, 0)))
+    h.say("fallocate behind a hole", answer(fallocate, fd, 0, SIZE * 3, 65536))
+    for whence in (os.SEEK_HOLE, os.SEEK_DATA):
+        h.say(" seek", whence, answer(os.lseek, fd, SIZE, whence))
+    h.say(" length", size(), answer(os.truncate, path, SIZE))
     for whence, offset in itertools.product(
         (os.SEEK_DATA, os.SEEK_HOLE), (-1, 0, 1, 131072, 400000, SIZE - 1, SIZE, SIZE + 1)
     ):

@@ -45,13 +45,13 @@ class FuseExport(Export):
 
     TYPE: ClassVar[str] = "fuse"
 
-    __slots__ = ("_engine", "_mounted", "mountpoint")
+    __slots__ = ("_engine", "_mounted", "_path", "mountpoint")
 
     def __init__(
         self, registry: ExportRegistry, export_id: str, backend: Backend, writable: bool
     ) -> None:
         super().__init__(registry, export_id, backend, writable)
-        self.mountpoint = ""
+        self.mountpoint = self._path = ""
         self._engine: FuseEngine | None = None
         self._mounted = 0.0
 
@@ -62,20 +62,32 @@ class FuseExport(Export):
             QmpError: It is impossible.
         """
         self._take_permissions()
-        for export in self.registry.of_type(self.TYPE):
-            if not isinstance(export, FuseExport) or export is self:
-                continue
-            if export.mountpoint == options.mountpoint:
-                raise QmpError(f"There already is a FUSE export on '{options.mountpoint}'")
+        self._check_free(options.mountpoint, options.mountpoint)
         path = await self.backend.graph.pool.run(check_mountpoint, options.mountpoint)
-        self.mountpoint = options.mountpoint
+        self._check_free(options.mountpoint, path)
+        self.mountpoint, self._path = options.mountpoint, path
         self._mounted = asyncio.get_running_loop().time()
         file = FuseFile(self.backend, writable=self.writable, growable=bool(options.growable))
         try:
             self._engine = await self._mount(file, path, options.allow_other or "auto")
         except OSError as exc:
-            self.mountpoint = ""
+            self.mountpoint = self._path = ""
             raise QmpError(f"Failed to mount FUSE session to export: {describe(exc)}") from exc
+
+    def _check_free(self, name: str, path: str) -> None:
+        """Refuse a place that carries a mount of ours already, by whatever name.
+
+        The C daemon waits for itself for ever when it looks at one by another name than before.
+        And of two mounts in one place, only the upper one could be taken away.
+
+        Raises:
+            QmpError: It does.
+        """
+        for export in self.registry.of_type(self.TYPE):
+            if not isinstance(export, FuseExport) or export is self:
+                continue
+            if path in (export.mountpoint, export._path):
+                raise QmpError(f"There already is a FUSE export on '{name}'")
 
     def _take_permissions(self) -> None:
         """A writable file can be truncated, and nobody relies on its length."""

@@ -227,6 +227,9 @@ class FuseFile:
             # Space inside the file cannot be reserved.
             raise os_error(errno.EOPNOTSUPP)
         else:
+            # Only what was asked for takes up space, not what lies between; and if there is no
+            # room for it, the file has become longer all the same.
+            await self._grow(offset)
             await self._grow(end, "falloc")
 
     async def seek(self, offset: int, whence: int) -> int:

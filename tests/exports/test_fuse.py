@@ -327,7 +327,12 @@ def test_mount_points_that_are_refused() -> None:
         async with FuseRig() as rig:
             await rig.memory("m")
             await rig.mount()
+            link = rig.path("link")
+            os.symlink(rig.point, link)
+            other_name = f"{rig.folder}/./{os.path.basename(rig.point)}"
             for point, text in [
+                (link, f"There already is a FUSE export on '{link}'"),
+                (other_name, f"There already is a FUSE export on '{other_name}'"),
                 (rig.point, f"There already is a FUSE export on '{rig.point}'"),
                 (rig.folder, f"'{rig.folder}' is not a regular file"),
                 ("", "Failed to stat '': No such file or directory"),

@@ -240,6 +240,36 @@ def test_fallocate(mode: int, offset: int, length: int, result: int | str) -> No
     with_file(use)
 
 
+def test_only_what_is_asked_for_is_allocated() -> None:
+    """Not what lies between; and when it fails, the file is longer all the same."""
+
+    async def use(file: FuseFile, rig: FileRig) -> None:
+        calls: list[tuple[int, str]] = []
+        driver, room = rig.driver, SIZE * 8
+
+        class Watched(MemoryDriver):
+            async def truncate(self, length: int, exact: bool, prealloc: str, flags: int) -> None:
+                calls.append((length, prealloc))
+                if prealloc != "off" and length > room:
+                    raise QmpError("full") from os_error(errno.ENOSPC)
+                await super().truncate(length, exact, prealloc, flags)
+
+        driver.__class__ = Watched
+        await file.allocate(SIZE, 4096, 0)
+        await file.allocate(SIZE * 3, 4096, 0)
+        assert await error_of(file.allocate(SIZE * 5, room, 0)) == "ENOSPC"
+        assert len(driver.data) == SIZE * 5
+        assert calls == [
+            (SIZE + 4096, "falloc"),
+            (SIZE * 3, "off"),
+            (SIZE * 3 + 4096, "falloc"),
+            (SIZE * 5, "off"),
+            (SIZE * 5 + room, "falloc"),
+        ]
+
+    with_file(use)
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     pages=st.sets(st.integers(0, 15)),
