@@ -87,6 +87,7 @@ class Node:
         parents: Edges from users (nodes and backends) to this node.
         options: The typed BlockdevOptions it was opened with.
         monitor_owned: Whether a blockdev-add holds a reference.
+        opening: Its driver is not ready yet; only nodes below it can meet it by its name.
         read_only: Whether writes are refused now.
         auto_read_only: Whether it may be opened read-only where writing is impossible.
         force_share: Opened without image locks against others.
@@ -124,6 +125,7 @@ class Node:
         "monitor_owned",
         "name",
         "on_threshold",
+        "opening",
         "options",
         "parents",
         "quiesced",
@@ -150,6 +152,7 @@ class Node:
         self.monitor_owned = False
         self.implicit = False
         self.closed = False
+        self.opening = False
         self.read_only = False
         self.auto_read_only = False
         self.force_share = False

@@ -145,17 +145,22 @@ async def open_child(
     graph: Graph, parent: Node, name: str, ref: BlockdevOptions | str, role: int
 ) -> Edge:
     """Open a node as a child of `parent`, or attach an existing one by its name."""
-    node = await _child_node(graph, parent, ref, role)
+    node = await _child_node(graph, parent, name, ref, role)
     return await _attach(graph, parent, node, name, role)
 
 
-async def _child_node(graph: Graph, parent: Node, ref: BlockdevOptions | str, role: int) -> Node:
+async def _child_node(
+    graph: Graph, parent: Node, name: str, ref: BlockdevOptions | str, role: int
+) -> Node:
     """Find or open the node that is to become a child of `parent`."""
     if not isinstance(ref, str):
         return await open_node(graph, ref, inherited_by(parent, role))
     node = graph.nodes.get(ref)
     if node is None:
         raise QmpError(f"Cannot find device='{ref}' nor node-name='{ref}'")
+    if node.opening:
+        # The parent itself, or a node that the parent is opened for.
+        raise QmpError(f"Making '{ref}' a {name} child of '{parent.name}' would create a cycle")
     return node
 
 
@@ -164,7 +169,8 @@ async def _attach(graph: Graph, parent: Node, node: Node, name: str, role: int) 
     try:
         return graph.attach_child(parent, node, name, role)
     except BaseException:
-        await _close_unused(graph, node)
+        if node is not parent:  # whose opening has failed
+            await _close_unused(graph, node)
         raise
 
 
@@ -246,6 +252,7 @@ async def open_node(graph: Graph, options: BlockdevOptions, inherited: Inherited
         raise QmpError(f"Unknown driver '{options.driver}'")
     node = Node(graph, name if name is not None else "")
     node.options = options
+    node.opening = True
     apply_generic_options(node, options, inherited)
     node.driver = cls(node)
     opener = ChildOpener(graph, node)
@@ -257,7 +264,7 @@ async def open_node(graph: Graph, options: BlockdevOptions, inherited: Inherited
             _register(graph, node, name)
         else:
             role = cls.file_role | perms.ROLE_PRIMARY
-            file_node = await _child_node(graph, node, file_ref, role)
+            file_node = await _child_node(graph, node, "file", file_ref, role)
             try:
                 check_generic_options(node, options)
                 _register(graph, node, name)
@@ -267,6 +274,7 @@ async def open_node(graph: Graph, options: BlockdevOptions, inherited: Inherited
             opener.opened["file"] = await _attach(graph, node, file_node, "file", role)
         await node.driver.open(options.branch, opener)
         opened = True
+        node.opening = False
         node.refresh_fast_paths()
         await _open_backing(graph, node, opener)
         graph.update([node])
@@ -327,12 +335,7 @@ async def _open_backing(graph: Graph, node: Node, opener: ChildOpener) -> None:
             ref = await backing_options(graph, path, request.format)
         elif not isinstance(ref, str):
             _check_backing_options(ref, request)
-        if isinstance(ref, str):
-            child = graph.nodes.get(ref)
-            if child is None:
-                raise QmpError(f"Cannot find device='{ref}' nor node-name='{ref}'")
-        else:
-            child = await open_node(graph, ref, inherited_by(node, perms.ROLE_COW))
+        child = await _child_node(graph, node, "backing", ref, perms.ROLE_COW)
     except QmpError as exc:
         raise prefixed(exc, "Could not open backing file: ") from exc
     await _attach(graph, node, child, "backing", perms.ROLE_COW)

@@ -240,7 +240,8 @@ def _stream_bounds(
     if base is None:
         return list(layers(node))[-1], None
     above = overlay_of(node, base)
-    assert above is not None  # the base is in the chain
+    if above is None:  # there are but filters above it
+        raise QmpError(f"'{base.name}' is not in the backing chain of '{node.name}'")
     return above, base
 
 

@@ -10,6 +10,10 @@ from qsd.aio.loop import run
 from qsd.block import perms
 from qsd.block.open import inherited_by
 from qsd.errors import QmpError
+from qsd.filters.blkdebug import BlkdebugDriver
+from qsd.filters.blkverify import BlkverifyDriver
+from qsd.filters.copy_before_write import CopyBeforeWriteDriver
+from qsd.formats.raw import RawDriver
 from tests.support.memory import MemoryDriver, Rig
 from tests.support.toyformat import ToyFormat
 
@@ -161,5 +165,43 @@ def test_children_inherit_and_backing_files_are_read_only() -> None:
             assert (backing.cache_direct, backing.read_only) == (True, True)
             assert not backing.discard_unmap
             assert inherited_by(top, perms.ROLE_FILTERED).cache_direct
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"driver": "blkverify", "raw": "n", "test": "a"}, "Making 'a' a test child of 'a'"),
+        ({"driver": "blkverify", "raw": "a", "test": "n"}, "Making 'a' a raw child of 'a'"),
+        (
+            {"driver": "copy-before-write", "file": "n", "target": "a"},
+            "Making 'a' a target child of 'a'",
+        ),
+        ({"driver": "blkdebug", "image": "a"}, "Making 'a' a image child of 'a'"),
+        (
+            {"driver": "blkdebug", "image": {"driver": "raw", "file": "a"}},
+            "Making 'a' a file child of ''",
+        ),
+        (
+            {"driver": "qcow2", "file": {"driver": "null-co"}, "backing": "a"},
+            "Making 'a' a backing child of 'a'",
+        ),
+    ],
+)
+def test_nothing_is_opened_below_itself(options: dict[str, Any], message: str) -> None:
+    async def main() -> None:
+        async with Rig(
+            blkdebug=BlkdebugDriver,
+            blkverify=BlkverifyDriver,
+            copy_before_write=CopyBeforeWriteDriver,
+            qcow2=ToyFormat,
+            raw=RawDriver,
+        ) as r:
+            await r.memory("n")
+            with pytest.raises(QmpError) as caught:
+                await r.add(node_name="a", **options)
+            assert caught.value.desc == f"{message} would create a cycle"
+            assert set(r.graph.nodes) == {"n"}
 
     run(main())

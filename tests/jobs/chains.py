@@ -151,7 +151,7 @@ class World(Daemon):
         for arguments, text in cases:
             before = self.edges()
             with pytest.raises(QmpError, match=text):
-                await self.qmp(command, job_id="j", device="top", **arguments)
+                await self.qmp(command, **{"job_id": "j", "device": "top", **arguments})
             assert self.edges() == before
 
     def driver(self, name: str) -> MemoryDriver:

@@ -125,9 +125,14 @@ def test_stop_waits_for_the_user() -> None:
 def test_what_it_refuses() -> None:
     async def story(world: World) -> None:
         await world.chain()
+        await world.rig.add(driver="copy-on-read", node_name="filter", file="top")
         cases: list[tuple[dict[str, Any], str]] = [
             ({"speed": -1}, "Parameter 'speed' expects a non-negative value"),
             ({"base_node": "top"}, "Node 'top' is not a backing image of 'top'"),
+            (
+                {"device": "filter", "base_node": "top"},
+                "'top' is not in the backing chain of 'filter'",
+            ),
             ({"filter_node_name": "mid"}, "Could not create node: Duplicate nodes"),
             ({"backing_file": "x"}, "backing file specified, but streaming the entire chain"),
         ]

@@ -14,11 +14,12 @@ A bitmap that was in use when the image was opened is inconsistent: it can only 
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import TYPE_CHECKING, Final
 
 from qsd.block.dirty import CHECK_INCONSISTENT, MAX_NAME, DirtyBitmap, bitmaps_of, check_free
-from qsd.errors import QmpError, describe
+from qsd.errors import QmpError, describe, os_error
 from qsd.formats.qcow2 import bitmaps as directory_io
 from qsd.formats.qcow2 import header as header_io
 from qsd.formats.qcow2 import layout
@@ -219,7 +220,15 @@ async def store(image: Image, entries: list[BitmapEntry]) -> list[BitmapEntry]:
 
 
 async def _store_one(image: Image, taken: _Taken, bitmap: DirtyBitmap) -> BitmapEntry:
+    """Store a bitmap and its table.
+
+    Raises:
+        OSError: Something could not be written; ENOMEM in an image without any byte, whose bitmaps
+            would have tables without entries (the C daemon loses them, too).
+    """
     bits = bitmap.bits
+    if not bits.length:
+        raise os_error(errno.ENOMEM)
     size = image.geometry.cluster_size
     table = [0] * -(-data_size(bits.length, bits.granularity) // size)
     for index, data in _clusters_of(bits, size):

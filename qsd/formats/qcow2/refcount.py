@@ -200,7 +200,8 @@ class Refcounts:
         return run
 
     async def take_exactly(self, count: int) -> int:
-        """Take `count` consecutive clusters for a table and return the first."""
+        """Take `count` consecutive clusters, at least one, for a table and return the first."""
+        assert count > 0  # no run that is taken would do
         image = self._image
         if count > 1 << (image.geometry.block_bits - 1):
             async with self._grow_lock:

@@ -207,3 +207,18 @@ def test_bitmaps_that_a_read_only_image_cannot_take_are_lost_aloud(
         "qemu-storage-daemon: Lost persistent bitmaps during inactivation of node 'q': "
         "No write access\n"
     )
+
+
+def test_bitmaps_of_no_byte_are_lost(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A table without entries cannot be stored; it was tried for ever."""
+    need("qemu-img")
+    path = make(tmp_path / "image", 0)
+
+    async def main() -> None:
+        async with rig() as graph:
+            node = await add_image(graph, path)
+            add(node, "b")
+
+    run(main())
+    assert "Lost persistent bitmaps" in capfd.readouterr().err
+    assert "No errors" in tool("qemu-img", "check", path)
