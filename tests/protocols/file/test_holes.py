@@ -5,19 +5,30 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from array import array
 from pathlib import Path
+from typing import Self, cast
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qsd.aio import slowness
+from qsd.aio.fdio import FileIO
 from qsd.aio.loop import run
+from qsd.aio.workers import WorkerPool
+from qsd.block.driver import Limits
 from qsd.block.mapping import ST_DATA, ST_ZERO
 from qsd.block.node import Node
+from qsd.block.runs import Runs
 from qsd.block.status import chain_runs_nowait
 from qsd.catalog import find_driver
 from qsd.protocols.file import holes
+from qsd.protocols.file.extent_map import DataExtents
+from qsd.protocols.file.holes import HoleSearch
+from qsd.util.extents import Extents
 from tests.support.extents import pairs, plainly
 from tests.support.memory import Rig
 
@@ -143,3 +154,113 @@ def test_who_cannot_search_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             assert chain_runs_nowait(node, 0, length, 9) is None
 
     run(main())
+
+
+class Found:
+    """A file as the search sees it."""
+
+    def __init__(self, path: Path) -> None:
+        self.io = FileIO(os.open(path, os.O_RDONLY), cast("WorkerPool", None))
+        self.size = os.fstat(self.io.fd).st_size
+        self.limits = Limits()
+        self.data = Extents()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self.io.fd)
+
+
+def told(search: HoleSearch, start: int, end: int, limit: int = 500) -> list[tuple[int, int]]:
+    """Put together what is told of a range, as an export does."""
+    runs = Runs()
+    while start < end:
+        some = search.runs_nowait(start, end - start, limit)
+        assert some is not None
+        assert some.total
+        runs.extend_by(some)
+        start += some.total
+    return list(zip(runs.lengths, runs.flags, strict=True))
+
+
+KINDS = st.sampled_from(["data", "data", "hole", "hole", "unwritten"])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(KINDS, min_size=1, max_size=200),
+    st.integers(0, 700),
+    st.integers(0, 100 * UNIT),
+    st.integers(64, 300),
+    st.booleans(),
+)
+def test_the_table_of_the_file_system_changes_nothing(
+    kinds: list[str], tail: int, start: int, limit: int, is_synced: bool
+) -> None:
+    """Neither where it is used, nor where it is not simple, nor where data is in memory only."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "f")
+        make(path, [kind == "data" for kind in kinds], tail)
+        with path.open("r+b") as file:
+            for index, kind in enumerate(kinds):
+                if kind == "unwritten":
+                    os.posix_fallocate(file.fileno(), index * UNIT, UNIT)
+                    if index % 2:
+                        os.pwrite(file.fileno(), b"y" * 4096, index * UNIT + 8192)
+            if is_synced:
+                os.fsync(file.fileno())
+        with Found(path) as found:
+            start = min(start, found.size - 1)
+            with mock.patch.object(holes, "data_extents", side_effect=OSError):
+                plain = told(HoleSearch(found), start, found.size, limit)
+            found.data.clear()
+            assert told(HoleSearch(found), start, found.size, limit) == plain
+
+
+def lying(starts: list[int], ends: list[int]) -> mock._patch[mock.Mock]:
+    """Have the table say that data is there."""
+    lengths = array("Q")
+    for before, start, end in zip([0, *ends], starts, ends, strict=False):
+        lengths.extend((start - before, end - start))
+    return mock.patch.object(holes, "data_extents", return_value=DataExtents(starts, ends, lengths))
+
+
+@pytest.mark.parametrize(
+    ("starts", "ends"),
+    [
+        ([3 * UNIT], [4 * UNIT]),  # data before it is left out
+        ([UNIT, 5 * UNIT], [2 * UNIT, 6 * UNIT]),  # data between is left out
+        ([2 * UNIT], [3 * UNIT]),  # the hole is said to be longer
+        ([UNIT // 2], [2 * UNIT]),  # or shorter
+    ],
+)
+def test_holes_are_not_believed(tmp_path: Path, starts: list[int], ends: list[int]) -> None:
+    make(tmp_path / "f", [False, True, False, True, False, True, False])
+    truth = [(UNIT, flags) for flags in (ST_ZERO, ST_DATA) * 3] + [(UNIT, ST_ZERO)]
+    with Found(tmp_path / "f") as found, lying(starts, ends):
+        search = HoleSearch(found)
+        assert told(search, 0, found.size) == truth
+        assert told(search, 0, found.size) == truth
+    right = lying([UNIT, 3 * UNIT, 5 * UNIT], [2 * UNIT, 4 * UNIT, 6 * UNIT])
+    with Found(tmp_path / "f") as found, right as table:
+        assert told(HoleSearch(found), 0, 6 * UNIT) == truth[:-1]
+        assert table.call_count == 1
+
+
+def test_a_table_that_was_wrong_is_left_alone_until_the_next_map(tmp_path: Path) -> None:
+    make(tmp_path / "f", [False, True] * 100)
+    with Found(tmp_path / "f") as found, lying([3 * UNIT], [4 * UNIT]) as table:
+        search = HoleSearch(found)
+        for at, calls in ((0, 1), (2, 1), (4, 1), (0, 2)):
+            runs = search.runs_nowait(at * UNIT, found.size - at * UNIT, 64)
+            assert runs is not None
+            assert len(runs) == 64
+            assert table.call_count == calls
+
+
+def test_long_data_of_the_table_is_remembered(tmp_path: Path) -> None:
+    make(tmp_path / "f", [False] + [True] * 20 + [False] * 2)
+    with Found(tmp_path / "f") as found, lying([UNIT], [21 * UNIT]):
+        assert told(HoleSearch(found), 0, 21 * UNIT) == [(UNIT, ST_ZERO), (20 * UNIT, ST_DATA)]
+        assert found.data.end_of(2 * UNIT) == 21 * UNIT
