@@ -232,7 +232,12 @@ class Graph:
         else:
             self.backends.remove(edge.user)
         if child.parents or child.monitor_owned:
-            self.update([child])
+            try:
+                self.update([child])
+            except QmpError:
+                # A file cannot be opened with less access, say.  It stays open with what it has:
+                # the edge is gone all the same, and its user counts on that.
+                pass
         else:
             await self.close_node(child)
 

@@ -106,6 +106,29 @@ def test_cycles_are_refused() -> None:
     run(main())
 
 
+def test_a_user_who_goes_is_gone_whatever_drivers_say() -> None:
+    class Stubborn(MemoryDriver):
+        refuses = False
+
+        def check_perms(self, perm: int, shared: int) -> None:
+            if self.refuses:
+                raise QmpError("no file")
+
+    async def main() -> None:
+        async with Rig(null_co=Stubborn) as rig:
+            node = (await rig.memory("n")).node
+            reader, writer = backend(rig), backend(rig)
+            reader.attach(node, READ, perms.ALL)
+            writer.attach(node, READ | WRITE, perms.ALL)
+            Stubborn.refuses = True
+            await writer.detach()
+            assert [edge.user for edge in node.parents] == [reader]
+            assert writer not in rig.graph.backends
+            Stubborn.refuses = False
+
+    run(main())
+
+
 def test_nodes_live_as_long_as_somebody_holds_them() -> None:
     async def main() -> None:
         async with Rig() as rig:

@@ -90,6 +90,8 @@ class ImageLock:
     def prepare(self, used: int, shared: int) -> None:
         """Lock for new permissions in addition to the old ones, and look for conflicts.
 
+        Who only gives something up looks for none: somebody who just tries to lock may show.
+
         Args:
             used: Permissions that will be in use.
             shared: Permissions that others may use.
@@ -101,6 +103,8 @@ class ImageLock:
         unshared = perms.ALL & ~shared
         self._previous = (self.used, self.unshared)
         self._wanted = (used, unshared)
+        if not (used & ~self.used or unshared & ~self.unshared):
+            return
         try:
             self._lock(used, unshared)
             self._check(used, unshared)

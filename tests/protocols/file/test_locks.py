@@ -113,6 +113,18 @@ def test_abort_restores(fds: tuple[int, int]) -> None:
     assert locked_bytes(fds[1]) == {100, 201}
 
 
+def test_giving_up_looks_for_no_conflict(fds: tuple[int, int]) -> None:
+    """Who tries to lock, and is refused, has locks for a moment; others must not see conflicts."""
+    lock, other = on(fds[0], "f"), on(fds[1], "f")
+    take(lock, READ | WRITE | RESIZE, perms.ALL & ~RESIZE)
+    other._lock(WRITE, perms.ALL & ~READ)
+    take(lock, READ | WRITE, perms.ALL & ~RESIZE)
+    take(lock, READ, perms.ALL)
+    assert locked_bytes(fds[1]) == {100}
+    with pytest.raises(LockConflict):
+        lock.prepare(READ | WRITE, perms.ALL)
+
+
 def test_copy(fds: tuple[int, int]) -> None:
     lock = on(fds[0], "f")
     take(lock, READ)
