@@ -124,7 +124,7 @@ def test_a_user_who_goes_is_gone_whatever_drivers_say() -> None:
             await writer.detach()
             assert [edge.user for edge in node.parents] == [reader]
             assert writer not in rig.graph.backends
-            Stubborn.refuses = False
+            await reader.detach()
 
     run(main())
 
