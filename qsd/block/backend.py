@@ -22,7 +22,7 @@ from qsd.block.node import Node, _refuse_read, refuse_view
 from qsd.errors import os_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from qsd.block.driver import RunPath
     from qsd.block.graph import Edge, Graph
@@ -316,6 +316,17 @@ class Backend:
             return None
         driver = edge.node.driver
         return driver.run_path() if edge.node.write_nowait == driver.write_nowait else None
+
+    def views_path(self) -> Callable[[int, Sequence[memoryview], int], bool] | None:
+        """Return the function that writes several buffers at once, good for this generation.
+
+        See :meth:`qsd.block.driver.Driver.write_views_nowait`.
+        """
+        edge = self.edge
+        if edge is None or self.quiesced or self.force_writethrough:
+            return None
+        driver = edge.node.driver
+        return driver.write_views_nowait if edge.node.write_nowait == driver.write_nowait else None
 
     async def read(self, offset: int, view: memoryview) -> None:
         """Fill `view`."""

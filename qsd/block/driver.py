@@ -272,6 +272,21 @@ class Driver:
         """Write all of `view` if that is possible at once, without any flag; else False."""
         return False
 
+    def write_views_nowait(self, offset: int, views: Sequence[memoryview], length: int) -> bool:
+        """Like :meth:`write_nowait`, for several buffers that follow each other in the node.
+
+        Only for nodes whose `write_nowait` is the driver's: nobody else wants to see each write.
+
+        Args:
+            offset: Of the first.
+            views: The buffers; as many as pwritev(2) takes at most.
+            length: Of all of them, bytes.
+
+        Returns:
+            False if some of it may not be written; the caller writes all of it again.
+        """
+        return False
+
     def write_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
         """Begin a write that ends without a coroutine; False if that is not possible.
 

@@ -7,7 +7,9 @@ and for 64.  Such a node has a *run path* (:meth:`qsd.block.driver.Driver.run_pa
 
     [request][request][request] --> read_run / write_run --> [header data][header data][header data]
 
-What it does not serve is left in the receive buffer as if nobody had looked at it; the plain way is
+On other nodes, adjacent writes are (:mod:`qsd.exports.nbd_joins`).
+
+What is not served is left in the receive buffer as if nobody had looked at it; the plain way is
 the hot loop of :mod:`qsd.exports.nbd_transmission`.
 """
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from qsd.exports.nbd_joins import JoinedWrites
 from qsd.exports.nbd_known import DATA, REGION_BITS
 from qsd.wire.nbd import messages as nbd
 
@@ -46,7 +49,7 @@ _pack_chunk = nbd.KEYED_DATA_CHUNK.pack_into
 class Runs:
     """Serves the runs of one connection."""
 
-    __slots__ = ("_backend", "_generation", "_known", "_path", "_session")
+    __slots__ = ("_backend", "_generation", "_joins", "_known", "_path", "_session")
 
     def __init__(self, backend: Backend, session: Session, known_data: KnownData) -> None:
         self._backend = backend
@@ -54,8 +57,9 @@ class Runs:
         self._known = known_data.regions
         self._generation = -1
         self._path: RunPath | None = None
+        self._joins = JoinedWrites(backend, session)
 
-    def serve(self, incoming: Buffer, position: int, end: int, out: Buffer) -> tuple[int, int]:
+    def serve(self, incoming: Buffer, position: int, end: int, out: Buffer) -> tuple[int, int, int]:
         """Serve a run of reads or of writes.
 
         Args:
@@ -65,20 +69,23 @@ class Runs:
             out: Room for replies.
 
         Returns:
-            How many bytes of requests were served, and of replies there are; zeroes if none.
+            How many bytes of requests were served, of replies there are, and of the request behind
+            them, if a part of it is known to be missing; zeroes if none.
         """
         if self._generation != self._backend.generation:
             self._generation = self._backend.generation
             self._path = self._backend.run_path()
         path = self._path
-        if path is None or end - position < _MIN_RUN * _HEADER_SIZE:
-            return 0, 0
+        if path is None:
+            return self._joins.serve(incoming, position, end, out)
+        if end - position < _MIN_RUN * _HEADER_SIZE:
+            return 0, 0, 0
         key = _unpack(incoming.data, position)[0]
         if key == _PLAIN_WRITE:
-            return self._write(path, incoming, position, end, out)
+            return (*self._write(path, incoming, position, end, out), 0)
         if key == _PLAIN_READ:
-            return self._read(path, incoming, position, end, out)
-        return 0, 0
+            return (*self._read(path, incoming, position, end, out), 0)
+        return 0, 0, 0
 
     def _read(
         self, path: RunPath, incoming: Buffer, position: int, end: int, out: Buffer

@@ -69,6 +69,9 @@ SEND_AFTER: Final = 0.0003
 #: Bytes; when more of a payload is missing, nothing behind it is received with it, so that the next
 #: one starts at the front of the buffer and never has to be moved.
 _EXACT_RECEIVE: Final = 64 << 10
+#: Bytes; what is moved to the front of a buffer with less room than `_MUCH` behind it.
+_SHORT_REST: Final = 64 << 10
+_MUCH: Final = 200 << 10
 #: Seconds; how soon it is noticed that a client went in the middle of a payload.
 _LOOK_AGAIN: Final = 0.05
 #: Bytes; receive buffers longer than this are not kept for the next batch.
@@ -373,10 +376,10 @@ class Transmission:
         if self._asks and self._serve_status():
             return
         self._out = self._pool.take_batch()
-        self._serve_runs()
+        goes_on = not self._serve_runs()
         limit = self._copy_limit
         began = monotonic()
-        while self._serve_fast(limit):
+        while goes_on and self._serve_fast(limit):
             if self._filled and monotonic() - began > SEND_AFTER:
                 self._send_batch()
                 began = monotonic()
@@ -436,17 +439,22 @@ class Transmission:
                 return True
         return False
 
-    def _serve_runs(self) -> None:
-        """Serve what comes first and is cheaper together."""
-        incoming = self._in
+    def _serve_runs(self) -> bool:
+        """Serve what comes first and is cheaper together; return whether that is all for now."""
+        incoming, end = self._in, self._end
         assert incoming is not None
         while self._cost < TURN_COST and not self._outlet.closed:
-            taken, self._filled = self._runs.serve(incoming, self._position, self._end, self._out)
+            position = self._position
+            taken, self._filled, needed = self._runs.serve(incoming, position, end, self._out)
             if not taken:
-                return
-            self._position += taken
+                return False
+            self._position = position + taken
             self._cost += max(taken, self._filled)
             self._send_batch()
+            if end - self._position < (needed or _HEADER_SIZE):
+                self._needed = needed or _HEADER_SIZE
+                return True
+        return False
 
     def _send_batch(self) -> None:
         """Send the replies that were put together so far."""
@@ -717,6 +725,11 @@ class Transmission:
             return
         needed = self._needed
         if buffer.holders == 1 and position + needed <= buffer.size:
+            if rest <= _SHORT_REST < needed and buffer.size - self._end < _MUCH:
+                # Part of a long write.  With room for all that a socket holds there are 3.1 writes
+                # of 64 KiB in a receive, else 2.2.
+                buffer.view[:rest] = buffer.view[position : self._end]
+                self._position, self._end = 0, rest
             return
         # Part of a request at the end of the buffer, or in one that others still use: it moves to
         # where there is room for all of it.  A long payload moves at most what came with its

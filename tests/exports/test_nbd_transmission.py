@@ -130,7 +130,7 @@ def test_slow_writes_are_answered_before_the_batch_ends(monkeypatch: pytest.Monk
 
                 disk.fail = fail
                 sizes.clear()
-                cookies = [client.request(WRITE, at, 1, data=b"w") for at in range(12)]
+                cookies = [client.request(WRITE, 2 * at, 1, data=b"w") for at in range(12)]
                 assert [(await client.reply())[0] for _ in cookies] == cookies
                 assert sizes == batches
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 from qsd.aio.tasks import TaskOwner
@@ -127,6 +127,13 @@ class MemoryDriver(Driver):
             return False
         self._put(offset, view)
         self.node.wr_highest_offset = max(self.node.wr_highest_offset, offset + len(view))
+        return True
+
+    def write_views_nowait(self, offset: int, views: Sequence[memoryview], length: int) -> bool:
+        for view in views:
+            if not self.write_nowait(offset, view):
+                return False
+            offset += len(view)
         return True
 
     async def write(self, offset: int, view: memoryview, flags: int) -> None:

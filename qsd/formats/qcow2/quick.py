@@ -31,6 +31,8 @@ from qsd.formats.qcow2.refcount import FREE_OTHER
 from qsd.util.zeroes import is_zero
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from qsd.aio.rangelock import RangeLock
     from qsd.formats.qcow2.image import Image
 
@@ -61,10 +63,16 @@ class QuickWriter:
         #: A cluster's old content, for the time of one call.
         self._content: memoryview | None = None
 
-    def write_nowait(self, offset: int, view: memoryview) -> bool:
+    def write_nowait(self, offset: int, views: Sequence[memoryview], length: int) -> bool:
         """Fast: write to clusters that are not there, or not the image's own.
 
-        The caller has made sure that no exclusive claim is held or waited for.
+        The caller has made sure that no exclusive claim is held or waited for; and if there are
+        several views, that nobody wants to see each write to the file.
+
+        Args:
+            offset: Of the guest.
+            views: What to write, one behind the other.
+            length: Of all of them.
 
         Returns:
             False if the plain way has to be taken; then nothing has changed.
@@ -81,17 +89,16 @@ class QuickWriter:
             return False
         bits = geometry.cluster_bits
         size = 1 << bits
-        length = len(view)
         within = offset & (size - 1)
         first = (offset >> bits) & (image.slice_entries - 1)
         if within + length > size:
-            return self._write_several(offset, view, key, table, first)
+            return self._write_several(offset, views, length, key, table, first)
         entry = table[first]
-        if entry & ~self._zero_flag:
-            return self._write_copy(offset, view, key, table, first)
-        if length != size and not entry and "backing" in image.node.children:
-            return self._write_copy(offset, view, key, table, first)
-        host = self._write_new(1, within, view, must_be_zero=length != size)
+        if entry & ~self._zero_flag or (
+            length != size and not entry and "backing" in image.node.children
+        ):
+            return len(views) == 1 and self._write_copy(offset, views[0], key, table, first)
+        host = self._write_new(1, within, views, length, must_be_zero=length != size)
         if host < 0:
             return False
         table[first] = host | COPIED
@@ -99,13 +106,19 @@ class QuickWriter:
         return True
 
     def _write_several(
-        self, offset: int, view: memoryview, key: int, table: array[int], first: int
+        self,
+        offset: int,
+        views: Sequence[memoryview],
+        length: int,
+        key: int,
+        table: array[int],
+        first: int,
     ) -> bool:
         """Write to more than one cluster, none of which has a host cluster."""
         image = self._image
         size = image.geometry.cluster_size
         within = offset & (size - 1)
-        count = (within + len(view) + size - 1) >> image.geometry.cluster_bits
+        count = (within + length + size - 1) >> image.geometry.cluster_bits
         end = first + count
         if end > image.slice_entries:
             return False
@@ -113,13 +126,13 @@ class QuickWriter:
         for entry in table[first:end]:
             if entry & ~zero_flag:
                 return False
-        whole = not within and not len(view) & (size - 1)
+        whole = not within and not length & (size - 1)
         if not whole and "backing" in image.node.children:
             # Old content goes along at the ends, unless these are zero clusters.
-            tail = (within + len(view)) & (size - 1)
+            tail = (within + length) & (size - 1)
             if (within and not table[first]) or (tail and not table[end - 1]):
                 return False
-        host = self._write_new(count, within, view, must_be_zero=not whole)
+        host = self._write_new(count, within, views, length, must_be_zero=not whole)
         if host < 0:
             return False
         host |= COPIED
@@ -127,13 +140,22 @@ class QuickWriter:
         image.l2.mark(key, first, end)
         return True
 
-    def _write_new(self, count: int, within: int, view: memoryview, *, must_be_zero: bool) -> int:
+    def _write_new(
+        self,
+        count: int,
+        within: int,
+        views: Sequence[memoryview],
+        length: int,
+        *,
+        must_be_zero: bool,
+    ) -> int:
         """Take clusters in one piece and write to them.
 
         Args:
             count: Clusters.
             within: Where in the first one.
-            view: What to write.
+            views: What to write, one behind the other.
+            length: Of all of them.
             must_be_zero: Whether the rest of the clusters must read as zeroes.
 
         Returns:
@@ -153,7 +175,10 @@ class QuickWriter:
                 and (host >= image.high_water or not must_be_zero)
                 and image.overlaps.find(host, count << bits) is None
             ):
-                done = node.write_nowait(host + within, view)
+                if len(views) == 1:
+                    done = node.write_nowait(host + within, views[0])
+                else:
+                    done = node.driver.write_views_nowait(host + within, views, length)
         finally:
             if not done:
                 image.refcounts.release_nowait(*run)
@@ -189,7 +214,7 @@ class QuickWriter:
             # One write of the whole cluster is cheaper than three of its parts.
             content[within : within + len(view)] = view
             view = content
-        host = self._write_new(1, 0, view, must_be_zero=False)
+        host = self._write_new(1, 0, (view,), size, must_be_zero=False)
         if host < 0:
             return False
         table[index] = host | COPIED

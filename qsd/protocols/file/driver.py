@@ -463,6 +463,27 @@ class FileDriver(Driver):
             self._grow(end)
         return True
 
+    def write_views_nowait(self, offset: int, views: Sequence[memoryview], length: int) -> bool:
+        """Write several buffers to the page cache by one call; else as :meth:`write_nowait`."""
+        io = self.io
+        end = offset + length
+        if length > io.max_inline or (end > self.size and not self.grows):
+            return False
+        before = monotonic()
+        watch = io.watch
+        if before < watch.until and not watch.may_write(before):
+            return False
+        count = os.pwritev(io.fd, views, offset)
+        self._written += 1
+        io.note_duration(before, length)
+        node = self.node
+        if end > node.wr_highest_offset:
+            node.wr_highest_offset = end
+        if count != length:
+            return False
+        self._grow(end)
+        return True
+
     def write_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
         """Write around the page cache, without a thread."""
         if offset + len(view) > self.size:
