@@ -16,6 +16,9 @@ Readable: TypeAlias = "bytes | bytearray | memoryview"
 Writable: TypeAlias = "bytearray | memoryview"
 #: Runs of sectors: (number of the first one, count) of each.
 Runs: TypeAlias = "Sequence[tuple[int, int]]"
+#: Runs that lie apart: number of the first sector, text, and where the result goes, which is as
+#: long and may be the same memory.
+Pieces: TypeAlias = "Sequence[tuple[int, Readable, Writable]]"
 
 
 def load_numpy() -> Any:

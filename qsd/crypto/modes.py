@@ -30,7 +30,7 @@ from qsd.crypto.rows import CtrRows, EcbRows
 from qsd.crypto.xts import XtsNumpy, XtsPure
 
 if TYPE_CHECKING:
-    from qsd.crypto.buffers import Readable, Runs, Writable
+    from qsd.crypto.buffers import Pieces, Readable, Runs, Writable
     from qsd.crypto.ivgen import IvGen
 
 
@@ -48,6 +48,12 @@ class Engine(Protocol):
 
     def decrypt(self, runs: Runs, data: Readable, out: Writable) -> None:
         """Decrypt whole sectors; arguments as those of :meth:`encrypt`."""
+
+    def encrypt_pieces(self, pieces: Pieces) -> None:
+        """Encrypt whole sectors that lie apart; no two pieces share memory."""
+
+    def decrypt_pieces(self, pieces: Pieces) -> None:
+        """Decrypt whole sectors that lie apart; no two pieces share memory."""
 
 
 def make_engine(mode: str, name: str, key: bytes, ivgen: IvGen | None, numpy: Any) -> Engine:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from qsd.crypto.cipher import SLACK
 
 if TYPE_CHECKING:
-    from qsd.crypto.buffers import Readable, Runs, Writable
+    from qsd.crypto.buffers import Pieces, Readable, Runs, Writable
     from qsd.crypto.cipher import Ecb
     from qsd.crypto.ivgen import IvGen
 
@@ -33,7 +33,7 @@ class Rows(ABC):
     #: Sectors of a row at most.
     row_sectors: ClassVar[int] = ROW_SECTORS
 
-    __slots__ = ("_ivgen", "_vector_length")
+    __slots__ = ("_ivgen", "_joined", "_vector_length")
 
     def __init__(self, ivgen: IvGen | None, vector_length: int) -> None:
         """Make an engine.
@@ -44,6 +44,7 @@ class Rows(ABC):
         """
         self._ivgen = ivgen
         self._vector_length = vector_length
+        self._joined = memoryview(bytearray())
 
     def encrypt(self, runs: Runs, data: Readable, out: Writable) -> None:
         """Encrypt whole sectors; `out` may be the same memory as `data`."""
@@ -52,6 +53,29 @@ class Rows(ABC):
     def decrypt(self, runs: Runs, data: Readable, out: Writable) -> None:
         """Decrypt whole sectors; `out` may be the same memory as `data`."""
         self._cut(runs, data, out, encrypting=False)
+
+    def encrypt_pieces(self, pieces: Pieces) -> None:
+        """Encrypt whole sectors that lie apart."""
+        self._spread(pieces, encrypting=True)
+
+    def decrypt_pieces(self, pieces: Pieces) -> None:
+        """Decrypt whole sectors that lie apart."""
+        self._spread(pieces, encrypting=False)
+
+    def _spread(self, pieces: Pieces, *, encrypting: bool) -> None:
+        """Work on pieces as on one text: two copies take less time than a call for each."""
+        total = sum([len(data) for _, data, _ in pieces])
+        if total > len(self._joined):
+            self._joined = memoryview(bytearray(total))
+        text, end = self._joined[:total], 0
+        for _, data, _ in pieces:
+            start, end = end, end + len(data)
+            text[start:end] = data
+        self._cut(find_runs(pieces), text, text, encrypting=encrypting)
+        end = 0
+        for _, _, out in pieces:
+            start, end = end, end + len(out)
+            out[:] = text[start:end]
 
     def _cut(self, runs: Runs, data: Readable, out: Writable, *, encrypting: bool) -> None:
         vectors: Readable = b"" if self._ivgen is None else self._ivgen.make(runs)
@@ -79,6 +103,11 @@ class Rows(ABC):
         self, count: int, vectors: Readable, data: Readable, out: Writable, *, encrypting: bool
     ) -> None:
         """Work on at most `row_sectors` sectors, which have these vectors."""
+
+
+def find_runs(pieces: Pieces) -> Runs:
+    """Return what sectors pieces are."""
+    return [(first, len(data) // SECTOR) for first, data, _ in pieces]
 
 
 class CodebookRows(Rows):

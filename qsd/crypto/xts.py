@@ -29,11 +29,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from qsd.crypto.cipher import SLACK
-from qsd.crypto.rows import ROW_SECTORS, SECTOR, CodebookRows, Rows
+from qsd.crypto.rows import ROW_SECTORS, SECTOR, CodebookRows, Rows, find_runs
 from qsd.crypto.xts_short import ShortRow
 
 if TYPE_CHECKING:
-    from qsd.crypto.buffers import Readable, Writable
+    from qsd.crypto.buffers import Pieces, Readable, Writable
     from qsd.crypto.cipher import Ecb
     from qsd.crypto.ivgen import IvGen
     from qsd.crypto.xts_short import Work
@@ -58,12 +58,14 @@ _SHORT: Final = 32
 #: cache.  Each of the 20 calls for a row takes the interpreter's lock, and with two threads at work
 #: those of a row of 512 take a third of their time.
 _ROW_SECTORS: Final = 2 * ROW_SECTORS
+#: Bytes; pieces of this length are worth three calls each, shorter ones are copied together.
+_LONG_PIECE: Final = 32 << 10
 
 
 class _Buffers:
     """The memory that an engine works in."""
 
-    __slots__ = ("copies", "first", "last", "moved", "parts", "tweaks")
+    __slots__ = ("copies", "first", "last", "mixed", "moved", "parts", "tweaks")
 
     def __init__(self, np: Any) -> None:
         u8, u64 = np.uint8, np.uint64
@@ -75,6 +77,7 @@ class _Buffers:
         self.moved = np.zeros((_SHIFTS - 1) * count * _WORDS, u64)
         self.tweaks = np.zeros(count * SECTOR, u8)
         self.last = np.zeros(_BLOCK + SLACK, u8)
+        self.mixed = np.zeros(count * SECTOR + SLACK, u8)
 
 
 class _Views:
@@ -145,9 +148,12 @@ class XtsNumpy(Rows):
         self._short: dict[int, ShortRow] = {}
         self._views: dict[int, _Views] = {}
 
-    def _make_tweaks(self, vectors: Readable, views: _Views) -> None:
-        """Compute all tweaks of a row."""
+    def _make_tweaks(self, count: int, vectors: Readable) -> Any:
+        """Compute and return all tweaks of a row."""
         np = self._np
+        views = self._views.get(count)
+        if views is None:
+            views = self._views[count] = _Views(self._buffers, count, np)
         xor, shift_left, shift_right = np.bitwise_xor, np.left_shift, np.right_shift
         self._tweak.encrypt(vectors, views.first_out)
         # T(0) to W(0): the correction undoes itself.
@@ -165,6 +171,7 @@ class XtsNumpy(Rows):
         np.copyto(views.windowed, views.windows)
         top = np.frombuffer(views.tweak_top.tobytes().translate(_CORRECTION), np.uint8)
         xor(views.tweak_low, top, views.tweak_low)
+        return views.tweaks
 
     def _row(
         self, count: int, vectors: Readable, data: Readable, out: Writable, *, encrypting: bool
@@ -181,11 +188,7 @@ class XtsNumpy(Rows):
             short.make_tweaks(self._tweak, vectors, _CORRECTION)
             short.apply(work, source, target)
             return
-        views = self._views.get(count)
-        if views is None:
-            views = self._views[count] = _Views(self._buffers, count, np)
-        self._make_tweaks(vectors, views)
-        self._apply(work, views.tweaks, source, target)
+        self._apply(work, self._make_tweaks(count, vectors), source, target)
 
     def _apply(self, work: Work, tweaks: Any, source: Any, target: Any) -> None:
         """Encrypt or decrypt a long row in place: one buffer more would not fit the second cache.
@@ -200,6 +203,31 @@ class XtsNumpy(Rows):
         work(target[:-_BLOCK], target)
         end[:] = last[:_BLOCK]
         xor(target, tweaks, target)
+
+    def _spread(self, pieces: Pieces, *, encrypting: bool) -> None:
+        """Work on long pieces where they lie: the tweaks of all of them are made together.
+
+        Of 64 KiB, that saves a fifth of what each takes by itself, and two copies.  A piece has
+        been through all three steps before the next one is touched, so it stays in the cache.
+        """
+        total = sum([len(data) for _, data, _ in pieces])
+        count = total // SECTOR
+        if not _SHORT < count <= _ROW_SECTORS or total < len(pieces) * _LONG_PIECE:
+            super()._spread(pieces, encrypting=encrypting)
+            return
+        np = self._np
+        xor = np.bitwise_xor
+        assert self._ivgen is not None  # by definition of the mode
+        tweaks = self._make_tweaks(count, self._ivgen.make(find_runs(pieces)))
+        work = self._data.encrypt if encrypting else self._data.decrypt
+        end, scratch = 0, self._buffers.mixed
+        for _, data, out in pieces:
+            length = len(data)
+            start, end = end, end + length
+            mixed, own = scratch[:length], tweaks[start:end]
+            xor(np.frombuffer(data, np.uint8), own, mixed)
+            work(mixed, scratch[: length + SLACK])
+            xor(mixed, own, np.frombuffer(out, np.uint8))
 
 
 class XtsPure(CodebookRows):

@@ -197,35 +197,21 @@ class SectorJobs:
         return True
 
     def _read_short(self, jobs: Sequence[SectorJob], bounce: memoryview) -> bool:
-        """Read several, and decrypt them together; two copies cost less than a call for each."""
-        end = 0
+        """Read several, and decrypt them together."""
         for job in jobs:
-            start, end = end, end + len(job.view)
-            if os.preadv(job.fd, [bounce[start:end]], job.host) != len(job.view):
+            if os.preadv(job.fd, [job.view], job.host) != len(job.view):
                 return False
-        text = bounce[:end]
-        self._volume.decrypt_runs(_runs(jobs), text, text)
-        end = 0
-        for job in jobs:
-            start, end = end, end + len(job.view)
-            job.view[:] = text[start:end]
+        self._volume.decrypt_pieces([(job.offset // SECTOR, job.view, job.view) for job in jobs])
         return True
 
     def _write_short(self, jobs: Sequence[SectorJob], bounce: memoryview) -> bool:
         """Encrypt several together, and write them."""
-        end = 0
+        pieces, end = [], 0
         for job in jobs:
             start, end = end, end + len(job.view)
-            bounce[start:end] = job.view
-        text = bounce[:end]
-        self._volume.encrypt_runs(_runs(jobs), text, text)
-        end = 0
-        for job in jobs:
-            start, end = end, end + len(job.view)
-            if os.pwrite(job.fd, text[start:end], job.host) != len(job.view):
-                return False
-        return True
-
-
-def _runs(jobs: Sequence[SectorJob]) -> list[tuple[int, int]]:
-    return [(job.offset // SECTOR, len(job.view) // SECTOR) for job in jobs]
+            pieces.append((job.offset // SECTOR, job.view, bounce[start:end]))
+        self._volume.encrypt_pieces(pieces)
+        return all(
+            os.pwrite(job.fd, text, job.host) == len(text)
+            for job, (_, _, text) in zip(jobs, pieces, strict=True)
+        )

@@ -71,3 +71,30 @@ def test_both_ways_agree(mode: str, name: str, length: int) -> None:
         tested.decrypt([(9, 3)], out, out)
         assert out == data
     assert results[0] == results[1]
+
+
+#: Sectors of pieces: short ones, long ones, more than a row, long and short, one alone, odd.
+PIECES = [[1, 8, 8], [128, 128], [128] * 3 + [65], [700, 700], [128, 1, 128], [64], [300, 33]]
+
+
+@pytest.mark.parametrize("numpy", WAYS, ids=["integers", "arrays"])
+@pytest.mark.parametrize("counts", PIECES, ids=str)
+@pytest.mark.parametrize("mode", ["xts", "cbc", "ctr", "ecb"])
+@pytest.mark.parametrize("in_place", [True, False])
+def test_pieces_like_runs(mode: str, counts: list[int], numpy: Any, in_place: bool) -> None:
+    """What lies apart comes to the same as what lies together, both ways."""
+    key = os.urandom(64 if mode == "xts" else 32)
+    tested = engine(mode, "aes-256", key, numpy)
+    texts = [os.urandom(count * SECTOR) for count in counts]
+    firsts = [(index * 5000) + 3 for index in range(len(counts))]
+    expected = bytearray(sum(map(len, texts)))
+    tested.encrypt(list(zip(firsts, counts, strict=True)), b"".join(texts), expected)
+    # At odd addresses, with a margin that must stay as it is.
+    rooms = [memoryview(bytearray(b"m" + text + b"m" * 32)) for text in texts]
+    views = [room[1 : 1 + len(text)] for room, text in zip(rooms, texts, strict=True)]
+    outs = views if in_place else [memoryview(bytearray(len(text))) for text in texts]
+    tested.encrypt_pieces(list(zip(firsts, views, outs, strict=True)))
+    assert b"".join(outs) == expected
+    tested.decrypt_pieces(list(zip(firsts, outs, outs, strict=True)))
+    assert [bytes(out) for out in outs] == texts
+    assert all(room[0] == 109 and bytes(room[-32:]) == b"m" * 32 for room in rooms)
