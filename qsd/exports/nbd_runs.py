@@ -3,7 +3,9 @@
 """Runs of short NBD requests that are cheaper together than one by one: a fast path.
 
 For nodes that work on the data, as encrypted ones do: a call of a cipher costs the same for 4 KiB
-and for 64.  Such a node has a *run path* (:meth:`qsd.block.driver.Driver.run_path`)::
+and for 64, and a thread for 64 KiB waits for the interpreter's lock more often than it is worth
+(measured: 205 us of processor time for a read with one, 165 here).  Such a node has a *run path*
+(:meth:`qsd.block.driver.Driver.run_path`)::
 
     [request][request][request] --> read_run / write_run --> [header data][header data][header data]
 
@@ -28,12 +30,14 @@ if TYPE_CHECKING:
     from qsd.exports.nbd_known import KnownData
     from qsd.wire.nbd.server import Session
 
-#: Fewer requests are left to the hot loop.
+#: Fewer requests are left to the hot loop, unless there is so much data in them (bytes).
 _MIN_RUN: Final = 3
+_MUCH: Final = 32 << 10
 #: Bytes; longer requests end a run.
-_MAX_LENGTH: Final = 16 << 10
-#: Bytes of data of a run, and of replies.
-_RUN_BYTES: Final = 128 << 10
+_MAX_LENGTH: Final = 64 << 10
+#: Bytes of data and headers of a run, and of replies: four of the longest requests, or 64 of 4 KiB.
+#: With AES that is 0.3 ms in which nobody else is served.
+_RUN_BYTES: Final = (256 << 10) + 2048
 
 _PLAIN_READ: Final = nbd.REQUEST_MAGIC << 32 | nbd.CMD_READ
 _PLAIN_WRITE: Final = nbd.REQUEST_MAGIC << 32 | nbd.CMD_WRITE
@@ -78,7 +82,7 @@ class Runs:
         path = self._path
         if path is None:
             return self._joins.serve(incoming, position, end, out)
-        if end - position < _MIN_RUN * _HEADER_SIZE:
+        if end - position < _HEADER_SIZE:
             return 0, 0, 0
         key = _unpack(incoming.data, position)[0]
         if key == _PLAIN_WRITE:
@@ -116,7 +120,7 @@ class Runs:
             views.append((offset, room[filled + head : stop]))
             cookies.append(cookie)
             filled = stop
-        count = path.read_run(views) if len(views) >= _MIN_RUN else 0
+        count = path.read_run(views) if len(views) >= _MIN_RUN or filled > _MUCH else 0
         filled = 0
         for cookie, (offset, view) in zip(cookies[:count], views, strict=False):
             if structured:
@@ -150,7 +154,7 @@ class Runs:
             cookies.append(cookie)
             start = stop
             taken.append(stop - position)
-        count = path.write_run(views) if len(views) >= _MIN_RUN else 0
+        count = path.write_run(views) if len(views) >= _MIN_RUN or taken[-1] > _MUCH else 0
         filled = 0
         for cookie in cookies[:count]:
             _pack_simple(out.data, filled, _SIMPLE, cookie)
