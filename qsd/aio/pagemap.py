@@ -44,9 +44,9 @@ _WINDOW_BITS: Final = 19
 _WINDOW: Final = 1 << _WINDOW_BITS
 _WINDOW_MASK: Final = _WINDOW - 1
 #: Bytes; what is mapped and given back at once, which takes a millisecond.
-_CHUNK_BITS: Final = 26
-_CHUNK: Final = 1 << _CHUNK_BITS
-_CHUNK_MASK: Final = _CHUNK - 1
+CHUNK_BITS: Final = 26
+CHUNK: Final = 1 << CHUNK_BITS
+CHUNK_MASK: Final = CHUNK - 1
 #: Part of the machine's memory that may be mapped.
 _BUDGET: Final = 8
 #: Seconds between two looks whether somebody had to wait for a page.
@@ -97,13 +97,13 @@ def _mapper() -> Callable[[int, int], memoryview]:
         """Memory that is unmapped when the last view of it is gone."""
 
         _type_ = ctypes.c_ubyte
-        _length_ = _CHUNK
+        _length_ = CHUNK
 
         def __del__(self) -> None:
-            unmap(address_of(self), _CHUNK)
+            unmap(address_of(self), CHUNK)
 
     def map_chunk(fd: int, offset: int) -> memoryview:
-        address = map_memory(None, _CHUNK, protection, shared, fd, offset)
+        address = map_memory(None, CHUNK, protection, shared, fd, offset)
         if address is None or address == failed:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code))
@@ -182,7 +182,7 @@ class PageMaps:
         if budget is None:
             budget = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _BUDGET
         #: Addresses must be long enough.
-        self._limit = budget >> _CHUNK_BITS if sys.maxsize > 1 << 32 else 0
+        self._limit = budget >> CHUNK_BITS if sys.maxsize > 1 << 32 else 0
         self._chunks: list[_MappedChunk] = []
         #: Who was told something that is believed until the next turn.
         self._taught: set[FilePages] = set()
@@ -194,7 +194,7 @@ class PageMaps:
 
     def mapped(self) -> int:
         """Return how many bytes of address space are in use."""
-        return len(self._chunks) << _CHUNK_BITS
+        return len(self._chunks) << CHUNK_BITS
 
     def teach(self, pages: FilePages) -> None:
         """Note that `pages` knows something, which it shall forget in time."""
@@ -216,7 +216,7 @@ class PageMaps:
         # A description of its own has no locks that would outlive the image's.
         own = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            view = _mapper()(own, index << _CHUNK_BITS)
+            view = _mapper()(own, index << CHUNK_BITS)
         finally:
             os.close(own)
         chunk = _MappedChunk(pages, index, view, self._turn)
@@ -304,9 +304,14 @@ class FilePages:
 
     Attributes:
         chunks: What is mapped.
+        whole: Chunks that are cached as a whole, by number, for hot loops to look at: what lies in
+            one of them is what :meth:`view_nowait` would return.
     """
 
-    __slots__ = ("_can_map", "_fd", "_known", "_maps", "_refused", "_size", "_tail", "chunks")
+    __slots__ = (
+        "_can_map", "_counts", "_fd", "_known", "_maps", "_refused", "_size", "_tail", "chunks",
+        "whole",
+    )  # fmt: skip
 
     def __init__(self, maps: PageMaps, fd: int) -> None:
         """Start without a mapping; nothing costs anything before the first view is asked for.
@@ -319,11 +324,13 @@ class FilePages:
         self._fd = fd
         #: The chunks in which windows lie that are cached.
         self._known: dict[int, memoryview] = {}
+        self._counts: dict[int, int] = {}  # how many windows of each chunk these are
         self._tail = -1  # the window in which the file ends, if it is cached
         self._can_map: bool | None = None  # nobody has looked yet
         self._refused: set[int] = set()  # windows of which there are no views
         self._size = -1  # of the file; -1 if it is not known
         self.chunks: dict[int, _MappedChunk] = {}
+        self.whole: dict[int, memoryview] = {}
 
     def view_nowait(self, offset: int, length: int) -> memoryview | None:
         """Return a range as memory, if it is in the page cache and the caller may have it.
@@ -338,14 +345,14 @@ class FilePages:
         """
         chunk = self._known.get(offset >> _WINDOW_BITS)
         if chunk is not None and (offset & _WINDOW_MASK) + length <= _WINDOW:
-            start = offset & _CHUNK_MASK
+            start = offset & CHUNK_MASK
             return chunk[start : start + length]
         return self._find(offset, length)
 
     def _find(self, offset: int, length: int) -> memoryview | None:
         """Do what :meth:`view_nowait` does, for what is new or lies in several windows."""
         last = offset + length - 1
-        if offset >> _CHUNK_BITS != last >> _CHUNK_BITS:
+        if offset >> CHUNK_BITS != last >> CHUNK_BITS:
             return None
         for index in range(offset >> _WINDOW_BITS, (last >> _WINDOW_BITS) + 1):
             if index in self._known:
@@ -354,8 +361,8 @@ class FilePages:
                 return None
             if index == self._tail and last >= self._size:
                 return None
-        start = offset & _CHUNK_MASK
-        return self.chunks[offset >> _CHUNK_BITS].view[start : start + length]
+        start = offset & CHUNK_MASK
+        return self.chunks[offset >> CHUNK_BITS].view[start : start + length]
 
     def _look(self, index: int) -> bool:
         """Tell whether a window not known yet is cached, as far as the file goes; map it then."""
@@ -382,11 +389,15 @@ class FilePages:
         length = min(_WINDOW, self._size - start)
         if length <= 0 or not self._maps.probe.is_cached(self._fd, start, length):
             return False
-        chunk = self._maps.chunk(self, start >> _CHUNK_BITS, self._fd)
+        chunk = self._maps.chunk(self, start >> CHUNK_BITS, self._fd)
         if chunk is None:
             return False
         if length == _WINDOW:
             self._known[index] = chunk
+            number = start >> CHUNK_BITS
+            count = self._counts[number] = self._counts.get(number, 0) + 1
+            if count == CHUNK >> _WINDOW_BITS:
+                self.whole[number] = chunk
         else:
             self._tail = index
         return True
@@ -399,6 +410,8 @@ class FilePages:
     def forget(self) -> None:
         """Ask anew for what is cached, because the file may have changed its shape."""
         self._known.clear()
+        self._counts.clear()
+        self.whole.clear()
         self.reconsider()
 
     def reconsider(self) -> None:

@@ -33,36 +33,41 @@ _PENALTY: Final = 32
 class BusyPoll:
     """Keeps one event loop awake; belongs to the thread of that loop.
 
-    A source is told by a number of its own, e.g. its descriptor.
+    A source is told by a number of its own, e.g. its descriptor.  Who cannot spare the time for
+    :meth:`arrived` and :meth:`served` may note another source than the last one by itself, with no
+    credit.
+
+    Attributes:
+        source: From where something came last.
+        credit: Quick returns of that source, less what it owes.
     """
 
-    __slots__ = ("_credit", "_loop", "_needed", "_rested", "_source", "_spinning", "_until")
+    __slots__ = ("_loop", "_needed", "_rested", "_spinning", "_until", "credit", "source")
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._source = -1
+        self.source = -1
         # On a single processor the client could not run meanwhile.
         self._needed = TRUST if len(os.sched_getaffinity(0)) > 1 else sys.maxsize
-        # Quick returns of that source, less what it owes.
-        self._credit = 0
+        self.credit = 0
         self._rested = 0.0
         self._until = 0.0
         self._spinning = False
 
     def arrived(self, source: int) -> None:
         """Note that something came from `source`."""
-        if source != self._source:
-            self._source = source
-            self._credit = 0
+        if source != self.source:
+            self.source = source
+            self.credit = 0
         elif monotonic() - self._rested < _SOON:
-            self._credit += 1
-        elif self._credit > 0:
-            self._credit = 0
+            self.credit += 1
+        elif self.credit > 0:
+            self.credit = 0
 
     def served(self, source: int) -> None:
         """Stay awake for a moment if `source`, which was just served, tends to come back soon."""
         now = self._rested = monotonic()
-        if self._credit < self._needed or source != self._source:
+        if self.credit < self._needed or source != self.source:
             return
         self._until = now + WINDOW
         if not self._spinning:
@@ -78,4 +83,4 @@ class BusyPoll:
             self._loop.call_soon(self._turn)
         else:
             self._spinning = False
-            self._credit = -_PENALTY
+            self.credit = -_PENALTY

@@ -87,6 +87,7 @@ class Backend:
         "name",
         "quiesced",
         "read_nowait",
+        "view_chunks",
         "view_nowait",
         "write_nowait",
     )
@@ -108,6 +109,7 @@ class Backend:
         self.read_nowait: Callable[[int, memoryview], bool] = _refuse_read
         self.write_nowait: Callable[[int, memoryview], bool] = _refuse_read
         self.view_nowait: Callable[[int, int], memoryview | None] = refuse_view
+        self.view_chunks: dict[int, memoryview] = {}
 
     # Attachment
 
@@ -158,9 +160,11 @@ class Backend:
         if edge is None or self.quiesced:
             self.read_nowait = self.write_nowait = _refuse_read
             self.view_nowait = refuse_view
+            self.view_chunks = {}
         else:
             self.read_nowait = edge.node.read_nowait
             self.view_nowait = edge.node.view_nowait
+            self.view_chunks = edge.node.view_chunks
             self.write_nowait = _refuse_read if self.force_writethrough else edge.node.write_nowait
 
     # Drain (called by qsd.block.drain)

@@ -245,6 +245,13 @@ class Driver:
         """
         return None
 
+    def view_chunks(self) -> dict[int, memoryview]:
+        """Return the chunks of a file of which all can be seen, for a driver that is that file.
+
+        The node binds it beside `view_nowait`; see :class:`qsd.aio.pagemap.FilePages`.
+        """
+        return {}
+
     def later_path(self) -> Callable[[int, memoryview, Callable[[bool], None]], bool] | None:
         """Return what the node binds as its `read_later`; None for its own checks and this method.
 

@@ -136,6 +136,7 @@ class Node:
         "shown_bitmaps",
         "status_is_remote",
         "unflushed",
+        "view_chunks",
         "view_nowait",
         "wr_highest_offset",
         "write_nowait",
@@ -177,6 +178,7 @@ class Node:
         self.read_nowait: Callable[[int, memoryview], bool] = _refuse_read
         self.write_nowait: Callable[[int, memoryview], bool] = _refuse_read
         self.view_nowait: Callable[[int, int], memoryview | None] = refuse_view
+        self.view_chunks: dict[int, memoryview] = {}
         # Begins a read that ends without a coroutine, for data that is not in memory.
         self.read_later: Callable[[int, memoryview, Callable[[bool], None]], bool]
         self.read_later = self._read_later
@@ -193,9 +195,11 @@ class Node:
         if self.closed or (driver.limits.request_alignment > 1 and not driver.checks_alignment):
             self.read_nowait = self.write_nowait = _refuse_read
             self.view_nowait = refuse_view
+            self.view_chunks = {}
         else:
             self.read_nowait = driver.read_path()
             self.view_nowait = driver.view_path() or refuse_view
+            self.view_chunks = driver.view_chunks()
             plain = not (
                 self.read_only
                 or self.write_threshold

@@ -73,18 +73,23 @@ class Buffer:
 
 
 class BufferPool:
-    """Unused buffers by class."""
+    """Unused buffers by class.
 
-    __slots__ = ("_batches", "_idle")
+    Attributes:
+        batches: Those of the class for batches.  Who is done before anybody else can run may use
+            the last one where it is.
+    """
+
+    __slots__ = ("_idle", "batches")
 
     def __init__(self) -> None:
         self._idle: tuple[list[Buffer], ...] = tuple([] for _ in CLASSES)
-        self._batches = self._idle[_BATCH_CLASS]
+        self.batches = self._idle[_BATCH_CLASS]
 
     def take_batch(self) -> Buffer:
         """Return a buffer of the class for batches with unknown content and one holder."""
-        if self._batches:
-            buffer = self._batches.pop()
+        if self.batches:
+            buffer = self.batches.pop()
             buffer.holders = 1
             return buffer
         return self.take(BATCH)

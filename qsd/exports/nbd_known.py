@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from qsd.aio.pagemap import CHUNK, CHUNK_BITS
+
 #: The unit of what :class:`KnownData` remembers is ``1 << REGION_BITS`` bytes.  1 TiB takes 1 MiB.
 REGION_BITS: Final = 20
 _REGION: Final = 1 << REGION_BITS
@@ -54,12 +56,15 @@ class KnownData:
         regions: The state of each region, for the hot loop to look at.
         start: Where the extent of data begins that a client was told of last.
         end: Where it ends.
+        all_data: For each chunk of `CHUNK` bytes, for hot loops to look at: DATA if all of it is
+            known to be data and :meth:`learn_chunk` has found that out.
     """
 
-    __slots__ = ("end", "regions", "start")
+    __slots__ = ("all_data", "end", "regions", "start")
 
     def __init__(self, size: int) -> None:
         self.regions = bytearray((size + _REGION - 1) // _REGION)
+        self.all_data = bytearray((size >> CHUNK_BITS) + 1)
         self.start = self.end = 0
 
     def covers(self, offset: int, length: int) -> bool:
@@ -71,6 +76,19 @@ class KnownData:
         if first == last:
             return regions[first] == DATA
         return not regions[first : last + 1].strip(_DATA_BYTE)
+
+    def learn_chunk(self, index: int) -> None:
+        """Look whether all of a chunk is known to be data, unless it was not."""
+        if self.all_data[index]:
+            return
+        first = index << CHUNK_BITS - REGION_BITS
+        last = first + (CHUNK >> REGION_BITS)
+        is_all = last <= len(self.regions) and not self.regions[first:last].strip(_DATA_BYTE)
+        self.all_data[index] = DATA if is_all else _MIXED
+
+    def _look_again(self, offset: int, end: int) -> None:
+        first, last = offset >> CHUNK_BITS, ((end - 1) >> CHUNK_BITS) + 1
+        self.all_data[first:last] = bytes(last - first)
 
     def is_unknown(self, offset: int) -> bool:
         """Tell whether nobody has looked for holes around an offset yet."""
@@ -103,9 +121,11 @@ class KnownData:
             regions[first:last] = _DATA_BYTE * (last - first)
         for index in (offset // _REGION, (end - 1) // _REGION):
             regions[index] = regions[index] or _MIXED
+        self._look_again(offset, end)
 
     def forget(self, offset: int, length: int) -> None:
         """Holes may have come into being in a range."""
         first, last = offset // _REGION, -(-(offset + length) // _REGION)
         self.regions[first:last] = bytes(last - first)
+        self._look_again(offset, offset + length)
         self.start = self.end = 0

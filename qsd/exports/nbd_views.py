@@ -43,7 +43,7 @@ MAX_VIEW: Final = 64 << 10
 #: Requests of one run; each takes two of the 1024 pieces that sendmsg(2) accepts.
 MAX_RUN: Final = 256
 #: Bytes after which a run ends; a socket takes not much more at once.
-_RUN_BYTES: Final = 1 << 20
+RUN_BYTES: Final = 1 << 20
 #: A shorter run, with other requests behind it, is left to the hot loop, which answers all of them
 #: together.
 _MIN_RUN: Final = 8
@@ -53,12 +53,14 @@ _ENOUGH: Final = 32 << 10
 #: Batches that are left to the hot loop after one that was not cached for the most part.
 _PAUSE: Final = 16
 #: Seconds; a call that took longer may have waited for a disk.
-_SLOW_SEND: Final = 0.001
+SLOW_SEND: Final = 0.001
 
 #: Keys (see the messages) of a read without flags and of successful replies.
-_PLAIN_READ: Final = nbd.REQUEST_MAGIC << 32 | nbd.CMD_READ
-_SIMPLE: Final = nbd.SIMPLE_REPLY_MAGIC << 32
-_CHUNK: Final = nbd.STRUCTURED_REPLY_MAGIC << 32 | nbd.REPLY_FLAG_DONE << 16 | nbd.REPLY_OFFSET_DATA
+PLAIN_READ: Final = nbd.REQUEST_MAGIC << 32 | nbd.CMD_READ
+SIMPLE: Final = nbd.SIMPLE_REPLY_MAGIC << 32
+WHOLE_CHUNK: Final = (
+    nbd.STRUCTURED_REPLY_MAGIC << 32 | nbd.REPLY_FLAG_DONE << 16 | nbd.REPLY_OFFSET_DATA
+)
 _HEADER_SIZE: Final = nbd.REQUEST.size
 #: Where in a header the lower half of the command is: most batches of writes begin with one.
 _COMMAND_BYTE: Final = 7
@@ -122,10 +124,10 @@ class ViewReads:
         stop = position + min((end - position) // _HEADER_SIZE, MAX_RUN) * _HEADER_SIZE
         for key, cookie, offset, length in _requests_in(incoming.view[position:stop]):
             if (
-                key != _PLAIN_READ
+                key != PLAIN_READ
                 or offset + length > size
                 or not 0 < length <= MAX_VIEW
-                or total > _RUN_BYTES
+                or total > RUN_BYTES
             ):
                 break
             if (
@@ -147,9 +149,9 @@ class ViewReads:
                     break
                 copied += length
             if structured:
-                add(_pack_chunk(_CHUNK, cookie, 8 + length, offset))
+                add(_pack_chunk(WHOLE_CHUNK, cookie, 8 + length, offset))
             else:
-                add(_pack_simple(_SIMPLE, cookie))
+                add(_pack_simple(SIMPLE, cookie))
             add(view)
             total += length
         count = len(parts) // 2
@@ -215,13 +217,13 @@ class ViewReads:
         except OSError:  # EFAULT: the file became shorter
             self._backend.graph.maps.forget()
             return 0
-        if monotonic() - before > _SLOW_SEND:
+        if monotonic() - before > SLOW_SEND:
             self._backend.graph.maps.note_slowness()
         if sent < total + count * len(parts[0]) and not self._outlet.closed:
-            count = self._cut(incoming, position, parts, sent)
+            count = self.cut(incoming, position, parts, sent)
         return count
 
-    def _cut(
+    def cut(
         self, incoming: Buffer, position: int, parts: list[bytes | memoryview], sent: int
     ) -> int:
         """Deal with a socket that took so many bytes; return how many requests are answered."""

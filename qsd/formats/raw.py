@@ -162,6 +162,10 @@ class RawDriver(Driver):
             return self.view_nowait
         return self._edge.node.view_nowait
 
+    def view_chunks(self) -> dict[int, memoryview]:
+        """Return the child's, unless there is a window."""
+        return {} if self._window != (0, None) else self._edge.node.view_chunks
+
     def later_path(self) -> Callable[[int, memoryview, Callable[[bool], None]], bool] | None:
         """Return the child's function, unless there is a window."""
         return None if self._window != (0, None) else self._edge.node.read_later

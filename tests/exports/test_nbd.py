@@ -41,6 +41,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, bool]]:
     monkeypatch.setattr(ViewReads, "send_file", spy)
     monkeypatch.setattr(CacheProbe, "is_cached", lambda *_: True)
     monkeypatch.setattr("qsd.exports.nbd_views.MAX_VIEW", 0)
+    monkeypatch.setattr("qsd.exports.nbd_quick.MAX_VIEW", 0)
     return tries
 
 

@@ -51,3 +51,25 @@ def test_what_was_read_tells_whether_it_may_be_a_hole() -> None:
     assert not known.may_have_hole(data, 0, 64, 4096)
     known.add(0, MIB)
     assert not known.may_have_hole(data, 0, 4096, 4096)
+
+
+def test_chunks_that_are_all_data() -> None:
+    chunk = 64 * MIB
+    known = KnownData(2 * chunk + MIB)
+    for index in range(3):
+        known.learn_chunk(index)
+    assert nbd_known.DATA not in known.all_data
+    known.add(0, 2 * chunk + MIB)
+    for index in range(3):
+        known.learn_chunk(index)
+    # The last one is not all there.
+    assert [state == nbd_known.DATA for state in known.all_data] == [True, True, False]
+    known.forget(chunk + 5 * MIB, 1)
+    known.learn_chunk(1)
+    assert [state == nbd_known.DATA for state in known.all_data] == [True, False, False]
+    known.add(chunk + 5 * MIB, MIB)
+    known.learn_chunk(1)
+    assert known.all_data[1] == nbd_known.DATA
+    known.forget(chunk - 1, 2)
+    assert nbd_known.DATA not in known.all_data
+    assert len(known.all_data) == 3

@@ -10,6 +10,7 @@ import random
 import socket
 import struct
 import subprocess
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from qsd.aio import loop
 from qsd.aio.pagemap import FilePages, PageMaps
 from qsd.block.drain import Drained
 from qsd.catalog import find_driver
-from qsd.exports import nbd_views
+from qsd.exports import nbd_quick, nbd_views
+from qsd.exports.nbd_quick import QuickReads
 from qsd.exports.nbd_transmission import Transmission
 from qsd.exports.nbd_views import ViewReads
 from qsd.exports.outlet import Outlet
@@ -67,6 +69,26 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
             noted.errors += 1
             raise
 
+    serve, cut, refused = QuickReads._serve, QuickReads._cut, QuickReads._refused
+
+    def spy_quick(self: QuickReads, requests: memoryview) -> bool:
+        noted.runs.append(len(requests) // 28)
+        served = serve(self, requests)
+        if not served:
+            noted.runs.pop()
+        return served
+
+    def spy_cut(self: QuickReads, count: int, parts: Any, size: int) -> None:
+        noted.runs[-1] = sum(1 for end in accumulate(map(len, parts)) if end < size) // 2 + 1
+        cut(self, count, parts, size)
+
+    def spy_refused(self: QuickReads, exc: OSError) -> bool:
+        noted.errors += not isinstance(exc, BlockingIOError)
+        return refused(self, exc)
+
+    monkeypatch.setattr(QuickReads, "_serve", spy_quick)
+    monkeypatch.setattr(QuickReads, "_cut", spy_cut)
+    monkeypatch.setattr(QuickReads, "_refused", spy_refused)
     monkeypatch.setattr(ViewReads, "_send", spy)
     monkeypatch.setattr(Outlet, "send_parts", watch)
     return noted
@@ -264,7 +286,8 @@ def test_a_file_that_became_shorter_ends_with_zeroes(
     fmt: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(nbd_views, "_SLOW_SEND", 99.0)  # nothing else shall make it look again
+    for module in (nbd_views, nbd_quick):  # nothing else shall make it look again
+        monkeypatch.setattr(module, "SLOW_SEND", 99.0)
     path = raw
     if fmt == "qcow2":
         path = tmp_path / "image.qcow2"
@@ -379,9 +402,9 @@ def test_cached_reads_alone_take_no_batch(
     batches = [0]
     process = Transmission._process
 
-    def spy(self: Transmission, **more: Any) -> None:
+    def spy(self: Transmission) -> None:
         batches[0] += 1
-        process(self, **more)
+        process(self)
 
     monkeypatch.setattr(Transmission, "_process", spy)
     (tmp_path / "f").write_bytes(content)
@@ -426,11 +449,12 @@ def test_a_client_that_goes_while_it_is_answered(
             export = await rig.export("f")
             client = await rig.go("f")
             with monkeypatch.context() as patch:
+                patch.setattr(QuickReads, "_serve", lambda self, requests: False)
                 patch.setattr(Outlet, "send_parts", fail)
                 client.request(READ, 0, K4)
                 assert await client.at_end()
             assert not export.clients
-            assert all(not buffer.holders for buffer in rig.server.pool._batches)
+            assert all(not buffer.holders for buffer in rig.server.pool.batches)
             other = await rig.go("f")
             assert await other.ask(READ, 0, K4) == [content[:K4]]
 

@@ -421,6 +421,12 @@ class FileDriver(Driver):
             return None
         return self.pages.view_nowait
 
+    def view_chunks(self) -> dict[int, memoryview]:
+        """Return those of the pages, unless the page cache is bypassed."""
+        if self.pages is None or self.io.bounce is not None:
+            return {}
+        return self.pages.whole
+
     def later_path(self) -> Callable[[int, memoryview, Callable[[bool], None]], bool] | None:
         """Return the function of the descriptor."""
         return None if self.limits.max_transfer or self.io.may_stall else self.io.read_later

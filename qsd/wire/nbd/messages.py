@@ -183,6 +183,12 @@ KEYED_SIMPLE_REPLY: Final = Struct(">QQ")
 KEYED_DATA_CHUNK: Final = Struct(">QQIQ")
 """STRUCTURED_REPLY_MAGIC, flags and chunk type as one number; cookie, length, offset."""
 
+OPAQUE_REQUEST: Final = Struct(">Q8sQI")
+"""The same as KEYED_REQUEST, with the cookie as bytes."""
+
+OPAQUE_DATA_CHUNK: Final = Struct(">8s8sIQ")
+"""The same as KEYED_DATA_CHUNK, with what comes before the length as bytes."""
+
 REQUEST_MAGIC: Final = 0x25609513
 SIMPLE_REPLY_MAGIC: Final = 0x67446698
 STRUCTURED_REPLY_MAGIC: Final = 0x668E33EF

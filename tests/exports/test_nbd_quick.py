@@ -1,0 +1,282 @@
+# SPDX-FileCopyrightText: The qsd authors
+# SPDX-License-Identifier: MIT
+"""Receives that hold only reads of what is cached: like others, and when they are left alone."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qsd.aio import loop, pagemap
+from qsd.aio.pagemap import CHUNK
+from qsd.block.drain import Drained
+from qsd.catalog import find_driver
+from qsd.exports import nbd_quick, nbd_views
+from qsd.exports.nbd_known import DATA
+from qsd.exports.nbd_quick import QuickReads
+from qsd.exports.nbd_transmission import Transmission
+from tests.exports.rig import READ, TRIM, WRITE, Client, NbdRig
+
+K4 = 4096
+MIB = 1 << 20
+SIZE = CHUNK + 2 * MIB
+
+
+@pytest.fixture(scope="module")
+def content() -> bytes:
+    piece = random.Random(6).randbytes(MIB + 4096)
+    return b"".join(piece[start : start + MIB] for start in range(SIZE // MIB))
+
+
+@pytest.fixture
+def image(tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> Path:
+    # Nothing is forgotten meanwhile.
+    monkeypatch.setattr(pagemap, "_TURN", 3600.0)
+    for module in (nbd_quick, nbd_views):
+        monkeypatch.setattr(module, "SLOW_SEND", 3600.0)
+    path = tmp_path / "image"
+    path.write_bytes(content)
+    return path
+
+
+class Noted:
+    """What became of receives.
+
+    Attributes:
+        served: Requests answered by the fast path.
+        batches: Batches that took the plain way.
+        looks: Requests that were not in a chunk of which all is cached and data.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.served = self.batches = self.looks = 0
+        serve, process, look = QuickReads._serve, Transmission._process, QuickReads._look
+
+        def spy_serve(quick: QuickReads, requests: memoryview) -> bool:
+            if done := serve(quick, requests):
+                self.served += len(requests) // 28
+            return done
+
+        def spy_process(owner: Transmission) -> None:
+            self.batches += 1
+            process(owner)
+
+        def spy_look(quick: QuickReads, offset: int, length: int) -> memoryview | None:
+            self.looks += 1
+            return look(quick, offset, length)
+
+        patch.setattr(QuickReads, "_serve", spy_serve)
+        patch.setattr(Transmission, "_process", spy_process)
+        patch.setattr(QuickReads, "_look", spy_look)
+
+    def take(self) -> tuple[int, int, int]:
+        """Return what was noted since the last call."""
+        result = self.served, self.batches, self.looks
+        self.served = self.batches = self.looks = 0
+        return result
+
+
+@pytest.fixture
+def noted(monkeypatch: pytest.MonkeyPatch) -> Noted:
+    return Noted(monkeypatch)
+
+
+async def open_export(rig: NbdRig, image: Path) -> None:
+    await rig.add(driver="file", node_name="f", filename=str(image))
+    await rig.add(driver="raw", node_name="n", file="f")
+    await rig.export("n", writable=True)
+
+
+def transmission_of(rig: NbdRig) -> Transmission:
+    """Return what serves the only client."""
+    (connection,) = rig.server._clients
+    assert connection._transmission is not None
+    return connection._transmission
+
+
+def new_rig() -> NbdRig:
+    rig = NbdRig()
+    rig.graph.find_driver = find_driver
+    return rig
+
+
+async def check(client: Client, content: bytes | bytearray, *places: tuple[int, int]) -> None:
+    """Read all places by one send, and compare."""
+    asked = {client.request(READ, *place): place for place in places}
+    for _ in places:
+        if client.structured:
+            cookie, chunks = await client.reply()
+            offset, length = asked.pop(cookie)
+            assert [(kind, at) for kind, at, _ in chunks] == [("data", offset)]
+            data = chunks[0][2]
+        else:
+            header = await client.get(16)
+            assert header[:8] == bytes.fromhex("6744669800000000")
+            offset, length = asked.pop(int.from_bytes(header[8:]))
+            data = await client.get(length)
+        assert data == content[offset : offset + length]
+
+
+async def warm(client: Client, content: bytes) -> None:
+    """Let all that is needed be known."""
+    for _ in range(2):
+        for start in range(0, SIZE, 1 << 19):
+            await check(client, content, (start, 1))
+
+
+def is_cached(image: Path) -> bool:
+    """Tell whether files can be seen here; a file just written is cached."""
+    from qsd.aio.pagemap import FilePages, PageMaps
+
+    async def main() -> bool:
+        fd = os.open(image, os.O_RDONLY)
+        pages = FilePages(PageMaps(), fd)
+        try:
+            return pages.view_nowait(0, 1) is not None
+        finally:
+            pages.drop()
+            os.close(fd)
+
+    return loop.run(main())
+
+
+@pytest.mark.parametrize("structured", [False, True])
+def test_chunks(image: Path, content: bytes, noted: Noted, structured: bool) -> None:
+    if not is_cached(image):
+        pytest.skip("no views of files here")
+
+    async def main() -> None:
+        async with new_rig() as rig:
+            await open_export(rig, image)
+            client = await rig.go("n", structured=structured)
+            await warm(client, content)
+            noted.take()
+            await check(client, content, (0, 1), (7 * MIB + 5, K4), (CHUNK - K4, K4), (5, 65536))
+            assert noted.take() == (4, 0, 0)
+            # Across the border of chunks; in the last one, which is not all there; the last byte.
+            await check(client, content, (CHUNK - 1, 2), (CHUNK + 5, K4), (SIZE - 1, 1))
+            served, _, looks = noted.take()
+            assert looks >= 1
+            assert served in (0, 3)
+            backend = transmission_of(rig)._backend
+            async with Drained([rig.graph.nodes["n"]]):
+                assert not backend.view_chunks
+            assert backend.view_chunks is rig.graph.nodes["n"].view_chunks
+            # A chunk of which something was discarded may have holes, of which clients are told.
+            await client.ask(TRIM, 3 * MIB, K4)
+            noted.take()
+            await check(client, content, (3 * MIB, K4))
+            assert (noted.take()[0] == 0) == structured
+
+    loop.run(main())
+
+
+def test_what_is_left_alone(image: Path, content: bytes, noted: Noted) -> None:
+    if not is_cached(image):
+        pytest.skip("no views of files here")
+    model = bytearray(content)
+
+    async def main() -> None:
+        async with new_rig() as rig:
+            await open_export(rig, image)
+            client = await rig.go("n", structured=True)
+            await warm(client, content)
+            noted.take()
+            # Too long, none, behind the end, with a flag, another command.
+            await check(client, content, (K4, 65537))
+            assert await client.ask(READ, 0, 0) == [("none",)]
+            assert "error" in str(await client.ask(READ, SIZE, 1))
+            assert await client.ask(READ, 0, K4, flags=4) == [("data", 0, content[:K4])]
+            data = bytes(range(256)) * 16
+            assert await client.ask(WRITE, 9 * MIB, K4, data=data) == ["ok"]
+            model[9 * MIB : 9 * MIB + K4] = data
+            assert noted.take()[0] == 0
+            await check(client, model, (9 * MIB, K4))
+            assert noted.take()[0] == 1
+
+    loop.run(main())
+
+
+def test_a_request_in_two_parts(image: Path, content: bytes, noted: Noted) -> None:
+    async def main() -> None:
+        async with new_rig() as rig:
+            await open_export(rig, image)
+            client = await rig.go("n")
+            await warm(client, content)
+            transmission = transmission_of(rig)
+            first, second = Request(5, 0), Request(6, MIB)
+            client.send(first.data + second.data[:11])
+            assert await client.get(16 + K4) == first.reply + content[:K4]
+            assert transmission._in is not None
+            client.send(second.data[11:])
+            assert await client.get(16 + K4) == second.reply + content[MIB : MIB + K4]
+            assert transmission._in is None
+
+    loop.run(main())
+
+
+class Request:
+    """A read of 4 KiB and the head of its reply, as bytes."""
+
+    def __init__(self, cookie: int, offset: int) -> None:
+        tail = cookie.to_bytes(8)
+        self.data = bytes.fromhex("2560951300000000") + tail + offset.to_bytes(8) + K4.to_bytes(4)
+        self.reply = bytes.fromhex("6744669800000000") + tail
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), OSError(14, "Bad address")])
+def test_a_socket_that_refuses(
+    image: Path, content: bytes, error: OSError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that is gone is dropped; what cannot be seen any more is read."""
+    if not is_cached(image):
+        pytest.skip("no views of files here")
+
+    def fail(self: QuickReads, parts: Any) -> int:
+        raise error
+
+    async def main() -> None:
+        async with new_rig() as rig:
+            await open_export(rig, image)
+            client = await rig.go("n")
+            await warm(client, content)
+            quick = transmission_of(rig)._reader.__self__  # type: ignore[attr-defined]
+            chunks = quick._backend.view_chunks
+            assert chunks
+            monkeypatch.setattr(quick, "_send", lambda parts: fail(quick, parts))
+            client.request(READ, 0, K4)
+            if error.errno == 14:
+                assert (await client.get(16 + K4))[16:] == content[:K4]
+                assert not chunks  # all is asked for anew
+            else:
+                assert await client.at_end()
+                assert "Unable to write to socket: Broken pipe" in rig.reports[-1]
+            assert all(not buffer.holders for buffer in rig.server.pool.batches)
+
+    loop.run(main())
+
+
+def test_a_full_socket(image: Path, content: bytes, noted: Noted) -> None:
+    """The reply that was cut is completed, and the requests behind it wait for that."""
+
+    async def main() -> None:
+        async with new_rig() as rig:
+            await open_export(rig, image)
+            client = await rig.go("n", structured=True)
+            await warm(client, content)
+            (connection,) = rig.server._clients
+            connection._raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 5000)
+            places = [(n * 70_000, 1 + n * 997) for n in range(60)]
+            for _ in range(3):
+                await check(client, content, *places)
+            transmission = transmission_of(rig)
+            assert not transmission._outlet.pending
+            assert transmission._requests.known_data.all_data[0] == DATA
+            assert noted.served
+
+    loop.run(main())
