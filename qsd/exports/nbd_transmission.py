@@ -710,8 +710,8 @@ class Transmission:
         needed = self._needed
         if buffer.holders == 1 and position + needed <= buffer.size:
             if rest <= _SHORT_REST < needed and buffer.size - self._end < _MUCH:
-                # Part of a long write.  With room for all that a socket holds there are 3.1 writes
-                # of 64 KiB in a receive, else 2.2.
+                # Part of a long write.  With room for all that a socket holds there are 3.5 writes
+                # of 64 KiB in a receive, else 2.3.
                 buffer.view[:rest] = buffer.view[position : self._end]
                 self._position, self._end = 0, rest
             return
