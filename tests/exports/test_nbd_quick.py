@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import random
 import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ import pytest
 from qsd.aio import loop, pagemap
 from qsd.aio.pagemap import CHUNK
 from qsd.block.drain import Drained
+from qsd.block.mapped_io import MappedIo
 from qsd.catalog import find_driver
 from qsd.exports import nbd_quick, nbd_views
 from qsd.exports.nbd_known import DATA
 from qsd.exports.nbd_quick import QuickReads
 from qsd.exports.nbd_transmission import Transmission
-from tests.exports.rig import READ, TRIM, WRITE, Client, NbdRig
+from tests.exports.rig import READ, TRIM, WRITE, ZEROES, Client, NbdRig
+from tests.support.tools import need
 
 K4 = 4096
 MIB = 1 << 20
@@ -86,9 +89,9 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> Noted:
     return Noted(monkeypatch)
 
 
-async def open_export(rig: NbdRig, image: Path) -> None:
+async def open_export(rig: NbdRig, image: Path, fmt: str = "raw") -> None:
     await rig.add(driver="file", node_name="f", filename=str(image))
-    await rig.add(driver="raw", node_name="n", file="f")
+    await rig.add(driver=fmt, node_name="n", file="f")
     await rig.export("n", writable=True)
 
 
@@ -198,6 +201,44 @@ def test_what_is_left_alone(image: Path, content: bytes, noted: Noted) -> None:
             assert noted.take()[0] == 0
             await check(client, model, (9 * MIB, K4))
             assert noted.take()[0] == 1
+
+    loop.run(main())
+
+
+def test_clusters_in_chunks(
+    image: Path, content: bytes, noted: Noted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an image whose clusters lie in chunks, and are written to, dropped and taken anew."""
+    need("qemu-img")
+    if not is_cached(image):
+        pytest.skip("no views of files here")
+    path = image.with_suffix(".qcow2")
+    subprocess.run(["qemu-img", "convert", "-O", "qcow2", image, path], check=True)
+    path.read_bytes()  # also what lies between its tables
+    plain: list[int] = []
+    view = MappedIo.view_nowait
+
+    def spy(driver: MappedIo, offset: int, length: int) -> memoryview | None:
+        plain.append(offset)
+        return view(driver, offset, length)
+
+    monkeypatch.setattr(MappedIo, "view_nowait", spy)
+    model = bytearray(content)
+
+    async def main() -> None:
+        async with new_rig() as rig:
+            await open_export(rig, path, "qcow2")
+            client = await rig.go("n")
+            await warm(client, content)
+            plain.clear()
+            await check(client, content, *((n * 999_983, 1 + n * 37) for n in range(60)))
+            crossing = [n for n in range(60) if n * 999_983 % 65536 + 1 + n * 37 > 65536]
+            assert [offset // 999_983 for offset in plain] == crossing
+            for command, data in ((WRITE, b"x" * K4), (ZEROES, bytes(65536)), (WRITE, b"y" * 99)):
+                sent = data if command == WRITE else b""
+                assert await client.ask(command, 5 * MIB, len(data), data=sent) == ["ok"]
+                model[5 * MIB : 5 * MIB + len(data)] = data
+                await check(client, model, (5 * MIB - K4, K4), (5 * MIB, K4), (5 * MIB + K4, K4))
 
     loop.run(main())
 
