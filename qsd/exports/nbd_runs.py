@@ -84,7 +84,9 @@ class Runs:
             return self._joins.serve(incoming, position, end, out)
         if end - position < _HEADER_SIZE:
             return 0, 0, 0
-        key = _unpack(incoming.data, position)[0]
+        key, _, _, length = _unpack(incoming.data, position)
+        if length <= _MUCH and end - position < _MIN_RUN * _HEADER_SIZE:
+            return 0, 0, 0  # likely one alone, which the hot loop is quicker with
         if key == _PLAIN_WRITE:
             return (*self._write(path, incoming, position, end, out), 0)
         if key == _PLAIN_READ:
