@@ -90,8 +90,11 @@ class LuksDriver(Driver):
         return taken, shared
 
     def check_amend(self) -> None:
-        """Refuse where the header cannot be written."""
-        if self._edge.node.read_only or self.node.read_only:
+        """Refuse where the header cannot be written.
+
+        That the volume itself is read-only is about its payload: the C daemon changes keys then.
+        """
+        if self._edge.node.read_only:
             raise QmpError("Block node is read-only")
 
     async def amend(self, options: Any, force: bool) -> None:

@@ -248,6 +248,19 @@ def test_add_and_erase() -> None:
     on_volume(body)
 
 
+def test_keys_of_a_read_only_volume() -> None:
+    """Keys can be changed as long as the file can be written to."""
+
+    async def body(rig: SecretRig, memory: MemoryDriver, node: Node) -> None:
+        await rig.remove("l")
+        await rig.add(driver="luks", node_name="l", file="m", key_secret="s", read_only=True)
+        await rig.amend("l", state="active", new_secret="t", iter_time=0)
+        await rig.remove("l")
+        await rig.add(driver="luks", node_name="l", file="m", key_secret="t")
+
+    on_volume(body)
+
+
 REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"state": "active"}, "'new-secret' is required to activate a keyslot"),
     (
