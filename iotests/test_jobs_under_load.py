@@ -30,8 +30,9 @@ from iotests.harness.tools import need
 
 pytestmark = [pytest.mark.slow, pytest.mark.interop, pytest.mark.timeout(300)]
 
-#: Bytes per second; slow enough for the guest to meet the job at work.
-SLOW = 1 << 20
+#: Bytes per second; slow enough for the guest to meet the job at work, also on a machine that is
+#: busy with others: everybody lifts the limit afterwards.
+SLOW = 1 << 18
 
 
 @contextlib.contextmanager
@@ -258,10 +259,8 @@ def test_backup_of_a_moment(sync: str, tmp_path: Path, daemon_kind: str) -> None
         export(daemon, "top")
         add_image(daemon, "target", backing=None)
         load = Load(tmp_path / "nbd.sock", "x", 7, depth=4)
-        # On a busy machine the writer must get to its turns before the job is done.
-        speed = SLOW // 4
         daemon.ok(
-            "blockdev-backup", job_id="save", device="top", target="target", sync=sync, speed=speed
+            "blockdev-backup", job_id="save", device="top", target="target", sync=sync, speed=SLOW
         )
         with Writer(load, before) as writer:
             load.wait_for(100)

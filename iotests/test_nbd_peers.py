@@ -21,7 +21,7 @@ from iotests.harness.nbd import Client
 from iotests.harness.tools import need, run
 from iotests.test_clients import SIZE, content, free_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.interop]
+pytestmark = [pytest.mark.slow, pytest.mark.interop, pytest.mark.timeout(400)]
 
 WORK = (
     "write -P 7 1M 8M", "read -P 7 1M 8M", "write -z 3M 1M", "read -P 0 3M 1M", "write -P 99 5 7",
@@ -334,7 +334,7 @@ def test_mixed_load_survives_restarts(tmp_path: Path, daemon_kind: str, server_n
     """Reads, writes and zeroes of all sizes while the server is killed again and again."""
     command, where = mortal(tmp_path, server_name)
     (tmp_path / "image").write_bytes(bytes(SIZE))
-    where += ",reconnect-delay=60"
+    where += ",reconnect-delay=180"
     choice = random.Random(5)
     model = bytearray(SIZE)
     with contextlib.ExitStack() as servers, contextlib.ExitStack() as stack:

@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import pytest
 
@@ -22,7 +24,12 @@ TOLERANCE = 0.05
 #: from that.
 PART, LONGEST_PART = 200, 1.0
 
-pytestmark = [pytest.mark.slow, pytest.mark.interop]
+#: How often a story is told before it is believed that too few requests come through.
+ATTEMPTS = 8
+
+Story = TypeVar("Story", bound=Callable[..., None])
+
+pytestmark = [pytest.mark.slow, pytest.mark.interop, pytest.mark.timeout(300)]
 
 
 def serve(kind: str, folder: Path, limits: dict[str, int], members: int = 1) -> Daemon:
@@ -38,6 +45,43 @@ def serve(kind: str, folder: Path, limits: dict[str, int], members: int = 1) -> 
             **{"type": "nbd", "id": name, "node-name": name, "writable": True},
         )
     return daemon
+
+
+class TooFewError(AssertionError):
+    """Fewer requests came through than the limits grant."""
+
+
+def unhurried(story: Story) -> Story:
+    """Tell a story again where too few requests came through, for that the machine may be to blame.
+
+    A daemon that gives too little by itself does so each time.  One that gives too much fails at
+    once.
+    """
+
+    @functools.wraps(story)
+    def told(tmp_path: Path, **more: Any) -> None:
+        for attempt in range(ATTEMPTS):
+            folder = tmp_path / str(attempt)
+            folder.mkdir()
+            try:
+                story(tmp_path=folder, **more)
+            except TooFewError:
+                if attempt == ATTEMPTS - 1:
+                    raise
+            else:
+                return
+
+    return cast("Story", told)
+
+
+def test_too_few_are_too_few_in_the_end(tmp_path: Path) -> None:
+    @unhurried
+    def story(tmp_path: Path) -> None:
+        raise TooFewError
+
+    with pytest.raises(TooFewError):
+        story(tmp_path=tmp_path)
+    assert len(list(tmp_path.iterdir())) == ATTEMPTS
 
 
 class Guest:
@@ -82,12 +126,16 @@ class Guest:
 
         A machine that is busy with others keeps a daemon from giving what it owes, for a while; it
         never makes it give more.
+
+        Raises:
+            TooFewError: No part of it brings so many.
         """
         assert self.rate(start, span) <= expected * (1 + TOLERANCE)
         part = min(PART / expected, LONGEST_PART)
         last = start + span - part
         parts = [self.rate(at, part) for at in self.replies if start <= at <= last]
-        assert any(rate == pytest.approx(expected, rel=TOLERANCE) for rate in parts), parts
+        if not any(rate == pytest.approx(expected, rel=TOLERANCE) for rate in parts):
+            raise TooFewError(f"{expected} expected, {parts} found")
 
 
 def check_rate(folder: Path, command: int, length: int, expected: float) -> None:
@@ -115,6 +163,7 @@ def check_rate(folder: Path, command: int, length: int, expected: float) -> None
         ({"iops-total": 200, "iops-size": 65536}, READ, 4096, 200),
     ],
 )
+@unhurried
 def test_rates(
     limits: dict[str, int], command: int, length: int, expected: float,
     tmp_path: Path, daemon_kind: str,
@@ -125,6 +174,7 @@ def test_rates(
 
 
 @pytest.mark.parametrize("seconds", [2, 3])
+@unhurried
 def test_bursts(seconds: int, tmp_path: Path, daemon_kind: str) -> None:
     """At the higher rate for the length of a burst, at the lower one from then on."""
     limits = {"iops-total": 100, "iops-total-max": 500, "iops-total-max-length": seconds}
@@ -140,6 +190,7 @@ def test_bursts(seconds: int, tmp_path: Path, daemon_kind: str) -> None:
         guest.check(after, start + seconds + 5.0 - after, 100)
 
 
+@unhurried
 def test_a_burst_without_a_length(tmp_path: Path, daemon_kind: str) -> None:
     """What "max" grants beyond the rate is there at once."""
     with serve(daemon_kind, tmp_path, {"iops-total": 100, "iops-total-max": 400}):
@@ -147,10 +198,14 @@ def test_a_burst_without_a_length(tmp_path: Path, daemon_kind: str) -> None:
         start = time.monotonic()
         guest.start(4.0)
         guest.join()
-        assert guest.rate(start, 2.0) * 2 == pytest.approx(600, rel=TOLERANCE)
+        count = guest.rate(start, 2.0) * 2
+        assert count <= 600 * (1 + TOLERANCE)
+        if count < 600 * (1 - TOLERANCE):
+            raise TooFewError(f"{count} of 600")
         guest.check(start + 2.0, 2.0, 100)
 
 
+@unhurried
 def test_members_share(tmp_path: Path, daemon_kind: str) -> None:
     """However many requests each of them has."""
     with serve(daemon_kind, tmp_path, {"iops-total": 300}, members=3):
@@ -166,6 +221,7 @@ def test_members_share(tmp_path: Path, daemon_kind: str) -> None:
             guest.check(start, SPAN, 100)
 
 
+@unhurried
 def test_limits_change(tmp_path: Path, daemon_kind: str) -> None:
     """While requests wait, by qom-set and by another group."""
 
