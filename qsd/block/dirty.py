@@ -17,7 +17,8 @@ still, the successor records in its place.  In the end either the successor take
     bitmap -- freeze --> bitmap + successor
                           '-- reclaim:  content of both
 
-A node without bitmaps pays nothing, one with bitmaps a little for each write.
+A node without bitmaps pays nothing, one with a single bitmap little for each write
+(:func:`recording_path`).
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ import hashlib
 from typing import TYPE_CHECKING, Final
 
 from qsd.errors import QmpError
-from qsd.util.bitmap import LEAF_BITS, Bitmap
+from qsd.util.bitmap import FRESH_SHIFT, FRESH_UNITS, LEAF_BITS, Bitmap
 from qsd.util.ranges import align_up
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from qsd.block.graph import Graph
     from qsd.block.node import Node
@@ -52,6 +53,7 @@ CHECK_INCONSISTENT: Final = 4
 CHECK_ALL: Final = CHECK_BUSY | CHECK_READ_ONLY | CHECK_INCONSISTENT
 
 _WORD_BITS: Final = 64
+_LAST_FRESH: Final = FRESH_UNITS - 1
 
 
 class DirtyBitmap:
@@ -60,18 +62,18 @@ class DirtyBitmap:
     Attributes:
         node: The node whose writes it records.
         name: Its name, None for anonymous ones.
-        bits: What is dirty.
-        enabled: Whether writes are recorded.
         busy: Whether an operation uses it.
         persistent: Whether the image stores it.
         inconsistent: Whether its content is worthless.
         read_only: Whether it cannot change because the image that stores it cannot.
         skip_store: Whether it is left out when bitmaps are stored.
+        target: What a write sets bits in: its own, those of its successor, or None if it is
+            disabled.
     """
 
     __slots__ = (
-        "_stand_in", "bits", "busy", "enabled", "inconsistent", "name", "node", "persistent",
-        "read_only", "skip_store",
+        "_bits", "_is_enabled", "_stand_in", "busy", "inconsistent", "name", "node", "persistent",
+        "read_only", "skip_store", "target",
     )  # fmt: skip
 
     def __init__(
@@ -79,14 +81,16 @@ class DirtyBitmap:
     ) -> None:
         self.node = node
         self.name = name
-        self.bits = Bitmap(node.length(), granularity)
-        self.enabled = enabled
+        self._bits = Bitmap(node.length(), granularity)
+        self._is_enabled = enabled
         self.busy = False
         self.persistent = False
         self.inconsistent = False
         self.read_only = False
         self._stand_in: WorkingSet | None = None
         self.skip_store = False
+        self.target: Bitmap | None
+        self._aim()
 
     def __repr__(self) -> str:
         return f"<DirtyBitmap {self.name or 'anonymous'} of {self.node.name}>"
@@ -115,6 +119,33 @@ class DirtyBitmap:
     # Recording
 
     @property
+    def bits(self) -> Bitmap:
+        """What is dirty."""
+        return self._bits
+
+    @bits.setter
+    def bits(self, bits: Bitmap) -> None:
+        self._bits = bits
+        self._aim()
+
+    @property
+    def enabled(self) -> bool:
+        """Whether writes are recorded."""
+        return self._is_enabled
+
+    @enabled.setter
+    def enabled(self, enabled: bool) -> None:
+        self._is_enabled = enabled
+        self._aim()
+
+    def _aim(self) -> None:
+        """Choose what writes set bits in; called after every change of what decides it."""
+        self.target = None
+        if self._is_enabled:
+            successor = self.successor
+            self.target = self._bits if successor is None else successor
+
+    @property
     def successor(self) -> Bitmap | None:
         """What records in its place while it is frozen."""
         return self._stand_in.bits if self._stand_in is not None else None
@@ -126,9 +157,8 @@ class DirtyBitmap:
 
     def mark(self, offset: int, length: int) -> None:
         """Record a completed change, if that is wanted."""
-        if self.enabled:
-            bits = self.bits if self.successor is None else self.successor
-            bits.set(offset, length)
+        if self.target is not None:
+            self.target.set(offset, length)
 
     def resized(self, length: int) -> None:
         """Follow the length of the node; what is added is clean."""
@@ -200,14 +230,15 @@ class DirtyBitmap:
         self.busy = True
         bits = Bitmap(self.bits.length, self.granularity)
         self._stand_in = WorkingSet(bits, self.enabled)
+        self._aim()
         self._stand_in.show(self.node)
 
     def abdicate(self) -> None:
         """Let the successor take over: what was recorded before the freeze is forgotten."""
         stand_in = self._stand_in
         assert stand_in is not None  # it is frozen
-        self.bits = stand_in.bits
         self._stand_in = None
+        self.bits = stand_in.bits
         self.busy = False
         if self._key in self.node.bitmaps:
             # Bitmaps are listed by age, and this one is the successor by now.
@@ -221,6 +252,7 @@ class DirtyBitmap:
             self.bits.merge(self._stand_in.bits)
             self._stand_in.hide(self.node)
             self._stand_in = None
+            self._aim()
         self.busy = False
 
     # Checks
@@ -302,6 +334,42 @@ def check_new(node: Node, name: str) -> None:
     check_free(node, name)
     if len(name.encode()) > MAX_NAME:
         raise QmpError(f"Bitmap name too long: {name}")
+
+
+def recording_path(
+    write: Callable[[int, memoryview], bool], bitmap: DirtyBitmap
+) -> Callable[[int, memoryview], bool]:
+    """Fast: return a `write_nowait` that records what it writes in one bitmap.
+
+    The plain way is :meth:`DirtyBitmap.mark`.  Behind each system call the interpreter is slow:
+    what takes 0.15 us in a loop of its own takes 0.8 us here, and the plain way 3.
+    """
+    # A bitmap keeps its granularity, and so does what stands in for it.
+    shift = bitmap.bits.unit_shift
+    unit, low = 1 << shift, (1 << shift) - 1
+    is_fine = bitmap.granularity < unit
+    block_shift = shift + FRESH_SHIFT
+
+    def write_recording(offset: int, view: memoryview) -> bool:
+        try:
+            if not write(offset, view):
+                return False  # the caller writes again, another way, and records that
+        except OSError:
+            bitmap.mark(offset, len(view))  # a part may have been written
+            raise
+        bits = bitmap.target
+        if bits is None:
+            return True
+        length = len(view)
+        if (offset & low) + length > unit or (is_fine and length != unit):
+            bits.set(offset, length)
+            return True
+        number = offset >> block_shift
+        units = bits.fresh.get(number) or bits.new_fresh(number)
+        units[offset >> shift & _LAST_FRESH] = 1
+        return True
+
+    return write_recording
 
 
 class WorkingSet:

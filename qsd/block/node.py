@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from qsd.block.mapping import (
     COMPRESSED,
@@ -65,16 +65,6 @@ def _refuse_read(offset: int, view: memoryview) -> bool:
 def refuse_view(offset: int, length: int) -> memoryview | None:
     """Have no view of anything."""
     return None
-
-
-class WriteObserver(Protocol):
-    """What learns of every completed change (dirty bitmaps)."""
-
-    def mark(self, offset: int, length: int) -> None:
-        """The range changed."""
-
-    def resized(self, length: int) -> None:
-        """The node has another length now."""
 
 
 class Node:
@@ -167,7 +157,7 @@ class Node:
         self.wr_highest_offset = 0
         self.write_threshold = 0
         self.on_threshold: Callable[[int], None] | None = None
-        self.bitmaps: dict[str, WriteObserver] = {}
+        self.bitmaps: dict[str, DirtyBitmap] = {}
         self.shown_bitmaps: list[DirtyBitmap | WorkingSet] = []
         self.rmw: RangeLock | None = None
         # Since the last flush; writes by the fast path are not noted, which only debugging minds.
@@ -209,7 +199,7 @@ class Node:
             if not plain:
                 self.write_nowait = _refuse_read
             elif self.bitmaps:
-                self.write_nowait = self._write_marking
+                self.write_nowait = self._recording_path()
             else:
                 self.write_nowait = driver.write_nowait
         self.read_later = (None if self.closed else driver.later_path()) or self._read_later
@@ -337,13 +327,14 @@ class Node:
             self.rmw = RangeLock()
         return self.rmw
 
-    def _write_marking(self, offset: int, view: memoryview) -> bool:
-        """Fast path of a node with bitmaps."""
-        if not self.driver.write_nowait(offset, view):
-            return False
+    def _recording_path(self) -> Callable[[int, memoryview], bool]:
+        """Return the fast path of a node with bitmaps: one around the other."""
+        from qsd.block.dirty import recording_path
+
+        write: Callable[[int, memoryview], bool] = self.driver.write_nowait
         for bitmap in self.bitmaps.values():
-            bitmap.mark(offset, len(view))
-        return True
+            write = recording_path(write, bitmap)
+        return write
 
     def length(self) -> int:
         """Return the length in bytes, a multiple of the sector size."""
@@ -458,13 +449,15 @@ class Node:
             return
         self.in_flight += 1
         try:
-            if self.detect_zeroes != "off" and not flags & COMPRESSED and is_zero(view):
-                unmap = MAY_UNMAP if self.detect_zeroes == "unmap" else 0
-                await self._zero(offset, length, flags & FUA | unmap)
-            else:
-                self.before_write(offset, length)
-                await self._write(offset, view, flags)
-            self.after_write(offset, length)
+            try:
+                if self.detect_zeroes != "off" and not flags & COMPRESSED and is_zero(view):
+                    unmap = MAY_UNMAP if self.detect_zeroes == "unmap" else 0
+                    await self._zero(offset, length, flags & FUA | unmap)
+                else:
+                    self.before_write(offset, length)
+                    await self._write(offset, view, flags)
+            finally:
+                self.after_write(offset, length)  # a part may have been written, if it failed
             if flags & FUA and not self.driver.native_fua:
                 await self.flush()
             self.unflushed = True
@@ -600,8 +593,10 @@ class Node:
             flags &= ~MAY_UNMAP
         self.in_flight += 1
         try:
-            await self._zero(offset, length, flags)
-            self.after_write(offset, length)
+            try:
+                await self._zero(offset, length, flags)
+            finally:
+                self.after_write(offset, length)  # a part may have been written, if it failed
             if flags & FUA and not self.driver.native_fua:
                 await self.flush()
             self.unflushed = True

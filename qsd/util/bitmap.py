@@ -14,6 +14,9 @@ Memory follows what is dirty: an image of 16 TiB with one bit set costs one leaf
 granularity.  A completely dirty image costs one dictionary entry for each leaf's worth of granules;
 long runs of full leaves share the integer.
 
+What a guest's writes set goes first into :class:`Fresh` bytes, one for each unit, where it costs no
+arithmetic with long integers; whoever looks at the leaves finds them there.
+
 All offsets and lengths are in bytes.  Setting covers every granule that the range touches; so does
 clearing, whose callers align (or mean it).
 """
@@ -30,6 +33,12 @@ LEAF_SHIFT: Final = 11
 LEAF_BITS: Final = 1 << LEAF_SHIFT
 _LOW: Final = LEAF_BITS - 1
 _FULL: Final = (1 << LEAF_BITS) - 1
+#: Units of a block of fresh marks, and blocks of a bitmap.
+FRESH_SHIFT: Final = 10
+FRESH_UNITS: Final = 1 << FRESH_SHIFT
+_MAX_FRESH: Final = 1024
+#: Bits of the offset inside of the smallest unit: what most writes are multiples of.
+_UNIT_SHIFT: Final = 12
 #: Binary digits to numbers.
 _DIGITS: Final = bytes(value == ord("1") for value in range(256))
 
@@ -45,15 +54,19 @@ class Bitmap:
     Attributes:
         length: Bytes that the bitmap is about.
         granularity: Bytes for each bit, a power of two.
+        unit_shift: Bits of an offset inside of a unit: a granule, or several up to 4 KiB.
+        fresh: Blocks of bytes by number, one byte for each unit: 1 if all of it is to be set.
     """
 
-    __slots__ = ("_leaves", "_order", "_shift", "granularity", "length")
+    __slots__ = ("_kept", "_order", "_shift", "fresh", "granularity", "length", "unit_shift")
 
     def __init__(self, length: int, granularity: int) -> None:
         self.length = length
         self.granularity = granularity
         self._shift = granularity.bit_length() - 1
-        self._leaves: dict[int, int] = {}
+        self.unit_shift = max(self._shift, _UNIT_SHIFT)
+        self.fresh: dict[int, bytearray] = {}
+        self._kept: dict[int, int] = {}  # see `_leaves`
         # The leaf numbers in order, or None if it has to be made again.
         self._order: list[int] | None = []
 
@@ -71,9 +84,38 @@ class Bitmap:
     def copy(self) -> Bitmap:
         """Return an independent bitmap with the same content."""
         other = Bitmap(self.length, self.granularity)
-        other._leaves = dict(self._leaves)
+        other._kept = dict(self._leaves)
         other._order = None
         return other
+
+    # Fresh marks
+
+    @property
+    def _leaves(self) -> dict[int, int]:
+        """The leaves, with what is fresh."""
+        if self.fresh:
+            self._settle()
+        return self._kept
+
+    def _settle(self) -> None:
+        """Set the bits of fresh marks."""
+        for number, units in self.fresh.items():
+            start = units.find(1)
+            while start >= 0:
+                end = units.find(0, start)
+                if end < 0:
+                    end = FRESH_UNITS
+                first = (number << FRESH_SHIFT) + start
+                self.set(first << self.unit_shift, end - start << self.unit_shift)
+                start = units.find(1, end)
+        self.fresh.clear()
+
+    def new_fresh(self, number: int) -> bytearray:
+        """Make room for the fresh marks of a block of units, which has none."""
+        if len(self.fresh) >= _MAX_FRESH:
+            self._settle()
+        units = self.fresh[number] = bytearray(FRESH_UNITS)
+        return units
 
     # Changing
 
@@ -85,7 +127,7 @@ class Bitmap:
         first = offset >> shift
         last = (offset + length - 1) >> shift
         number = first >> LEAF_SHIFT
-        leaves = self._leaves
+        leaves = self._kept  # what is fresh is added to it in any order
         if number == last >> LEAF_SHIFT:
             # Most often all is set already: looking at the low end of a shifted leaf is cheaper
             # than making a mask as long as a leaf.
@@ -100,7 +142,7 @@ class Bitmap:
         self._set_many(first, last)
 
     def _set_many(self, first: int, last: int) -> None:
-        leaves = self._leaves
+        leaves = self._kept
         self._order = None
         low, high = first >> LEAF_SHIFT, last >> LEAF_SHIFT
         leaves[low] = leaves.get(low, 0) | _mask(first & _LOW, _LOW)
@@ -127,14 +169,16 @@ class Bitmap:
 
     def clear_all(self) -> None:
         """Clear all bits."""
-        self._leaves.clear()
+        self.fresh.clear()
+        self._kept.clear()
         self._order = []
 
     def merge(self, other: Bitmap) -> None:
         """Set all bits whose granules touch something that is set in `other`."""
         if other.granularity == self.granularity:
+            leaves = self._leaves
             for number, bits in other._leaves.items():
-                self._leaves[number] = self._leaves.get(number, 0) | bits
+                leaves[number] = leaves.get(number, 0) | bits
             self._order = None
             self._cut()
             return
@@ -143,6 +187,8 @@ class Bitmap:
 
     def resize(self, length: int) -> None:
         """Change the length; what is added is clear."""
+        if self.fresh:
+            self._settle()
         self.length = length
         self._cut()
 
@@ -193,8 +239,9 @@ class Bitmap:
     def next_clean(self, offset: int, end: int) -> int | None:
         """Return the first clean byte in ``[offset, end)``, or None."""
         bit = offset >> self._shift
+        leaves = self._leaves
         while bit << self._shift < end:
-            leaf = self._leaves.get(bit >> LEAF_SHIFT, 0)
+            leaf = leaves.get(bit >> LEAF_SHIFT, 0)
             if leaf is _FULL:
                 bit = ((bit >> LEAF_SHIFT) + 1) << LEAF_SHIFT
                 continue
@@ -262,15 +309,17 @@ class Bitmap:
     # Leaves in order
 
     def _ordered(self) -> list[int]:
+        leaves = self._leaves  # may change the order
         order = self._order
         if order is None:
-            order = self._order = sorted(self._leaves)
+            order = self._order = sorted(leaves)
         return order
 
     def _numbers(self, low: int, high: int) -> Iterator[int]:
         """Iterate over the numbers of existing leaves in ``[low, high)``, in order."""
         if high - low <= 8:
-            return iter([number for number in range(low, high) if number in self._leaves])
+            leaves = self._leaves
+            return iter([number for number in range(low, high) if number in leaves])
         from bisect import bisect_left
 
         order = self._ordered()

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import random
 
@@ -17,6 +18,7 @@ from qsd.block.dirty import DirtyBitmap
 from qsd.block.info import bitmaps_info
 from qsd.block.runs import Runs
 from qsd.errors import QmpError
+from qsd.util.bitmap import Bitmap
 from tests.support.extents import pairs
 from tests.support.memory import Rig
 
@@ -241,5 +243,130 @@ def test_runs_like_one_area_after_the_other(
                 plain.add(end - at, 0)
             plain.cut(limit)
             assert pairs(bitmap.runs(offset, length, limit)) == pairs(plain)
+
+    run(main())
+
+
+LENGTH = (5 << 20) - 512
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(
+            st.sampled_from(["write", "write", "write", "fails"]),
+            st.one_of(st.integers(0, LENGTH - 1), st.integers(0, 1279).map(lambda n: n << 12)),
+            st.one_of(st.sampled_from([512, 4096, 65536]), st.integers(1, 200_000)),
+        ),
+        st.tuples(
+            st.sampled_from(["freeze", "abdicate", "reclaim", "toggle", "clear", "look", "merge"]),
+            st.just(0),
+            st.just(0),
+        ),
+    ),
+    max_size=25,
+)
+
+
+def _fail(offset: int, view: memoryview) -> bool:
+    raise OSError(errno.EIO, "no")
+
+
+def _granules(offset: int, length: int, granularity: int) -> range:
+    return range(offset // granularity, (offset + length - 1) // granularity + 1)
+
+
+def _content(bits: Bitmap) -> set[int]:
+    return {bit for area in bits.areas() for bit in _granules(*area, bits.granularity)}
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from([512, 2048, 4096, 65536, 1 << 20]), STEPS)
+def test_writes_by_the_fast_path_against_a_set(
+    granularity: int, steps: list[tuple[str, int, int]]
+) -> None:
+    """Through changes of where they are recorded; `own` is the bitmap, `new` its successor."""
+
+    async def main() -> None:
+        async with Rig() as rig:
+            node = (await rig.memory("n", LENGTH)).node
+            bitmap = DirtyBitmap(node, "b", granularity)
+            bitmap.attach()
+            write, fail = node.write_nowait, dirty.recording_path(_fail, bitmap)
+            own, enabled = set[int](), True
+            new: set[int] | None = None
+            for kind, offset, wanted in steps:
+                length = min(wanted, LENGTH - offset)
+                if kind in ("write", "fails"):
+                    view = memoryview(bytes(length))
+                    if kind == "write":
+                        assert write(offset, view)
+                    else:
+                        with pytest.raises(OSError, match="no"):
+                            fail(offset, view)
+                    if enabled:
+                        (own if new is None else new).update(_granules(offset, length, granularity))
+                elif kind == "freeze" and new is None:
+                    bitmap.freeze()
+                    new = set()
+                elif kind in ("abdicate", "reclaim") and new is not None:
+                    getattr(bitmap, kind)()
+                    own, new = new if kind == "abdicate" else own | new, None
+                elif kind == "toggle":
+                    bitmap.enabled = enabled = not enabled
+                elif kind == "clear":
+                    bitmap.bits.clear_all()
+                    own.clear()
+                elif kind == "merge":
+                    merged = bitmap.bits.copy()
+                    merged.set(0, 1)
+                    bitmap.bits = merged
+                    own.add(0)
+                elif kind == "look":
+                    assert _content(bitmap.bits) == own
+            assert _content(bitmap.bits) == own
+            assert bitmap.bits.count() == len(own)
+            assert _content(bitmap.successor or Bitmap(0, 512)) == (new or set())
+
+    run(main())
+
+
+def test_all_bitmaps_of_a_node_learn_of_a_write() -> None:
+    async def main() -> None:
+        async with Rig() as rig:
+            node = (await rig.memory("n", 1 << 20)).node
+            bitmaps = [DirtyBitmap(node, name, 4096) for name in ("a", "b", None)]
+            for bitmap in bitmaps:
+                bitmap.attach()
+            bitmaps[1].enabled = False
+            assert node.write_nowait(4096, memoryview(bytes(4096)))
+            assert [bitmap.bits.count() for bitmap in bitmaps] == [1, 0, 1]
+
+    run(main())
+
+
+def test_more_blocks_than_are_kept_fresh() -> None:
+    bits = Bitmap(1 << 44, 4096)
+    for number in range(1100):
+        bits.new_fresh(number)[7] = 1
+    assert len(bits.fresh) < 1100
+    assert bits.count() == 1100
+    assert not bits.fresh
+
+
+@pytest.mark.parametrize("kind", ["write", "zero"])
+def test_failed_changes_are_recorded(kind: str) -> None:
+    """A part may have been written: an incremental backup without it would not be one."""
+
+    async def main() -> None:
+        async with Rig() as rig:
+            memory = await rig.memory("n", 1 << 20)
+            node = memory.node
+            bitmap = DirtyBitmap(node, "b", 4096)
+            bitmap.attach()
+            memory.fast = False
+            memory.fail = lambda operation, offset: errno.EIO
+            change = node.write(8192, memoryview(b"x")) if kind == "write" else node.zero(8192, 1)
+            with pytest.raises(OSError, match="Input/output"):
+                await change
+            assert areas(bitmap) == [(8192, 4096)]
+            assert node.wr_highest_offset == 8193
 
     run(main())
