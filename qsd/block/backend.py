@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from qsd.block.mapping import ST_ALLOCATED, ST_DATA, ST_ZERO, Status
 from qsd.block.node import Node, _refuse_read, refuse_view
+from qsd.block.piped import receive_nowait
 from qsd.errors import os_error
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from qsd.block.driver import RunPath
     from qsd.block.graph import Edge, Graph
     from qsd.block.late import Route
+    from qsd.block.piped import Payload
     from qsd.block.relay import RelayPath
     from qsd.block.runs import Runs
 
@@ -312,6 +314,13 @@ class Backend:
             return False
         self.in_flight += 1
         return True
+
+    def receive_nowait(self, offset: int, payload: Payload) -> bool:
+        """Write data that nobody sees; see :func:`qsd.block.piped.receive_nowait`."""
+        edge = self.edge
+        if edge is None or self.quiesced or self.force_writethrough:
+            return False
+        return receive_nowait(edge.node, offset, payload)
 
     def run_path(self) -> RunPath | None:
         """Return the node's fast path for several requests at once, good for this generation."""

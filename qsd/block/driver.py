@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from qsd.block.mapping import Patch
     from qsd.block.node import Node
     from qsd.block.open import ChildOpener
+    from qsd.block.piped import Payload
     from qsd.block.relay import RelayPath
     from qsd.block.runs import Runs
 
@@ -291,6 +292,14 @@ class Driver:
 
         Returns:
             False if some of it may not be written; the caller writes all of it again.
+        """
+        return False
+
+    def receive_nowait(self, offset: int, payload: Payload) -> bool:
+        """Write data that nobody sees, like `write_nowait`; see :mod:`qsd.block.piped`.
+
+        Raises:
+            OSError: The file's; a part may have been written.
         """
         return False
 

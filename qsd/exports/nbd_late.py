@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import qsd.block.late  # noqa: F401 - 2 ms that the first request of a client need not wait for
 from qsd.aio.operations import HEAD, LONGEST, SLICE
+from qsd.exports import nbd_requests
 from qsd.exports.nbd_known import DATA, REGION_BITS
 from qsd.wire.nbd import messages as nbd
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from qsd.block.late import Route
     from qsd.exports.buffers import Buffer
     from qsd.exports.nbd_requests import Requests
-    from qsd.exports.outlet import Held, Outlet
+    from qsd.exports.outlet import Outlet
 
 #: Requests that wait for the image.
 MAX_IN_FLIGHT: Final = 128
@@ -34,7 +35,7 @@ _DATA_SIZE: Final = nbd.DATA_CHUNK.size
 _pack_data = nbd.DATA_CHUNK.pack_into
 
 
-class Connection(Protocol):
+class Connection(nbd_requests.Connection, Protocol):
     """Whose requests these are.
 
     Attributes:
@@ -44,21 +45,6 @@ class Connection(Protocol):
 
     in_flight: int
     in_flight_bytes: int
-
-    def ended(self, weight: int, count: int = 1) -> None:
-        """Account for the end of requests of so many bytes together."""
-
-    def run_plainly(
-        self,
-        flags: int,
-        command: int,
-        cookie: int,
-        offset: int,
-        length: int,
-        payload: memoryview | None,
-        held: Held | None,
-    ) -> None:
-        """Carry out a request, which was accounted for, the plain way; `held` is dropped then."""
 
 
 class LateRequests:
@@ -150,7 +136,8 @@ class LateRequests:
 
     def _run_plainly(self, command: int, operation: PooledOperation) -> None:
         """Do what could not be begun, or did not end well, the plain way."""
-        self._connection.run_plainly(
+        self._requests.start(
+            self._connection,
             operation.flags,
             command,
             operation.tag,
@@ -310,7 +297,9 @@ class LateRequests:
                 connection.ended(length)
             else:
                 buffer.drop()
-                connection.run_plainly(flags, nbd.CMD_READ, cookie, offset, length, None, None)
+                self._requests.start(
+                    connection, flags, nbd.CMD_READ, cookie, offset, length, None, None
+                )
 
         if self._backend.read_later(offset, payload, finished):
             return True
@@ -332,7 +321,9 @@ class LateRequests:
                 self._outlet.put(nbd.simple_reply(cookie))
                 connection.ended(length)
             else:
-                connection.run_plainly(0, nbd.CMD_WRITE, cookie, offset, length, payload, held)
+                self._requests.start(
+                    connection, 0, nbd.CMD_WRITE, cookie, offset, length, payload, held
+                )
 
         if self._backend.write_later(offset, payload, finished):
             return True

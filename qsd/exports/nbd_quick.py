@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from qsd.block.backend import Backend
     from qsd.exports.buffers import Buffer, BufferPool
     from qsd.exports.nbd_known import KnownData
+    from qsd.exports.nbd_splice import SplicedWrites
     from qsd.exports.nbd_views import ViewReads
     from qsd.exports.outlet import Outlet
     from qsd.net.tls import StreamSocket
@@ -73,6 +74,7 @@ class Connection(Protocol):
     _outlet: Outlet
     _pool: BufferPool
     _position: int
+    _spliced: SplicedWrites | None
     _stalled: bool
 
     def _on_readable(self) -> None:
@@ -134,7 +136,13 @@ class QuickReads:
     def on_readable(self) -> None:
         """Fast: receive, and answer if all that came is plain reads of what is cached."""
         owner, batches = self._owner, self._batches
-        if owner._in or self._outlet.pending or owner._in_class != BATCH or not batches:
+        if (
+            owner._in
+            or self._outlet.pending
+            or owner._in_class != BATCH
+            or not batches
+            or (owner._spliced is not None and owner._spliced.is_on)
+        ):
             owner._on_readable()
             return
         buffer = batches[-1]  # nobody else runs before this is done with it

@@ -195,7 +195,7 @@ class RelayedRequests:
             command, payload = nbd.CMD_READ, None
         else:
             command, payload = nbd.CMD_WRITE, held.view[place : place + length]
-        self._connection.run_plainly(0, command, cookie, offset, length, payload, held)
+        self._requests.start(self._connection, 0, command, cookie, offset, length, payload, held)
         self._backend.end()
 
     def _end(self, weight: int, count: int) -> None:

@@ -10,9 +10,11 @@ its reply into the outlet; replies leave in the order in which requests finish (
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from qsd.aio import eager
 from qsd.block.mapping import FUA, MAY_UNMAP, NO_FALLBACK, ST_ZERO
 from qsd.block.perms import ROLE_FILTERED
 from qsd.errors import describe
@@ -21,15 +23,16 @@ from qsd.exports.nbd_status import StatusRequests
 from qsd.wire.nbd import messages as nbd
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Coroutine, Sequence
     from mmap import mmap
 
+    from qsd.aio.tasks import TaskOwner
     from qsd.block.backend import Backend
     from qsd.block.node import Node
     from qsd.exports.buffers import Buffer, BufferPool
     from qsd.exports.nbd_bitmaps import ExportedBitmap
     from qsd.exports.nbd_known import KnownData
-    from qsd.exports.outlet import Outlet
+    from qsd.exports.outlet import Held, Outlet
     from qsd.wire.nbd.server import Session
 
 #: Bytes; what is looked at for holes starts and ends at multiples of it.
@@ -59,6 +62,16 @@ class HoleLookupError(OSError):
     """Block status failed where only data was asked for."""
 
 
+class Connection(Protocol):
+    """Whose requests these are."""
+
+    def ended(self, weight: int, count: int = 1) -> None:
+        """Account for the end of requests of so many bytes together."""
+
+    def give_up(self, reason: str) -> None:
+        """End the connection, after the answers to what is in flight."""
+
+
 class BrokenReplyError(Exception):
     """A reply in several chunks could not be completed: the C daemon hangs up then."""
 
@@ -71,7 +84,7 @@ class Requests:
         status: Answers block status.
     """
 
-    __slots__ = ("_backend", "_outlet", "_pool", "_session", "known_data", "status")
+    __slots__ = ("_backend", "_outlet", "_pool", "_session", "_tasks", "known_data", "status")
 
     def __init__(
         self,
@@ -81,6 +94,7 @@ class Requests:
         known_data: KnownData,
         outlet: Outlet,
         pool: BufferPool,
+        tasks: TaskOwner,
     ) -> None:
         self._backend = backend
         self._session = session
@@ -88,6 +102,7 @@ class Requests:
         self.status = StatusRequests(backend, session, bitmaps, known_data, outlet)
         self._outlet = outlet
         self._pool = pool
+        self._tasks = tasks
 
     async def run(
         self,
@@ -131,6 +146,65 @@ class Requests:
         except OSError as exc:
             reply = self._failure(cookie, exc, _FAILURES[command])
         self._outlet.put(reply)
+
+    def start(
+        self,
+        connection: Connection,
+        flags: int,
+        command: int,
+        cookie: int,
+        offset: int,
+        length: int,
+        payload: memoryview | None,
+        held: Held | None,
+    ) -> None:
+        """Carry out a request as a coroutine.
+
+        Args:
+            connection: Whose it is; it has accounted for it.
+            flags: As for :meth:`run`, like the next five.
+            command: A CMD_ value.
+            cookie: Whose reply it is.
+            offset: Bytes.
+            length: Bytes.
+            payload: What to write.
+            held: What the payload is in; dropped at the end.
+        """
+        request = self.run(flags, command, cookie, offset, length, payload)
+        weight = length if command in (nbd.CMD_READ, nbd.CMD_WRITE) else 0
+        eager.start(
+            self._guard(connection, request, cookie, weight, held),
+            self._tasks,
+            nbd.command_name(command),
+        )
+
+    async def _guard(
+        self,
+        connection: Connection,
+        request: Coroutine[Any, Any, None],
+        cookie: int,
+        weight: int,
+        held: Held | None,
+    ) -> None:
+        """Run a request and account for its end, whatever that is."""
+        try:
+            await request
+        except BrokenReplyError as exc:
+            connection.give_up(str(exc))
+        except Exception as exc:
+            # A defect of ours: the client gets an error, the loop's handler the details.
+            self._outlet.put(nbd.error_reply(cookie, 5, "internal error", self._session.structured))
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": "NBD request failed", "exception": exc}
+            )
+        finally:
+            if held is not None:
+                held.drop()
+            connection.ended(weight)
+
+    def write_failure(self, cookie: int, exc: OSError) -> bytes:
+        """Build the reply to a write that failed."""
+        return self._failure(cookie, exc, _FAILURES[nbd.CMD_WRITE])
 
     def _failure(self, cookie: int, exc: OSError, text: str) -> bytes:
         return nbd.error_reply(cookie, nbd.error_code(exc.errno), text, self._session.structured)

@@ -369,7 +369,6 @@ class _Connection(NbdClient):
             export.bitmaps,
             export.known_data,
             self._server.pool,
-            self._sock is not self._raw,
             self._server.tasks,
             self._server.report,
             self._gone,

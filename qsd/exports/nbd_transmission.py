@@ -31,25 +31,25 @@ from __future__ import annotations
 
 import socket
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from qsd.aio import eager
 from qsd.errors import describe
 from qsd.exports.buffers import BATCH, CLASSES
 from qsd.exports.nbd_known import DATA, REGION_BITS
 from qsd.exports.nbd_late import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, LateRequests
 from qsd.exports.nbd_quick import QuickReads
 from qsd.exports.nbd_relay import RelayedRequests
-from qsd.exports.nbd_requests import BrokenReplyError, Requests
+from qsd.exports.nbd_requests import Requests
 from qsd.exports.nbd_runs import Runs
+from qsd.exports.nbd_splice import SplicedWrites
 from qsd.exports.nbd_views import ViewReads
-from qsd.exports.outlet import Held, Outlet
+from qsd.exports.outlet import Outlet
 from qsd.wire.nbd import messages as nbd
 from qsd.wire.nbd import server
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Sequence
 
     from qsd.aio.tasks import TaskOwner
     from qsd.block.backend import Backend
@@ -111,8 +111,8 @@ class Transmission:
         "_asks", "_backend", "_closed", "_copy_limit", "_cost", "_end", "_fd", "_filled", "_in",
         "_in_class", "_is_layered", "_late", "_looks_again", "_loop", "_needed", "_out", "_outlet",
         "_poll", "_pool", "_position", "_processing", "_reader", "_reading", "_relay", "_report",
-        "_requests", "_resume_scheduled", "_runs", "_session", "_sock", "_stalled", "_tasks",
-        "_views", "in_flight", "in_flight_bytes", "phase",
+        "_requests", "_resume_scheduled", "_runs", "_session", "_sock", "_spliced", "_stalled",
+        "_tasks", "_views", "in_flight", "in_flight_bytes", "phase",
     )  # fmt: skip
 
     def __init__(
@@ -124,7 +124,6 @@ class Transmission:
         bitmaps: Sequence[ExportedBitmap],
         known_data: KnownData,
         pool: BufferPool,
-        is_layered: bool,
         tasks: TaskOwner,
         report: Callable[[str], None],
         closed: Callable[[], None],
@@ -139,7 +138,6 @@ class Transmission:
             bitmaps: The export's bitmaps, in the order of their context ids.
             known_data: The export's.
             pool: Where buffers come from.
-            is_layered: Whether the socket is a layer above the kernel's (TLS).
             tasks: Owner of requests that suspend.
             report: Told why a connection that misbehaved is ended.
             closed: Called once, when nothing is in flight any more and the socket is closed.
@@ -154,20 +152,22 @@ class Transmission:
         self._report = report
         self._closed = closed
         self._outlet = Outlet(loop, sock, self._resume, self._lost)
-        self._requests = Requests(backend, session, bitmaps, known_data, self._outlet, pool)
+        self._requests = Requests(backend, session, bitmaps, known_data, self._outlet, pool, tasks)
         self._late = LateRequests(backend, self._requests, self._outlet, self)
-        #: Only the kernel may look into views, so they are not for a layer above it.
-        self._views = None
-        if not is_layered:
+        #: TLS is a layer above the kernel's sockets.
+        self._is_layered = not isinstance(sock, socket.socket)
+        #: Only the kernel may look into views, and move what nobody sees.
+        self._views = self._spliced = None
+        if isinstance(sock, socket.socket):
             self._views = ViewReads(backend, session, known_data, self._outlet, sock, pool)
+            self._spliced = SplicedWrites(backend, session, self._requests, self._outlet, sock)
         self._runs = Runs(backend, session, known_data)
         self._relay = RelayedRequests(backend, session, self._requests, self._outlet, self)
         self._poll = backend.graph.poll
         self.phase = server.SERVING
         self.in_flight = 0
         self.in_flight_bytes = 0
-        self._is_layered = is_layered
-        self._copy_limit = _CAPACITY if is_layered else SENDFILE_MIN
+        self._copy_limit = _CAPACITY if self._is_layered else SENDFILE_MIN
         self._in: Buffer | None = None
         self._in_class = BATCH
         self._position = 0  # of the first request that was not handled
@@ -226,6 +226,10 @@ class Transmission:
             return  # what was received already comes first
         buffer = self._in
         if buffer is None:
+            if self._spliced is not None and self._spliced.is_on:
+                if not self._spliced.fill():
+                    self._serve_spliced(self._spliced)
+                return
             buffer = self._in = self._take_input()
             self._position = self._end = 0
         end = self._end
@@ -256,7 +260,12 @@ class Transmission:
             self._loop.call_soon(self._on_readable)
         if count >= missing:
             self._process()
-        if self._in is not None and not (self._is_layered or self._looks_again):
+        if self._in is not None and not self._is_layered:
+            self._look_later()
+
+    def _look_later(self) -> None:
+        """Look again, soon, although nothing may have come."""
+        if not self._looks_again:
             # Nothing will be sent, so only reading finds out that the client is gone; and when it
             # reset the connection, libuv has said so once and watches no longer.  At once there
             # would be little to read: writes of 1 MiB took 4 to 14% less processor time like this.
@@ -265,8 +274,33 @@ class Transmission:
 
     def _look_again(self) -> None:
         self._looks_again = False
-        if self._in is not None:
+        if self._in is not None or (self._spliced is not None and self._spliced.is_waiting):
+            self._look_later()
             self._on_readable()
+
+    def _serve_spliced(self, spliced: SplicedWrites) -> None:
+        """Fast: serve writes that go to the file in the kernel, until something else comes."""
+        self._processing = True
+        try:
+            goes_on = spliced.receive()
+        except OSError as exc:
+            goes_on = False
+            self._lost(f"Unable to read from socket: {describe(exc)}")
+        finally:
+            self._processing = False
+        if self.phase != server.SERVING:
+            self._drop_input()
+            self._maybe_close()
+        elif goes_on and spliced.is_on:
+            self._look_later()
+            self._update_reading()
+        else:
+            self._in, self._end = spliced.hand_over(self._pool)
+            self._position = 0
+            if goes_on:
+                self._process()
+            else:
+                self._on_eof()
 
     def _reply_at_once(self, buffer: Buffer, count: int) -> bool:
         """Fast: answer a question for block status that came alone; the plain way is a batch.
@@ -575,6 +609,8 @@ class Transmission:
         if not taken:
             if command == nbd.CMD_WRITE:
                 self._needed = _HEADER_SIZE + length
+                if self._spliced is not None:
+                    self._spliced.expect(length)
             return _STOP
         self._position += taken
         self._cost += length + REQUEST_COST
@@ -605,8 +641,7 @@ class Transmission:
                 nbd.error_reply(cookie, refusal.error, refusal.message, session.structured)
             )
             if refusal.fatal:
-                self._report(f"Disconnect client, due to: {server.LOST_TRACK}")
-                self._finish()
+                self.give_up(server.LOST_TRACK)
                 return 0
             return taken
         if (
@@ -632,49 +667,13 @@ class Transmission:
             weight = length if command == nbd.CMD_READ else 0
         self.in_flight += 1
         self.in_flight_bytes += weight
-        self.run_plainly(flags, command, cookie, offset, length, payload, held)
+        self._requests.start(self, flags, command, cookie, offset, length, payload, held)
         return taken
 
-    def run_plainly(
-        self,
-        flags: int,
-        command: int,
-        cookie: int,
-        offset: int,
-        length: int,
-        payload: memoryview | None,
-        held: Held | None,
-    ) -> None:
-        """Carry out a request, which was accounted for, as a coroutine."""
-        weight = length if command in (nbd.CMD_READ, nbd.CMD_WRITE) else 0
-        eager.start(
-            self._guard(
-                self._requests.run(flags, command, cookie, offset, length, payload),
-                cookie,
-                weight,
-                held,
-            ),
-            self._tasks,
-            nbd.command_name(command),
-        )
-
-    async def _guard(
-        self, request: Coroutine[Any, Any, None], cookie: int, weight: int, held: Held | None
-    ) -> None:
-        """Run a request and account for its end, whatever that is."""
-        try:
-            await request
-        except BrokenReplyError as exc:
-            self._report(f"Disconnect client, due to: {exc}")
-            self._finish()
-        except Exception as exc:
-            # A defect of ours: the client gets an error, the loop's handler the details.
-            self._outlet.put(nbd.error_reply(cookie, 5, "internal error", self._session.structured))
-            self._loop.call_exception_handler({"message": "NBD request failed", "exception": exc})
-        finally:
-            if held is not None:
-                held.drop()
-            self.ended(weight)
+    def give_up(self, reason: str) -> None:
+        """End the connection, after the answers to what is in flight."""
+        self._report(f"Disconnect client, due to: {reason}")
+        self._finish()
 
     def ended(self, weight: int, count: int = 1) -> None:
         """Account for the end of requests."""
@@ -731,6 +730,8 @@ class Transmission:
         self._position = self._end = 0
         if buffer is not None:
             buffer.drop()
+        if self._spliced is not None:
+            self._spliced.close()
 
     # The end
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from qsd.block import perms
 from qsd.block.driver import Driver
 from qsd.block.mapping import ST_ALLOCATED, ST_DATA, ST_OFFSET, ST_ZERO, Status
+from qsd.block.piped import receive_nowait
 from qsd.block.status import chain_runs_nowait, chain_status
 from qsd.errors import QmpError
 from qsd.util.namedtuple import NamedTuple
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from qsd.block.mapping import Patch
     from qsd.block.node import Node
     from qsd.block.open import ChildOpener
+    from qsd.block.piped import Payload
     from qsd.block.relay import RelayPath
     from qsd.block.runs import Runs
     from qsd.qapi.schema.block_options import BlockdevOptionsRaw
@@ -213,6 +215,16 @@ class RawDriver(Driver):
         node = self.node
         if offset + length > node.wr_highest_offset:
             node.wr_highest_offset = offset + length
+        return True
+
+    def receive_nowait(self, offset: int, payload: Payload) -> bool:
+        """Ask the child; what lies outside of the window is none of our users' business."""
+        end = offset + payload.length
+        if not 0 <= offset <= end <= self.node._length:
+            return False
+        if not receive_nowait(self._edge.node, offset + self.offset, payload):
+            return False
+        self.node.wr_highest_offset = max(self.node.wr_highest_offset, end)
         return True
 
     def write_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:

@@ -24,6 +24,7 @@ from qsd.block import perms
 from qsd.block.loans import Lent
 from qsd.block.mapped import MappedDriver
 from qsd.block.mapping import HOLE, NO_FALLBACK, ST_DATA, ST_OFFSET, ST_RECURSE, ZERO, Status
+from qsd.block.piped import receive_nowait
 from qsd.errors import QmpError, describe, os_error
 from qsd.formats.qcow2 import bitmap_store, bitmaps, encryption, layout
 from qsd.formats.qcow2 import header as header_io
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from qsd.block.mapping import Allocation, Mapping, Patch
     from qsd.block.node import Node
     from qsd.block.open import ChildOpener
+    from qsd.block.piped import Payload
     from qsd.block.runs import Runs
 
 #: Bytes; the unit of encryption.
@@ -398,6 +400,17 @@ class Qcow2Driver(Lookups, MappedDriver):
         node = self.node
         if offset + length > node.wr_highest_offset:
             node.wr_highest_offset = offset + length
+        return True
+
+    def receive_nowait(self, offset: int, payload: Payload) -> bool:
+        """Fast: overwrite in place."""
+        if self.ranges.exclusive_count or self._encryption is not None:
+            return False
+        host = self.locate_writable_nowait(offset, payload.length)
+        if host < 0 or not receive_nowait(self._data_edge.node, host, payload):
+            return False
+        node = self.node
+        node.wr_highest_offset = max(node.wr_highest_offset, offset + payload.length)
         return True
 
     def read_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from qsd.block.mapping import Patch
     from qsd.block.node import Node
     from qsd.block.open import ChildOpener
+    from qsd.block.piped import Payload
     from qsd.protocols.file.served import ServedFile
     from qsd.qapi.schema.block_protocols import BlockdevOptionsFile
 
@@ -488,6 +489,24 @@ class FileDriver(Driver):
         if count != length:
             return False
         self._grow(end)
+        return True
+
+    def receive_nowait(self, offset: int, payload: Payload) -> bool:
+        """Write to the page cache, into what exists."""
+        io, end = self.io, offset + payload.length
+        before = monotonic()
+        if (
+            payload.length > io.max_inline
+            or end > self.size
+            or (before < io.watch.until and not io.watch.may_write(before))
+        ):
+            return False
+        try:
+            payload.write_to(io.fd, offset)
+        finally:
+            self._written += 1
+        io.note_duration(before, payload.length)
+        self.node.wr_highest_offset = max(self.node.wr_highest_offset, end)
         return True
 
     def write_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:
