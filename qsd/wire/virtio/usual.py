@@ -37,8 +37,9 @@ _MAX_KNOWN: Final = 4096
 _MAX_SCATTERED: Final = 512
 #: Bytes; a longer table of descriptors is not copied for each batch.
 _MAX_COPY: Final = 16 << 10
-_DESC: Final = 16
-_THREE: Final = 3 * _DESC
+#: Bytes; one descriptor, and those of a usual request.
+DESC: Final = 16
+THREE: Final = 3 * DESC
 _FLAGS_OFFSET: Final = 12
 _ADDRESS = struct.Struct("<QI")
 _ONE = struct.Struct("<QIHH")
@@ -94,9 +95,11 @@ class UsualRequests:
 
     Attributes:
         memory: The region that all parts of a usual request lie in: the largest.
+        known: What :data:`THREE` bytes of descriptors mean.  It holds only if their links count
+            from the right place: :attr:`Shape.head` is what they are found by.
     """
 
-    __slots__ = ("_base", "_desc", "_indirect", "_known", "_scattered", "_size", "memory")
+    __slots__ = ("_base", "_desc", "_indirect", "_scattered", "_size", "known", "memory")
 
     def __init__(self, desc: memoryview, region: Region, *, indirect: bool) -> None:
         """Begin with nothing known.
@@ -110,7 +113,7 @@ class UsualRequests:
         self._base = region.guest
         self._size = region.size
         self._indirect = indirect
-        self._known: dict[bytes, Shape | None] = {}
+        self.known: dict[bytes, Shape | None] = {}
         self._scattered: dict[bytes, Scattered] = {}
         self.memory = region.view
 
@@ -126,28 +129,28 @@ class UsualRequests:
             table: What :meth:`descriptors` returned.
             head: Any number up to 65535.
         """
-        at = _DESC * head
-        key = bytes(table[at : at + _THREE])
-        shape = self._known.get(key)
+        at = DESC * head
+        key = bytes(table[at : at + THREE])
+        shape = self.known.get(key)
         if shape is not None and shape.head == head:
             return shape
-        if len(key) < _DESC:
+        if len(key) < DESC:
             return None
         if key[_FLAGS_OFFSET] & D_INDIRECT:
             address, length = _ADDRESS.unpack_from(key)
             at = address - self._base
-            if length != _THREE or at < 0 or not self._indirect or key[_FLAGS_OFFSET] & D_NEXT:
+            if length != THREE or at < 0 or not self._indirect or key[_FLAGS_OFFSET] & D_NEXT:
                 return None
             head = 0
-            key = bytes(self.memory[at : at + _THREE])
-            shape = self._known.get(key)
+            key = bytes(self.memory[at : at + THREE])
+            shape = self.known.get(key)
         if shape is None:
             shape = self._take_apart(key)
             if shape is None:
                 return None
-            if len(self._known) >= _MAX_KNOWN:
-                self._known.clear()
-            self._known[key] = shape
+            if len(self.known) >= _MAX_KNOWN:
+                self.known.clear()
+            self.known[key] = shape
         # The links count from the beginning of the table: elsewhere they mean something else.
         return shape if shape.head == head else None
 
@@ -158,13 +161,13 @@ class UsualRequests:
             table: What :meth:`descriptors` returned.
             head: Any number up to 65535.
         """
-        at = _DESC * head
+        at = DESC * head
         if at >= len(table):
             return None
         if table[at + _FLAGS_OFFSET] & D_INDIRECT:
-            key, head = self._indirect_table(bytes(table[at : at + _DESC])), 0
+            key, head = self._indirect_table(bytes(table[at : at + DESC])), 0
         else:
-            key = bytes(table[at : at + _DESC * _count(table, at)])
+            key = bytes(table[at : at + DESC * _count(table, at)])
         known = self._scattered.get(key)
         if known is None:
             known = self._take_scattered_apart(key)
@@ -181,7 +184,7 @@ class UsualRequests:
         at = address - self._base
         if descriptor[_FLAGS_OFFSET] & D_NEXT or not self._indirect:
             return b""
-        if at < 0 or length % _DESC or length > _DESC * MAX_CHAIN:
+        if at < 0 or length % DESC or length > DESC * MAX_CHAIN:
             return b""
         return bytes(self.memory[at : at + length])
 
@@ -195,7 +198,7 @@ class UsualRequests:
         return blk.Request(head, kind, sector, readable, writable, status)
 
     def _take_apart(self, key: bytes) -> Shape | None:
-        if len(key) != _THREE:
+        if len(key) != THREE:
             return None
         fields = _CHAIN.unpack(key)
         header, header_length, first, second_at = fields[:4]
@@ -222,7 +225,7 @@ class UsualRequests:
         )
 
     def _take_scattered_apart(self, key: bytes) -> Scattered | None:
-        if len(key) <= _THREE or len(key) % _DESC:
+        if len(key) <= THREE or len(key) % DESC:
             return None
         (header, header_length, first, link), *payload = _ONE.iter_unpack(key)
         status, status_length, last, _ = payload.pop()
@@ -256,5 +259,5 @@ def _count(table: bytes | memoryview, at: int) -> int:
             return 0
         if not table[at + _FLAGS_OFFSET] & D_NEXT:
             return count
-        at += _DESC
+        at += DESC
     return 0
