@@ -26,7 +26,8 @@ READ, WRITE, FLUSH, TRIM = 0, 1, 3, 4
 @pytest.fixture(autouse=True)
 def pages_are_lent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without this, reads of a cluster would be copied into the socket."""
-    monkeypatch.setattr("qsd.exports.nbd_views.MAX_VIEW", 0)
+    for module in ("nbd_quick", "nbd_views"):
+        monkeypatch.setattr(f"qsd.exports.{module}.MAX_VIEW", 0)
 
 
 class Client:
