@@ -658,7 +658,8 @@ class Node:
             if exc.errno not in (errno.ENOTSUP, errno.EOPNOTSUPP):
                 raise
         finally:
-            self.after_write(offset, length)
+            for bitmap in self.bitmaps.values():  # that it is no write shows in the highest offset
+                bitmap.mark(offset, length)
             self._leave()
 
     async def copy_up(self, offset: int, length: int, flags: int = 0) -> None:
