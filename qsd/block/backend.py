@@ -327,8 +327,7 @@ class Backend:
         edge = self.edge
         if edge is None or self.quiesced or self.force_writethrough:
             return None
-        driver = edge.node.driver
-        return driver.run_path() if edge.node.write_nowait == driver.write_nowait else None
+        return edge.node.run_path()
 
     def views_path(self) -> Callable[[int, Sequence[memoryview], int], bool] | None:
         """Return the function that writes several buffers at once, good for this generation.
@@ -338,8 +337,7 @@ class Backend:
         edge = self.edge
         if edge is None or self.quiesced or self.force_writethrough:
             return None
-        driver = edge.node.driver
-        return driver.write_views_nowait if edge.node.write_nowait == driver.write_nowait else None
+        return edge.node.write_views_nowait
 
     async def read(self, offset: int, view: memoryview) -> None:
         """Fill `view`."""

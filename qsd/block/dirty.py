@@ -31,8 +31,9 @@ from qsd.util.bitmap import FRESH_SHIFT, FRESH_UNITS, LEAF_BITS, Bitmap
 from qsd.util.ranges import align_up
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
+    from qsd.block.driver import RunPath
     from qsd.block.graph import Graph
     from qsd.block.node import Node
     from qsd.block.runs import Runs
@@ -370,6 +371,49 @@ def recording_path(
         return True
 
     return write_recording
+
+
+def recording_views_path(
+    write: Callable[[int, Sequence[memoryview], int], bool], bitmaps: Sequence[DirtyBitmap]
+) -> Callable[[int, Sequence[memoryview], int], bool]:
+    """Fast: return a `write_views_nowait` that records what it writes, as one range."""
+
+    def write_recording(offset: int, views: Sequence[memoryview], length: int) -> bool:
+        try:
+            if not write(offset, views, length):
+                return False  # the caller writes again, another way, and records that
+        except OSError:
+            for bitmap in bitmaps:
+                bitmap.mark(offset, length)  # a part may have been written
+            raise
+        for bitmap in bitmaps:
+            bitmap.mark(offset, length)
+        return True
+
+    return write_recording
+
+
+class RecordedRuns:
+    """Fast: the run path of a node with bitmaps, or of one that only reads by fast functions."""
+
+    __slots__ = ("_bitmaps", "_path", "read_run")
+
+    def __init__(self, path: RunPath, bitmaps: Sequence[DirtyBitmap]) -> None:
+        self._path = path
+        self._bitmaps = bitmaps
+        self.read_run = path.read_run
+
+    def write_run(self, requests: Sequence[tuple[int, memoryview]]) -> int:
+        """Write, and record; of requests that are not served a part may have been written."""
+        if not self._bitmaps:
+            return 0
+        try:
+            return self._path.write_run(requests)
+        finally:
+            for bitmap in self._bitmaps:
+                for offset, view in requests:
+                    if offset + len(view) <= bitmap.bits.length:  # else it was refused
+                        bitmap.mark(offset, len(view))
 
 
 class WorkingSet:

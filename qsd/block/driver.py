@@ -283,7 +283,8 @@ class Driver:
     def write_views_nowait(self, offset: int, views: Sequence[memoryview], length: int) -> bool:
         """Like :meth:`write_nowait`, for several buffers that follow each other in the node.
 
-        Only for nodes whose `write_nowait` is the driver's: nobody else wants to see each write.
+        Others call the node's, which is this where nobody wants to see each write, and records
+        the range in dirty bitmaps.
 
         Args:
             offset: Of the first.
@@ -432,7 +433,7 @@ class Driver:
     def run_path(self) -> RunPath | None:
         """Return what several requests at once are cheaper by than one by one, if there is such.
 
-        Only for nodes whose `write_nowait` is the driver's: nobody else wants to see each write.
+        Others call :meth:`Node.run_path`, which minds who wants to see each write.
         """
         return None
 

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from qsd.aio.rangelock import RangeLock
     from qsd.block.dirty import DirtyBitmap, WorkingSet
-    from qsd.block.driver import Driver
+    from qsd.block.driver import Driver, RunPath
     from qsd.block.graph import Edge, Graph
     from qsd.block.late import LatePath
     from qsd.block.mapping import Patch
@@ -59,6 +59,11 @@ SECTOR = 512
 
 
 def _refuse_read(offset: int, view: memoryview) -> bool:
+    return False
+
+
+def _refuse_views(offset: int, views: Sequence[memoryview], length: int) -> bool:
+    """Refuse, like `_refuse_read`."""
     return False
 
 
@@ -131,6 +136,7 @@ class Node:
         "wr_highest_offset",
         "write_nowait",
         "write_threshold",
+        "write_views_nowait",
     )
 
     def __init__(self, graph: Graph, name: str) -> None:
@@ -167,6 +173,7 @@ class Node:
         self._is_bound = False  # only when the driver is open it knows its paths
         self.read_nowait: Callable[[int, memoryview], bool] = _refuse_read
         self.write_nowait: Callable[[int, memoryview], bool] = _refuse_read
+        self.write_views_nowait: Callable[[int, Sequence[memoryview], int], bool] = _refuse_views
         self.view_nowait: Callable[[int, int], memoryview | None] = refuse_view
         self.view_chunks: dict[int, memoryview] = {}
         # Begins a read that ends without a coroutine, for data that is not in memory.
@@ -183,9 +190,10 @@ class Node:
         driver = self.driver
         self._is_bound = True
         if self.closed or (driver.limits.request_alignment > 1 and not driver.checks_alignment):
-            self.read_nowait = self.write_nowait = _refuse_read
+            self.read_nowait = _refuse_read
             self.view_nowait = refuse_view
             self.view_chunks = {}
+            self._bind_writes(False)
         else:
             self.read_nowait = driver.read_path()
             self.view_nowait = driver.view_path() or refuse_view
@@ -196,12 +204,7 @@ class Node:
                 or self.detect_zeroes != "off"
                 or driver.limits.write_alignment > 1
             )
-            if not plain:
-                self.write_nowait = _refuse_read
-            elif self.bitmaps:
-                self.write_nowait = self._recording_path()
-            else:
-                self.write_nowait = driver.write_nowait
+            self._bind_writes(plain)
         self.read_later = (None if self.closed else driver.later_path()) or self._read_later
         for edge in self.parents:
             edge.user.rebind()
@@ -327,14 +330,34 @@ class Node:
             self.rmw = RangeLock()
         return self.rmw
 
-    def _recording_path(self) -> Callable[[int, memoryview], bool]:
-        """Return the fast path of a node with bitmaps: one around the other."""
-        from qsd.block.dirty import recording_path
+    def _bind_writes(self, plain: bool) -> None:
+        """Choose the fast functions that write; of a node with bitmaps, one around the other."""
+        if not plain:
+            self.write_nowait = _refuse_read
+            self.write_views_nowait = _refuse_views
+            return
+        driver = self.driver
+        self.write_nowait = driver.write_nowait
+        self.write_views_nowait = driver.write_views_nowait
+        if self.bitmaps:
+            from qsd.block.dirty import recording_path, recording_views_path
 
-        write: Callable[[int, memoryview], bool] = self.driver.write_nowait
-        for bitmap in self.bitmaps.values():
-            write = recording_path(write, bitmap)
-        return write
+            bitmaps = tuple(self.bitmaps.values())
+            for bitmap in bitmaps:
+                self.write_nowait = recording_path(self.write_nowait, bitmap)
+            self.write_views_nowait = recording_views_path(self.write_views_nowait, bitmaps)
+
+    def run_path(self) -> RunPath | None:
+        """Return the driver's `run_path`; without its writes, if those are not for everybody."""
+        if self.read_nowait is _refuse_read:
+            return None
+        path = self.driver.run_path()
+        if path is None or self.write_nowait == self.driver.write_nowait:
+            return path
+        from qsd.block.dirty import RecordedRuns
+
+        writes = self.write_nowait is not _refuse_read
+        return RecordedRuns(path, tuple(self.bitmaps.values()) if writes else ())
 
     def length(self) -> int:
         """Return the length in bytes, a multiple of the sector size."""

@@ -203,14 +203,10 @@ class RawDriver(Driver):
         return True
 
     def write_views_nowait(self, offset: int, views: Sequence[memoryview], length: int) -> bool:
-        """Ask the child, unless somebody wants to see its writes one by one."""
+        """Ask the child."""
         if not 0 <= offset <= self.node._length - length:
             return False
-        child = self._edge.node
-        driver = child.driver
-        if child.write_nowait != driver.write_nowait or not driver.write_views_nowait(
-            offset + self.offset, views, length
-        ):
+        if not self._edge.node.write_views_nowait(offset + self.offset, views, length):
             return False
         node = self.node
         if offset + length > node.wr_highest_offset:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from qsd.aio import loop
+from qsd.block.dirty import DirtyBitmap
 from qsd.block.drain import Drained
 from qsd.block.node import Node
 from qsd.exports.nbd import NbdExport
@@ -22,7 +23,6 @@ from qsd.formats.raw import RawDriver
 from qsd.protocols.nbd.connection import Connection
 from qsd.protocols.nbd.driver import NbdDriver
 from tests.exports.rig import DF, FLUSH, FUA, READ, WRITE, ZEROES, Client, NbdRig
-from tests.support.marks import Marks
 from tests.support.memory import MemoryDriver
 
 MIB = 1 << 20
@@ -212,9 +212,8 @@ def test_a_drained_section_waits_for_them() -> None:
 
 def test_bitmaps_learn_of_writes() -> None:
     async def body(chain: Chain) -> None:
-        marks = Marks()
-        chain.node.bitmaps["b"] = marks
-        chain.node.refresh_fast_paths()
+        bitmap = DirtyBitmap(chain.node, "b", 512)
+        bitmap.attach()
         client = await chain.client()
         before = chain.relayed
         for at in (0, 8192, 4096):
@@ -222,7 +221,7 @@ def test_bitmaps_learn_of_writes() -> None:
         client.request(READ, 0, 512)
         for _ in range(4):
             await client.reply()
-        assert marks.ranges == [(0, 512), (8192, 512), (4096, 512)]
+        assert list(bitmap.bits.areas()) == [(0, 512), (4096, 512), (8192, 512)]
         assert chain.relayed > before
 
     case(body)

@@ -387,13 +387,9 @@ class Qcow2Driver(Lookups, MappedDriver):
         """Fast: overwrite in place, or fill fresh clusters, by one write to the file."""
         if self.ranges.exclusive_count or self._encryption is not None or not self._ready:
             return False
-        child = self._data_edge.node
-        driver = child.driver
-        if child.write_nowait != driver.write_nowait:
-            return False
         host = self.locate_writable_nowait(offset, length)
         if host >= 0:
-            if not driver.write_views_nowait(host, views, length):
+            if not self._data_edge.node.write_views_nowait(host, views, length):
                 return False
         elif not self._quick.write_nowait(offset, views, length):
             return False

@@ -178,7 +178,7 @@ class QuickWriter:
                 if len(views) == 1:
                     done = node.write_nowait(host + within, views[0])
                 else:
-                    done = node.driver.write_views_nowait(host + within, views, length)
+                    done = node.write_views_nowait(host + within, views, length)
         finally:
             if not done:
                 image.refcounts.release_nowait(*run)
