@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from typing import Any
 
 import pytest
 
@@ -135,7 +136,7 @@ def test_writes_without_a_coroutine_are_counted_and_noted() -> None:
             memory = await rig.memory("n")
             user = Backend(rig.graph, "u", "user")
             user.attach(memory.node, perms.WRITE, perms.ALL)
-            bitmap = Marks()
+            bitmap: Any = Marks()
             memory.node.bitmaps["b"] = bitmap
             view = memoryview(b"data")
             results: list[bool] = []

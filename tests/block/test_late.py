@@ -215,7 +215,8 @@ def test_writes_are_accounted_for_if_they_end_well(tmp_path: Path, result: int |
     async def body(rig: LateRig) -> None:
         ring: Any = HeldRing()
         rig.pool._ring = ring
-        node, marks = rig.user.node, Marks()
+        node = rig.user.node
+        marks: Any = Marks()
         node.bitmaps["b"] = marks
         route = rig.route(True)
         operation = route.take(PAGE, 2 * PAGE)

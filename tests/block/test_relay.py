@@ -127,7 +127,8 @@ def test_backends() -> None:
 
 def test_what_is_noted_of_writes() -> None:
     async def body(rig: Rig, node: Node) -> None:
-        below, marks = rig.graph.nodes["m"], Marks()
+        below = rig.graph.nodes["m"]
+        marks: Any = Marks()
         below.bitmaps["b"] = marks
         path = node.relay_path()
         assert path is not None

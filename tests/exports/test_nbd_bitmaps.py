@@ -7,9 +7,15 @@ from typing import Any
 import pytest
 
 from qsd.aio import loop
+from qsd.block.node import Node
 from qsd.block.runs import Runs
 from qsd.errors import QmpError
 from tests.exports.rig import REQ_ONE, STATUS, NbdRig
+
+
+def bitmaps_of(node: Node) -> dict[str, Any]:
+    """Return a node's bitmaps, where ours take the place of true ones."""
+    return node.bitmaps
 
 
 class FakeBitmap:
@@ -44,7 +50,7 @@ def test_bitmaps_are_contexts() -> None:
             await rig.memory("m", size=65536)
             one = FakeBitmap("one", (4096, 8192), (20480, 4096))
             two = FakeBitmap("two")
-            rig.graph.nodes["m"].bitmaps.update(one=one, two=two)
+            bitmaps_of(rig.graph.nodes["m"]).update(one=one, two=two)
             export = await rig.export(
                 "m", writable=True, bitmaps=["one", {"node": "m", "name": "two"}]
             )
@@ -91,7 +97,7 @@ def test_refusals(options: dict[str, Any], text: str) -> None:
             bitmap, used, busy = FakeBitmap("b"), FakeBitmap("used"), FakeBitmap("busy")
             used.takes_writes = False
             used.busy = busy.busy = True
-            rig.graph.nodes["m"].bitmaps.update(b=bitmap, used=used, busy=busy)
+            bitmaps_of(rig.graph.nodes["m"]).update(b=bitmap, used=used, busy=busy)
             with pytest.raises(QmpError) as caught:
                 await rig.export("m", **options)
             assert caught.value.desc == text
@@ -105,7 +111,7 @@ def test_bitmaps_below_filters_are_found() -> None:
         async with NbdRig() as rig:
             await rig.memory("m")
             await rig.add(driver="copy-on-read", node_name="f", file="m")
-            rig.graph.nodes["m"].bitmaps["b"] = FakeBitmap("b", takes_writes=False)
+            bitmaps_of(rig.graph.nodes["m"])["b"] = FakeBitmap("b", takes_writes=False)
             export = await rig.export("f", bitmaps=["b"])
             assert [name for _, name in export.contexts][-1] == "qemu:dirty-bitmap:b"
 
@@ -118,10 +124,10 @@ def test_what_cannot_change_is_shown_though_it_records() -> None:
             await rig.memory("m")
             await rig.memory("other")
             await rig.add(driver="null-co", node_name="still", read_only=True)
-            rig.graph.nodes["still"].bitmaps["s"] = FakeBitmap("s")
+            bitmaps_of(rig.graph.nodes["still"])["s"] = FakeBitmap("s")
             await rig.export("still", bitmaps=["s"])
             # Who says which node's bitmap he means is not held back.
-            rig.graph.nodes["m"].bitmaps["b"] = FakeBitmap("b")
+            bitmaps_of(rig.graph.nodes["m"])["b"] = FakeBitmap("b")
             await rig.export("other", bitmaps=[{"node": "m", "name": "b"}])
 
     loop.run(main())
