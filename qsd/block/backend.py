@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from qsd.block.mapping import ST_ALLOCATED, ST_DATA, ST_ZERO, Status
 from qsd.block.node import Node, _refuse_read, refuse_view
-from qsd.block.piped import receive_nowait
 from qsd.errors import os_error
 
 if TYPE_CHECKING:
@@ -316,11 +315,11 @@ class Backend:
         return True
 
     def receive_nowait(self, offset: int, payload: Payload) -> bool:
-        """Write data that nobody sees; see :func:`qsd.block.piped.receive_nowait`."""
+        """Write data that nobody sees; see :mod:`qsd.block.piped`."""
         edge = self.edge
         if edge is None or self.quiesced or self.force_writethrough:
             return False
-        return receive_nowait(edge.node, offset, payload)
+        return edge.node.receive_nowait(offset, payload)
 
     def run_path(self) -> RunPath | None:
         """Return the node's fast path for several requests at once, good for this generation."""

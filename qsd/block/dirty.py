@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from qsd.block.driver import RunPath
     from qsd.block.graph import Graph
     from qsd.block.node import Node
+    from qsd.block.piped import Payload
     from qsd.block.runs import Runs
 
 #: Bytes; what one bit stands for where nobody says and the image has no clusters.
@@ -391,6 +392,26 @@ def recording_views_path(
         return True
 
     return write_recording
+
+
+def recording_payload_path(
+    receive: Callable[[int, Payload], bool], bitmaps: Sequence[DirtyBitmap]
+) -> Callable[[int, Payload], bool]:
+    """Fast: return a `receive_nowait` that records what it writes, as one range."""
+
+    def receive_recording(offset: int, payload: Payload) -> bool:
+        try:
+            if not receive(offset, payload):
+                return False  # the caller writes it another way, and records that
+        except OSError:
+            for bitmap in bitmaps:
+                bitmap.mark(offset, payload.length)  # a part may have been written
+            raise
+        for bitmap in bitmaps:
+            bitmap.mark(offset, payload.length)
+        return True
+
+    return receive_recording
 
 
 class RecordedRuns:

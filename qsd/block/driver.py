@@ -299,6 +299,8 @@ class Driver:
     def receive_nowait(self, offset: int, payload: Payload) -> bool:
         """Write data that nobody sees, like `write_nowait`; see :mod:`qsd.block.piped`.
 
+        Others call the node's, as with :meth:`write_views_nowait`.
+
         Raises:
             OSError: The file's; a part may have been written.
         """

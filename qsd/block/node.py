@@ -39,6 +39,7 @@ from qsd.block.mapping import (
     Status,
 )
 from qsd.block.perms import ROLE_FILTERED, ROLE_PRIMARY
+from qsd.block.piped import refuse_payload
 from qsd.errors import QmpError, os_error
 from qsd.util.ranges import align_down, align_up
 from qsd.util.zeroes import ZERO_CHUNK, ZEROES, fill_zero, is_zero
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from qsd.block.graph import Edge, Graph
     from qsd.block.late import LatePath
     from qsd.block.mapping import Patch
+    from qsd.block.piped import Payload
     from qsd.block.relay import RelayPath
 
 #: Bytes; node lengths are multiples of it, as images are counted in sectors.
@@ -127,6 +129,7 @@ class Node:
         "read_later",
         "read_nowait",
         "read_only",
+        "receive_nowait",
         "rmw",
         "shown_bitmaps",
         "status_is_remote",
@@ -174,6 +177,7 @@ class Node:
         self.read_nowait: Callable[[int, memoryview], bool] = _refuse_read
         self.write_nowait: Callable[[int, memoryview], bool] = _refuse_read
         self.write_views_nowait: Callable[[int, Sequence[memoryview], int], bool] = _refuse_views
+        self.receive_nowait: Callable[[int, Payload], bool] = refuse_payload
         self.view_nowait: Callable[[int, int], memoryview | None] = refuse_view
         self.view_chunks: dict[int, memoryview] = {}
         # Begins a read that ends without a coroutine, for data that is not in memory.
@@ -335,17 +339,24 @@ class Node:
         if not plain:
             self.write_nowait = _refuse_read
             self.write_views_nowait = _refuse_views
+            self.receive_nowait = refuse_payload
             return
         driver = self.driver
         self.write_nowait = driver.write_nowait
         self.write_views_nowait = driver.write_views_nowait
+        self.receive_nowait = driver.receive_nowait
         if self.bitmaps:
-            from qsd.block.dirty import recording_path, recording_views_path
+            from qsd.block.dirty import (
+                recording_path,
+                recording_payload_path,
+                recording_views_path,
+            )
 
             bitmaps = tuple(self.bitmaps.values())
             for bitmap in bitmaps:
                 self.write_nowait = recording_path(self.write_nowait, bitmap)
             self.write_views_nowait = recording_views_path(self.write_views_nowait, bitmaps)
+            self.receive_nowait = recording_payload_path(self.receive_nowait, bitmaps)
 
     def run_path(self) -> RunPath | None:
         """Return the driver's `run_path`; without its writes, if those are not for everybody."""
@@ -629,6 +640,8 @@ class Node:
     async def _zero(self, offset: int, length: int, flags: int) -> None:
         """Zero the aligned middle by the driver, head and tail by writing."""
         limits = self.driver.limits
+        if not self.driver.native_fua:
+            flags &= ~FUA  # the caller flushes behind it
         if flags & NO_FALLBACK and (offset | length) % limits.request_alignment:
             raise os_error(errno.ENOTSUP)  # its ends would be written, so nothing is touched
         self.before_write(offset, length)

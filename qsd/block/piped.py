@@ -5,15 +5,13 @@
 A long payload that a client has sent is moved from its socket into a pipe and from there into the
 page cache, without being in the memory of the daemon at any time.  A node can take it if it would
 do no more with it than to hand it on to one place in a file; it says so by its driver's
-:meth:`~qsd.block.driver.Driver.receive_nowait`.
+:meth:`~qsd.block.driver.Driver.receive_nowait`.  Where it went is recorded in dirty bitmaps all the
+same; a node that has to look at the data or to know of each write before takes none.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
-
-if TYPE_CHECKING:
-    from qsd.block.node import Node
+from typing import Protocol
 
 
 class Payload(Protocol):
@@ -33,19 +31,6 @@ class Payload(Protocol):
         """
 
 
-def receive_nowait(node: Node, offset: int, payload: Payload) -> bool:
-    """Write a payload like `node.write_nowait`, if nobody wants to see it.
-
-    Args:
-        node: Where to; with bitmaps, a threshold or the like it does not take it.
-        offset: Bytes.
-        payload: What to write.
-
-    Returns:
-        False if nothing was done, for one reason or another.
-
-    Raises:
-        OSError: The file's; a part may have been written.
-    """
-    driver = node.driver
-    return node.write_nowait == driver.write_nowait and driver.receive_nowait(offset, payload)
+def refuse_payload(offset: int, payload: Payload) -> bool:
+    """Take nothing."""
+    return False

@@ -53,7 +53,8 @@ MIN_LENGTH: Final = 128 << 10
 SLICE: Final = 512 << 10
 #: Bytes that are written in one turn of the loop, before the next payload is received.
 TURN: Final = 2 << 20
-#: Long writes that are left to the plain way after one that was refused.
+#: Long writes that are left to the plain way after one where the kernel could not do it, and at
+#: most after several in a row that the image did not take.
 PAUSE: Final = 64
 #: What splice(2) says of sockets that cannot do it, and sandboxes that forbid it.
 _UNSUPPORTED: Final = (errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP)
@@ -155,8 +156,8 @@ class SplicedWrites:
     """
 
     __slots__ = (
-        "_backend", "_error", "_intake", "_outlet", "_pause", "_requests", "_session", "_sock",
-        "_spare", "_turn", "is_on",
+        "_backend", "_doubt", "_error", "_intake", "_outlet", "_pause", "_requests", "_session",
+        "_sock", "_spare", "_turn", "is_on",
     )  # fmt: skip
 
     def __init__(
@@ -177,6 +178,7 @@ class SplicedWrites:
         self._spare: Intake | None = None  # empty, or being written
         self._error: OSError | None = None  # of the socket, to be raised
         self._pause = 0
+        self._doubt = 0  # the pause after the next write that the image does not take
         self._turn = 0  # bytes written in this one
         self.is_on = False
 
@@ -188,7 +190,7 @@ class SplicedWrites:
             self._pause -= 1
             return
         if self._intake is None and not self._make_pipes():
-            self._refuse()
+            self._refuse(PAUSE)
         else:
             self.is_on = True
 
@@ -257,10 +259,10 @@ class SplicedWrites:
             return intake.pull(self._sock, self._session) > 0
         except BlockingIOError:
             if intake.length >= 0 and self._has_more():
-                self._refuse()  # so the pipe is full
+                self._refuse(PAUSE)  # so the pipe is full
         except OSError as exc:
             if exc.errno in _UNSUPPORTED:
-                self._refuse()
+                self._refuse(PAUSE)
             else:
                 self._error = exc
         return True
@@ -272,10 +274,10 @@ class SplicedWrites:
         except OSError:
             return False
 
-    def _refuse(self) -> None:
+    def _refuse(self, pause: int) -> None:
         """Leave this request, and some more, to the plain way."""
         self.is_on = False
-        self._pause = PAUSE
+        self._pause = pause
 
     def _carry_out(self, intake: Intake) -> None:
         """Write a payload and answer, or leave it to the plain way."""
@@ -288,12 +290,15 @@ class SplicedWrites:
             reply = self._requests.write_failure(intake.cookie, exc)
         if is_done:
             self._turn += intake.length
+            self._doubt = 0
             intake.pipe.drop()
             intake.clear()
             self._outlet.send(reply)
         else:
             self._intake, self._spare = intake, self._intake
-            self._refuse()
+            # A table that is not in memory is read by the plain way: the next write finds it.
+            self._refuse(self._doubt)
+            self._doubt = min(2 * self._doubt + 1, PAUSE)
 
     def pull_ahead(self) -> None:
         """Receive what the client has sent of the next request while the last one is written."""

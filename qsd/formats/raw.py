@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, ClassVar, Final
 from qsd.block import perms
 from qsd.block.driver import Driver
 from qsd.block.mapping import ST_ALLOCATED, ST_DATA, ST_OFFSET, ST_ZERO, Status
-from qsd.block.piped import receive_nowait
 from qsd.block.status import chain_runs_nowait, chain_status
 from qsd.errors import QmpError
 from qsd.util.namedtuple import NamedTuple
@@ -218,7 +217,7 @@ class RawDriver(Driver):
         end = offset + payload.length
         if not 0 <= offset <= end <= self.node._length:
             return False
-        if not receive_nowait(self._edge.node, offset + self.offset, payload):
+        if not self._edge.node.receive_nowait(offset + self.offset, payload):
             return False
         self.node.wr_highest_offset = max(self.node.wr_highest_offset, end)
         return True

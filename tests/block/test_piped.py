@@ -18,7 +18,6 @@ from qsd.block.backend import Backend
 from qsd.block.dirty import DirtyBitmap
 from qsd.block.drain import Drained
 from qsd.block.node import Node
-from qsd.block.piped import receive_nowait
 from qsd.formats.qcow2.driver import Qcow2Driver
 from qsd.formats.raw import RawDriver
 from qsd.protocols.file.driver import FileDriver
@@ -73,15 +72,15 @@ def test_raw(window: dict[str, int], tmp_path: Path) -> None:
             node = await rig.add(driver="raw", node_name="n", file="f", **window)
             start, length = window.get("offset", 0), node.length()
             payload = Bytes(100_000)
-            assert receive_nowait(node, 5000, payload)
+            assert node.receive_nowait(5000, payload)
             assert await rig.content(node, 5000, 100_000) == payload.data
             assert rig.path.read_bytes()[start + 5000 :][:100_000] == payload.data
             assert node.wr_highest_offset == 105_000
             assert file.wr_highest_offset == start + 105_000
-            assert receive_nowait(node, length - 100_000, payload)
-            assert not receive_nowait(node, length - 99_999, payload)
+            assert node.receive_nowait(length - 100_000, payload)
+            assert not node.receive_nowait(length - 99_999, payload)
             with pytest.raises(OSError, match="full"):
-                receive_nowait(node, 0, Full(20))
+                node.receive_nowait(0, Full(20))
             assert node.wr_highest_offset == length
 
     run(main())
@@ -97,15 +96,11 @@ def test_a_flush_makes_it_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             before = len(synced)
             await node.flush()
             assert len(synced) == before  # there was nothing to do
-            assert receive_nowait(node, 0, Bytes(100))
+            assert node.receive_nowait(0, Bytes(100))
             await node.flush()
             assert len(synced) == before + 1
 
     run(main())
-
-
-def watch(node: Node) -> None:
-    DirtyBitmap(node, "b", 4096).attach()
 
 
 def set_threshold(node: Node) -> None:
@@ -120,7 +115,7 @@ def forbid(node: Node) -> None:
     node.read_only = True
 
 
-@pytest.mark.parametrize("change", [watch, set_threshold, detect_zeroes, forbid])
+@pytest.mark.parametrize("change", [set_threshold, detect_zeroes, forbid])
 @pytest.mark.parametrize("below", [False, True])
 def test_who_wants_to_see_each_write_does(change: Any, below: bool, tmp_path: Path) -> None:
     async def main() -> None:
@@ -128,10 +123,10 @@ def test_who_wants_to_see_each_write_does(change: Any, below: bool, tmp_path: Pa
             file = await rig.file()
             node = await rig.add(driver="raw", node_name="n", file="f")
             assert node.length() == MIB
-            assert receive_nowait(node, 0, Bytes(100))
+            assert node.receive_nowait(0, Bytes(100))
             change(file if below else node)
             (file if below else node).refresh_fast_paths()
-            assert not receive_nowait(node, 0, Bytes(100, 2))
+            assert not node.receive_nowait(0, Bytes(100, 2))
             assert rig.path.read_bytes()[:100] == Bytes(100).data
 
     run(main())
@@ -145,10 +140,58 @@ def test_who_makes_the_kernel_wait_is_not_waited_for(tmp_path: Path) -> None:
             assert isinstance(driver, FileDriver)
             driver.io.watch.was_slow(0.0, 1e12)
             driver.io.watch._paused_until = 1e12
-            assert not receive_nowait(node, 0, Bytes(100))
+            assert not node.receive_nowait(0, Bytes(100))
             driver.io.watch._paused_until = 0.0
-            assert receive_nowait(node, 0, Bytes(100))
-            assert not receive_nowait(node, MIB - 99, Bytes(100))  # the file would grow
+            assert node.receive_nowait(0, Bytes(100))
+
+    run(main())
+
+
+def test_a_file_grows(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with PipedRig(tmp_path) as rig:
+            node = await rig.file()
+            assert node.receive_nowait(MIB - 100, Bytes(612))
+            assert node.length() == MIB + 512
+            assert rig.path.read_bytes()[MIB - 100 :] == Bytes(612).data
+            with pytest.raises(OSError, match="full"):
+                node.receive_nowait(2 * MIB, Full(20))
+            assert node.length() == MIB + 512
+
+    run(main())
+
+
+@pytest.mark.parametrize("below", [False, True])
+def test_bitmaps_record_what_nobody_sees(below: bool, tmp_path: Path) -> None:
+    """Once for all of it; also if only a part of it is written, but not if it is refused."""
+
+    async def main() -> None:
+        async with PipedRig(tmp_path) as rig:
+            file = await rig.file()
+            node = await rig.add(driver="raw", node_name="n", file="f")
+            watched = file if below else node
+            bitmaps = [DirtyBitmap(watched, name, 4096) for name in ("a", "b", "c")]
+            for bitmap in bitmaps:
+                bitmap.attach()
+            bitmaps[2].enabled = False
+            assert node.length() == MIB
+            assert node.receive_nowait(10_000, Bytes(100_000))
+            assert rig.path.read_bytes()[10_000:110_000] == Bytes(100_000).data
+            with pytest.raises(OSError, match="full"):
+                node.receive_nowait(200_000, Full(20_000))
+            assert not node.receive_nowait(MIB - 10, Bytes(100))
+            for bitmap in bitmaps[:2]:
+                assert list(bitmap.bits.areas()) == [(8192, 102_400), (196_608, 24_576)]
+            assert not bitmaps[2].bits.count()
+            node.detect_zeroes = "on"
+            node.refresh_fast_paths()
+            assert not node.receive_nowait(500_000, Bytes(100))
+            for bitmap in bitmaps:
+                bitmap.detach()
+            node.detect_zeroes = "off"
+            node.refresh_fast_paths()
+            assert node.receive_nowait(600_000, Bytes(100))
+            assert len(list(bitmaps[0].bits.areas())) == 2
 
     run(main())
 
@@ -158,8 +201,8 @@ def test_drivers_that_do_not_know_it(tmp_path: Path) -> None:
         async with PipedRig(tmp_path) as rig:
             await rig.memory("m")
             node = await rig.add(driver="copy-on-read", node_name="c", file="m")
-            assert not receive_nowait(rig.graph.nodes["m"], 0, Bytes(100))
-            assert not receive_nowait(node, 0, Bytes(100))
+            assert not rig.graph.nodes["m"].receive_nowait(0, Bytes(100))
+            assert not node.receive_nowait(0, Bytes(100))
 
     run(main())
 
@@ -182,7 +225,7 @@ def test_backends(tmp_path: Path) -> None:
 
 
 def test_qcow2(tmp_path: Path) -> None:
-    """What is in place is overwritten; all else is left to the plain way."""
+    """What is in place is overwritten, new clusters are filled; the rest is for the plain way."""
     need("qemu-img")
     image = str(tmp_path / "q")
 
@@ -192,28 +235,32 @@ def test_qcow2(tmp_path: Path) -> None:
     async def main() -> None:
         async with PipedRig(tmp_path) as rig:
             node = await rig.add(driver="qcow2", node_name="q", file=file)
-            assert not receive_nowait(node, CLUSTER, payload)  # there is nothing yet
+            assert not node.receive_nowait(CLUSTER, payload)  # there is no table yet
             old = memoryview(bytearray(b"o" * 5 * CLUSTER))
             await node.write(0, old)
+            assert node.receive_nowait(7 * CLUSTER + 500, payload)
+            around = await rig.content(node, 7 * CLUSTER, 4 * CLUSTER)
+            assert around == bytes(500) + payload.data + bytes(CLUSTER - 500)
+            assert node.wr_highest_offset == 10 * CLUSTER + 500
             node.wr_highest_offset = 0
-            assert receive_nowait(node, 1000, payload)
+            assert node.receive_nowait(1000, payload)
             assert node.wr_highest_offset == 1000 + payload.length
             old[1000 : 1000 + payload.length] = payload.data
             assert await rig.content(node, 0, len(old)) == old
-            assert not receive_nowait(node, 3 * CLUSTER, payload)  # it goes beyond what is there
+            assert not node.receive_nowait(3 * CLUSTER, payload)  # not all of it is there
             driver = node.driver
             assert isinstance(driver, Qcow2Driver)
             hold = driver.ranges.claim_nowait(0, CLUSTER, True)
             assert hold is not None
-            assert not receive_nowait(node, CLUSTER, payload)
+            assert not node.receive_nowait(CLUSTER, payload)
             driver.ranges.release(hold)
-            assert receive_nowait(node, CLUSTER, payload)
+            assert node.receive_nowait(CLUSTER, payload)
 
     async def shared() -> None:
         async with PipedRig(tmp_path) as rig:
             node = await rig.add(driver="qcow2", node_name="q", file=file)
             await rig.content(node, 0, CLUSTER)  # the table is in memory
-            assert not receive_nowait(node, 0, payload)
+            assert not node.receive_nowait(0, payload)
 
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, str(MIB)], check=True)
     run(main())
@@ -233,6 +280,6 @@ def test_nobody_writes_what_is_to_be_encrypted(tmp_path: Path) -> None:
             opening = {"format": "luks", "key-secret": "s"}
             node = await rig.add(driver="qcow2", node_name="q", encrypt=opening, file=file)
             await node.write(0, memoryview(bytes(2 * CLUSTER)))
-            assert not receive_nowait(node, 0, Bytes(CLUSTER))
+            assert not node.receive_nowait(0, Bytes(CLUSTER))
 
     run(main())

@@ -11,6 +11,7 @@ import os
 import random
 import socket
 import struct
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,11 +25,14 @@ from qsd.aio import loop, pipes
 from qsd.block.dirty import DirtyBitmap
 from qsd.block.drain import Drained
 from qsd.block.node import Node
+from qsd.block.piped import Payload
 from qsd.exports import nbd_splice
 from qsd.exports.nbd_splice import Intake, SplicedWrites
+from qsd.formats.qcow2.driver import Qcow2Driver
 from qsd.formats.raw import RawDriver
 from qsd.protocols.file.driver import FileDriver
 from tests.exports.rig import DISC, FLUSH, FUA, READ, TRIM, WRITE, ZEROES, Client, NbdRig
+from tests.support.tools import need
 
 MIB = 1 << 20
 SIZE = 4 * MIB
@@ -38,7 +42,7 @@ class SpliceRig(NbdRig):
     """An export of a file."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(file=FileDriver, raw=RawDriver)
+        super().__init__(file=FileDriver, raw=RawDriver, qcow2=Qcow2Driver)
         self.image = path
         path.write_bytes(bytes(SIZE))
 
@@ -391,15 +395,29 @@ def test_who_wants_to_see_each_write_does(tmp_path: Path, sizes: list[int]) -> N
         async with SpliceRig(tmp_path / "f") as rig:
             node, client = await rig.open()
             await rig.get_used_to(client)
-            bitmap = DirtyBitmap(node, "b", 4096)
-            bitmap.attach()
+            node.detect_zeroes = "on"
             node.refresh_fast_paths()
             (data,) = pieces(5, 1)
             assert await client.ask(WRITE, 4096, MIB, data=data) == ["ok"]
-            assert list(bitmap.bits.areas()) == [(4096, MIB)]
             assert rig.image.read_bytes()[4096 : 4096 + MIB] == data
             assert sizes == []
             assert not rig.is_on()
+
+    loop.run(main())
+
+
+def test_bitmaps_know_what_nobody_has_seen(tmp_path: Path, sizes: list[int]) -> None:
+    async def main() -> None:
+        async with SpliceRig(tmp_path / "f") as rig:
+            node, client = await rig.open()
+            bitmap = DirtyBitmap(node, "b", 4096)
+            bitmap.attach()
+            await rig.get_used_to(client)
+            (data,) = pieces(5, 1)
+            assert await client.ask(WRITE, 4096, MIB, data=data) == ["ok"]
+            assert list(bitmap.bits.areas()) == [(4096, MIB), (SIZE - MIB, MIB)]
+            assert rig.image.read_bytes()[4096 : 4096 + MIB] == data
+            assert sizes == [MIB]
 
     loop.run(main())
 
@@ -463,6 +481,132 @@ def test_a_file_that_takes_no_more(
             assert content[MIB : 2 * MIB] == other
 
     loop.run(main())
+
+
+class FreshRig(SpliceRig):
+    """An export of a new qcow2 image."""
+
+    def __init__(self, path: Path, *options: str) -> None:
+        super().__init__(path)
+        need("qemu-img")
+        words = ["qemu-img", "create", "-q", "-f", "qcow2", *options]
+        subprocess.run([*words, str(path), str(SIZE)], check=True)
+
+    async def create(self) -> tuple[Node, Client]:
+        await self.add(driver="file", node_name="f", filename=str(self.image))
+        node = await self.add(driver="qcow2", node_name="n", file="f")
+        await self.export("n", writable=True)
+        return node, await self.go("n")
+
+
+def check(image: Path) -> None:
+    subprocess.run(["qemu-img", "check", "-q", str(image)], check=True)
+
+
+async def content(node: Node) -> bytes:
+    view = bytearray(SIZE)
+    await node.read(0, memoryview(view))
+    return bytes(view)
+
+
+def test_new_clusters_are_filled(tmp_path: Path, sizes: list[int]) -> None:
+    """A table that is not there, and a write across two of them, are for the plain way."""
+    step, length = 110 * 4096, 400_000
+
+    async def main() -> None:
+        async with FreshRig(tmp_path / "q", "-o", "cluster_size=4k") as rig:
+            node, client = await rig.create()
+            await rig.get_used_to(client)
+            expected = bytearray(SIZE)
+            for index, each in enumerate(pieces(10, 6, length)):
+                offset = index * step + 512
+                assert await client.ask(WRITE, offset, length, data=each) == ["ok"]
+                expected[offset : offset + length] = each
+                await rig.get_used_to(client)
+            assert sizes.count(length) == 4
+            assert await content(node) == expected
+            client.request(DISC)
+            assert await client.at_end()
+
+    loop.run(main())
+    check(tmp_path / "q")
+
+
+def test_a_client_that_goes_leaves_no_cluster(tmp_path: Path, sizes: list[int]) -> None:
+    async def main() -> None:
+        async with FreshRig(tmp_path / "q") as rig:
+            node, client = await rig.create()
+            await rig.get_used_to(client)
+            assert (await client.ask(WRITE, MIB, MIB, data=bytes(MIB))) == ["ok"]
+            assert sizes == [MIB]
+            before = rig.image.read_bytes()
+            client.send((header(WRITE, 0, MIB) + b"x" * MIB)[:-1])
+            client.close()
+            await until(lambda: not rig.server._clients)
+            assert rig.image.read_bytes() == before
+            assert await content(node) == bytes(SIZE)
+
+    loop.run(main())
+    check(tmp_path / "q")
+
+
+@pytest.mark.parametrize("good", [0, 1])
+def test_a_full_file_system_leaves_no_cluster(
+    good: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error after a part is the answer, and the clusters are free again."""
+    write_to = pipes.Pipe.write_to
+    count = 0
+
+    def fail(pipe: pipes.Pipe, fd: int, offset: int, length: int) -> int:
+        nonlocal count
+        count += 1
+        if count == good + 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write_to(pipe, fd, offset, length)
+
+    async def main() -> None:
+        async with FreshRig(tmp_path / "q") as rig:
+            node, client = await rig.create()
+            await rig.get_used_to(client)
+            monkeypatch.setattr(pipes.Pipe, "write_to", fail)
+            one, other = pieces(7, 2)
+            answer = ["error", errno.ENOSPC] if good else ["ok"]
+            assert await client.ask(WRITE, 0, MIB, data=one) == answer
+            assert (await content(node))[:MIB] == (bytes(MIB) if good else one)
+            await rig.get_used_to(client)
+            assert await client.ask(WRITE, MIB, MIB, data=other) == ["ok"]
+            assert (await content(node))[MIB : 2 * MIB] == other
+
+    loop.run(main())
+    check(tmp_path / "q")
+
+
+def test_what_the_image_does_not_take_is_tried_less_and_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+
+    async def main() -> None:
+        async with SpliceRig(tmp_path / "f") as rig:
+            node, client = await rig.open()
+            taken = node.receive_nowait
+
+            def receive(offset: int, payload: Payload) -> bool:
+                tried.append(len(sent))
+                return len(sent) > 20 and taken(offset, payload)
+
+            monkeypatch.setattr(node, "receive_nowait", receive)
+            monkeypatch.setattr(nbd_splice, "PAUSE", 3)
+            (data,) = pieces(11, 1)
+            sent: list[int] = []
+            while len(sent) < 25:
+                sent.append(MIB)
+                assert await client.ask(WRITE, 0, MIB, data=data) == ["ok"]
+
+    loop.run(main())
+    # One that goes the plain way says that others may come, and so does the one after each pause.
+    assert tried == [2, 4, 7, 12, 17, 22, 23, 24, 25]
 
 
 def test_what_is_not_a_plain_long_write_goes_the_plain_way(

@@ -24,7 +24,6 @@ from qsd.block import perms
 from qsd.block.loans import Lent
 from qsd.block.mapped import MappedDriver
 from qsd.block.mapping import HOLE, NO_FALLBACK, ST_DATA, ST_OFFSET, ST_RECURSE, ZERO, Status
-from qsd.block.piped import receive_nowait
 from qsd.errors import QmpError, describe, os_error
 from qsd.formats.qcow2 import bitmap_store, bitmaps, encryption, layout
 from qsd.formats.qcow2 import header as header_io
@@ -399,14 +398,18 @@ class Qcow2Driver(Lookups, MappedDriver):
         return True
 
     def receive_nowait(self, offset: int, payload: Payload) -> bool:
-        """Fast: overwrite in place."""
-        if self.ranges.exclusive_count or self._encryption is not None:
+        """Fast: overwrite in place, or fill fresh clusters."""
+        if self.ranges.exclusive_count or self._encryption is not None or not self._ready:
             return False
-        host = self.locate_writable_nowait(offset, payload.length)
-        if host < 0 or not receive_nowait(self._data_edge.node, host, payload):
+        length = payload.length
+        host = self.locate_writable_nowait(offset, length)
+        if host >= 0:
+            if not self._data_edge.node.receive_nowait(host, payload):
+                return False
+        elif not self._quick.write_nowait(offset, (), length, payload):
             return False
         node = self.node
-        node.wr_highest_offset = max(node.wr_highest_offset, offset + payload.length)
+        node.wr_highest_offset = max(node.wr_highest_offset, offset + length)
         return True
 
     def read_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:

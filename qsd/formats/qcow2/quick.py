@@ -16,6 +16,13 @@ What it serves, with standard entries and all tables in memory::
 Where a host cluster is left, or old content copied, nobody may hold the cluster; elsewhere a reader
 in flight has found nothing there, and may go on.
 
+A payload that nobody sees (:mod:`qsd.block.piped`) fills new clusters in the same order: the run is
+counted, the kernel moves the payload there, and only then do entries refer to it.  All of the
+payload is here before that begins, so a client cannot go in the middle.  If the file takes only a
+part, the run is given back, and the guest's old content stands.  Counts and entries are in memory
+until then, so that a crash at any moment finds on disk what was there before: nothing is lost, and
+nothing leaks.  What a part was written to is not taken for zeroes by whoever gets it next.
+
 Random 4 KiB writes to an empty image take a third of the processor time of the plain way.  Over a
 backing file they take 58 us, of which the kernel's copying is 45, where the plain way takes 132;
 over what a snapshot shares 105, and 143.
@@ -34,6 +41,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from qsd.aio.rangelock import RangeLock
+    from qsd.block.node import Node
+    from qsd.block.piped import Payload
     from qsd.formats.qcow2.image import Image
 
 #: Bytes; longer clusters are not copied while everybody else waits.
@@ -63,19 +72,28 @@ class QuickWriter:
         #: A cluster's old content, for the time of one call.
         self._content: memoryview | None = None
 
-    def write_nowait(self, offset: int, views: Sequence[memoryview], length: int) -> bool:
+    def write_nowait(
+        self,
+        offset: int,
+        views: Sequence[memoryview],
+        length: int,
+        payload: Payload | None = None,
+    ) -> bool:
         """Fast: write to clusters that are not there, or not the image's own.
 
-        The caller has made sure that no exclusive claim is held or waited for; and if there are
-        several views, that nobody wants to see each write to the file.
+        The caller has made sure that no exclusive claim is held or waited for.
 
         Args:
             offset: Of the guest.
-            views: What to write, one behind the other.
+            views: What to write, one behind the other; none if it is a payload.
             length: Of all of them.
+            payload: What to write, unseen.
 
         Returns:
             False if the plain way has to be taken; then nothing has changed.
+
+        Raises:
+            OSError: The file's; nothing has changed for the guest.
         """
         image = self._image
         if not self.is_usable or image.broken:
@@ -92,13 +110,13 @@ class QuickWriter:
         within = offset & (size - 1)
         first = (offset >> bits) & (image.slice_entries - 1)
         if within + length > size:
-            return self._write_several(offset, views, length, key, table, first)
+            return self._write_several(offset, views, length, payload, key, table, first)
         entry = table[first]
         if entry & ~self._zero_flag or (
             length != size and not entry and "backing" in image.node.children
         ):
             return len(views) == 1 and self._write_copy(offset, views[0], key, table, first)
-        host = self._write_new(1, within, views, length, must_be_zero=length != size)
+        host = self._write_new(1, within, views, length, payload, must_be_zero=length != size)
         if host < 0:
             return False
         table[first] = host | COPIED
@@ -110,6 +128,7 @@ class QuickWriter:
         offset: int,
         views: Sequence[memoryview],
         length: int,
+        payload: Payload | None,
         key: int,
         table: array[int],
         first: int,
@@ -132,7 +151,7 @@ class QuickWriter:
             tail = (within + length) & (size - 1)
             if (within and not table[first]) or (tail and not table[end - 1]):
                 return False
-        host = self._write_new(count, within, views, length, must_be_zero=not whole)
+        host = self._write_new(count, within, views, length, payload, must_be_zero=not whole)
         if host < 0:
             return False
         host |= COPIED
@@ -146,6 +165,7 @@ class QuickWriter:
         within: int,
         views: Sequence[memoryview],
         length: int,
+        payload: Payload | None = None,
         *,
         must_be_zero: bool,
     ) -> int:
@@ -156,10 +176,14 @@ class QuickWriter:
             within: Where in the first one.
             views: What to write, one behind the other.
             length: Of all of them.
+            payload: What to write if there are no views.
             must_be_zero: Whether the rest of the clusters must read as zeroes.
 
         Returns:
             Where they are; -1 if that is not possible, and they are free again.
+
+        Raises:
+            OSError: The file's; they are free again.
         """
         image = self._image
         run = image.refcounts.take_nowait(count)
@@ -175,10 +199,11 @@ class QuickWriter:
                 and (host >= image.high_water or not must_be_zero)
                 and image.overlaps.find(host, count << bits) is None
             ):
-                if len(views) == 1:
-                    done = node.write_nowait(host + within, views[0])
-                else:
-                    done = node.write_views_nowait(host + within, views, length)
+                done = _put(node, host + within, views, length, payload)
+        except OSError:
+            if payload is not None:
+                image.used(host + (count << bits))  # a part may have been written
+            raise
         finally:
             if not done:
                 image.refcounts.release_nowait(*run)
@@ -243,3 +268,14 @@ class QuickWriter:
         if start + size > backing.length() or not backing.read_nowait(start, content):
             return None
         return content
+
+
+def _put(
+    node: Node, host: int, views: Sequence[memoryview], length: int, payload: Payload | None
+) -> bool:
+    """Write to a file by the function for as many buffers as there are, or none."""
+    if len(views) == 1:
+        return node.write_nowait(host, views[0])
+    if payload is not None:
+        return node.receive_nowait(host, payload)
+    return node.write_views_nowait(host, views, length)

@@ -492,12 +492,12 @@ class FileDriver(Driver):
         return True
 
     def receive_nowait(self, offset: int, payload: Payload) -> bool:
-        """Write to the page cache, into what exists."""
+        """Write to the page cache."""
         io, end = self.io, offset + payload.length
         before = monotonic()
         if (
             payload.length > io.max_inline
-            or end > self.size
+            or (end > self.size and not self.grows)
             or (before < io.watch.until and not io.watch.may_write(before))
         ):
             return False
@@ -507,6 +507,7 @@ class FileDriver(Driver):
             self._written += 1
         io.note_duration(before, payload.length)
         self.node.wr_highest_offset = max(self.node.wr_highest_offset, end)
+        self._grow(end)
         return True
 
     def write_later(self, offset: int, view: memoryview, done: Callable[[bool], None]) -> bool:

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
 from qsd.block.node import Node
+from qsd.block.piped import Payload
 from qsd.formats.qcow2.driver import Qcow2Driver
 from tests.support.memory import MemoryDriver, Rig
 
@@ -48,6 +50,20 @@ class RecordingFile(MemoryDriver):
     def filename(self) -> str:
         return str(self.path)
 
+    def receive_nowait(self, offset: int, payload: Payload) -> bool:
+        if not self.fast or self.fail("write", offset):
+            return False
+        pages = os.memfd_create("pages")
+        try:
+            payload.write_to(pages, 0)
+        finally:
+            data = os.pread(pages, payload.length, 0)
+            os.close(pages)
+            if data:
+                self._put(offset, data)
+        self.node.wr_highest_offset = max(self.node.wr_highest_offset, offset + payload.length)
+        return True
+
     def _put(self, offset: int, data: bytes | memoryview) -> None:
         if offset + len(data) > MAX_FILE:
             raise OSError(errno.EFBIG, "File too large")
@@ -65,6 +81,25 @@ class RecordingFile(MemoryDriver):
     def start_recording(self) -> None:
         self.writes.clear()
         self.before = bytes(self.data)
+
+
+class Unseen:
+    """A payload that is in memory after all.
+
+    Attributes:
+        length: Bytes.
+        taken: Of so many the file takes; then it is full.
+    """
+
+    def __init__(self, data: bytes | memoryview, taken: int = 1 << 30) -> None:
+        self.length = len(data)
+        self.taken = taken
+        self._data = data
+
+    def write_to(self, fd: int, offset: int) -> None:
+        os.pwrite(fd, self._data[: self.taken], offset)
+        if self.taken < self.length:
+            raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def rig() -> Rig:

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from qsd.aio.loop import run
 from qsd.block.node import Node
+from qsd.block.piped import Payload
 from qsd.formats.qcow2.driver import Qcow2Driver
 from qsd.formats.qcow2.quick import QuickWriter
-from tests.formats.qcow2.support import add_image, check, file_of, make, rig
+from tests.formats.qcow2.support import Unseen, add_image, check, file_of, make, rig
 from tests.formats.qcow2.support import run as tool
 from tests.support.tools import need
 
@@ -64,15 +65,21 @@ def _is_served(quick: QuickWriter, offset: int, view: memoryview) -> bool:
     return quick.write_nowait(offset, (view,), len(view))
 
 
+def _write_at_once(driver: Qcow2Driver, offset: int, view: memoryview, way: str) -> bool:
+    """Write by one of the fast ways; return whether that was possible."""
+    if way == "views":
+        views = view[:512], view[512:1536], view[1536:]
+        return driver.write_views_nowait(offset, views, len(view))
+    return way == "unseen" and driver.receive_nowait(offset, Unseen(view))
+
+
 async def _apply(node: Node, writes: Writes, way: str) -> bytes:
     """Do some writes, flushing now and then, and return what is read afterwards."""
     for number, (offset, length) in enumerate(writes):
         view = data_of(number, min(length, SIZE - offset))
         if way == "fast":
             await node.write(offset, view)
-        elif way == "plain" or not driver_of(node).write_views_nowait(
-            offset, (view[:512], view[512:1536], view[1536:]), len(view)
-        ):
+        elif not _write_at_once(driver_of(node), offset, view, way):
             await driver_of(node).write(offset, view, 0)
         if number % 10 == 9:
             await node.flush()
@@ -87,11 +94,17 @@ def test_all_ways_leave_the_same(
 ) -> None:
     need("qemu-img", "qemu-io")
     template = _image(tmp_path, kind)
-    served = {1: 0, 3: 0}
+    served = {0: 0, 1: 0, 3: 0}
     plain = QuickWriter.write_nowait
 
-    def counted(writer: QuickWriter, offset: int, views: Sequence[memoryview], length: int) -> bool:
-        done = plain(writer, offset, views, length)
+    def counted(
+        writer: QuickWriter,
+        offset: int,
+        views: Sequence[memoryview],
+        length: int,
+        payload: Payload | None = None,
+    ) -> bool:
+        done = plain(writer, offset, views, length, payload)
         served[len(views)] += done
         return done
 
@@ -109,7 +122,7 @@ def test_all_ways_leave_the_same(
     @given(sequences)
     def compare(writes: Writes) -> None:
         results = []
-        for way in ("fast", "views", "plain"):
+        for way in ("fast", "views", "unseen", "plain"):
             path = tmp_path / way
             shutil.copyfile(template, path)
 
@@ -119,7 +132,7 @@ def test_all_ways_leave_the_same(
 
             results.append(run(main()))
             check(path)
-        assert results[0] == results[1] == results[2]
+        assert results[0] == results[1] == results[2] == results[3]
 
     compare()
     assert min(served.values()) > 5
@@ -173,6 +186,37 @@ def test_a_failed_write_leaves_the_clusters_free(tmp_path: Path) -> None:
         content = bytearray(3 * UNIT)
         await node.read(600 << 10, memoryview(content))
         assert not any(content)
+
+    _with_image(path, body)
+
+
+@pytest.mark.parametrize("taken", [1, 512, UNIT, 2 * UNIT + 100])
+def test_what_the_file_takes_only_a_part_of(tmp_path: Path, taken: int) -> None:
+    """The clusters are free again, the guest sees nothing, and no zeroes where the part is."""
+    path = make(tmp_path / "image", SIZE, "cluster_size=4k")
+
+    async def body(node: Node) -> None:
+        driver = driver_of(node)
+        image = driver.image
+        before = image.refcounts.free_hint
+        with pytest.raises(OSError, match="No space"):
+            node.receive_nowait(40 * UNIT + 512, Unseen(data_of(7, 3 * UNIT), taken))
+        assert image.refcounts.free_hint == before
+        # Where a part is, the rest of a cluster is not known to be zero; whole ones do not mind.
+        assert not node.receive_nowait(40 * UNIT + 512, Unseen(data_of(7, 3 * UNIT)))
+        with pytest.raises(OSError, match="No space"):
+            node.receive_nowait(40 * UNIT, Unseen(data_of(7, 3 * UNIT), taken))
+        assert image.refcounts.free_hint == before
+        content = memoryview(bytearray(5 * UNIT))
+        await node.read(39 * UNIT, content)
+        assert not any(content)
+        await node.write(60 * UNIT + 3072, data_of(9, 512))
+        cluster = memoryview(bytearray(UNIT))
+        await node.read(60 * UNIT, cluster)
+        assert bytes(cluster) == bytes(3072) + bytes(data_of(9, 512)) + bytes(512)
+        assert node.receive_nowait(40 * UNIT, Unseen(data_of(8, 3 * UNIT)))
+        await node.read(39 * UNIT, content)
+        assert bytes(content) == bytes(UNIT) + bytes(data_of(8, 3 * UNIT)) + bytes(UNIT)
 
     _with_image(path, body)
 
