@@ -138,14 +138,18 @@ def test_of_errors_that_are_as_many_the_last_is_told(request_: str) -> None:
     run(main())
 
 
-def test_a_write_to_be_durable_is_a_write_and_a_flush_of_all() -> None:
+@pytest.mark.parametrize("request_", ["write", "zero"])
+def test_a_change_to_be_durable_is_a_change_and_a_flush_of_all(request_: str) -> None:
     async def main() -> None:
         async with filter_rig() as rig:
             node = await add(rig, "abc", 2)
             driver = driver_of(rig, "a")
             driver.fast = False
             driver.fail = lambda operation, offset: errno.EIO if operation == "flush" else 0
-            await node.write(0, data(5, 512), FUA)
+            if request_ == "write":
+                await node.write(0, data(5, 512), FUA)
+            else:
+                await node.zero(0, 512, FUA)
             (told,) = events(rig)
             assert (told["type"], told["sectors-count"]) == ("flush", 0)
             driver.fail = lambda operation, offset: 0
