@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: MIT
 """Character devices on sockets: as a server for one client after the other, or as a client.
 
-A server accepts one client at a time; others wait in the listener's backlog until it leaves.  A
-client connects when the device is made, or, with ``reconnect``, in the background and again
-whenever the connection is lost.
+A server accepts one client at a time; others wait in the listener's backlog until it leaves.  One
+that is turned away by TLS or another protocol sees the end, and no reset, whatever it has sent
+(:mod:`qsd.net.linger`).  A client connects when the device is made, or, with ``reconnect``, in the
+background and again whenever the connection is lost.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from qsd.chardev.base import Chardev, Environment
 from qsd.errors import QmpError
 from qsd.net import address as addresses
 from qsd.net.connect import connect
+from qsd.net.linger import Lingering
 from qsd.net.listen import Listening, open_listening
 from qsd.net.stream import ByteStream
 from qsd.qapi.schema.sockets import InetSocketAddress, UnixSocketAddress, VsockSocketAddress
@@ -112,6 +114,7 @@ class SocketChardev(Chardev):
         self._stream: ByteStream | None = None
         self._filter: Filter | None = None
         self._tasks: TaskOwner | None = None
+        self._lingering: Lingering | None = None
         self._arrival: asyncio.Future[None] | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._has_complained = False
@@ -124,6 +127,7 @@ class SocketChardev(Chardev):
         self._new_tls = check_options(self.options, env)
         self._report = env.report
         self._tasks = TaskOwner(f"chardev {self.label}")
+        self._lingering = Lingering(asyncio.get_running_loop())
         if self._is_server:
             # The bound address tells the port; what was asked for tells how to bind.
             self._listening = await open_listening(self.options.addr, by_monitor=env.by_monitor)
@@ -264,7 +268,15 @@ class SocketChardev(Chardev):
         if data:
             self._received(data)
         if not goes_on:
-            self._disconnected()
+            self._turn_away()
+
+    def _turn_away(self) -> None:
+        """End a connection whose peer does not know of it, and may still be talking."""
+        sock, self._sock = self._sock, None
+        assert sock is not None  # it was talked through
+        assert self._lingering is not None  # there is one from the beginning
+        self._disconnected()
+        self._lingering.close(sock, sock)
 
     def _disconnected(self) -> None:
         self._drop_connection()
@@ -292,6 +304,8 @@ class SocketChardev(Chardev):
             await self._tasks.close()
         self._stop_accepting()
         self._drop_connection()
+        if self._lingering is not None:
+            self._lingering.stop()
         if self._listening is not None:
             self._listening.close()
             self._listening = None

@@ -261,3 +261,32 @@ def test_errors(data: dict[str, Any], text: str) -> None:
         assert caught.value.desc == f"Failed to add chardev 'c': {text}"
 
     with_desk(main)
+
+
+def test_a_client_that_is_turned_away_sees_the_end_and_no_reset() -> None:
+    """It talks on, and a kernel answers that with a reset once the socket is closed."""
+
+    async def main(desk: Desk) -> None:
+        address = inet("127.0.0.1", "0")
+        await desk.registry.add("c", backend("socket", addr=address, wait=False, websocket=True))
+        port = int(desk.filename("c").split(",")[0].rpartition(":")[2])
+        loop = asyncio.get_running_loop()
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.setblocking(False)
+            await loop.sock_sendall(client, b"no websocket\r\n\r\n")
+            assert (await receive(client, 8)) == b"HTTP/1.1"
+            for _ in range(3):
+                await loop.sock_sendall(client, b"more")
+                await asyncio.sleep(0)
+            async with asyncio.timeout(5):
+                while await loop.sock_recv(client, 4096):
+                    pass
+            # Meanwhile the device is there for others.
+            with socket.create_connection(("127.0.0.1", port)) as other:
+                other.setblocking(False)
+                await loop.sock_sendall(other, b"no websocket\r\n\r\n")
+                assert (await receive(other, 8)) == b"HTTP/1.1"
+            # One that still waits does not outlive the device.
+            await desk.registry.remove("c")
+
+    with_desk(main)
