@@ -9,6 +9,7 @@ What a command checks, and in which order, follows the C daemon.
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,7 +23,8 @@ from qsd.block.chain import (
     overlay_of,
     skip_filters,
 )
-from qsd.block.naming import filename
+from qsd.block.filename import protocol_of, resolve_relative
+from qsd.block.naming import filename, full_backing_filename, is_backing_overridden
 from qsd.block.perms import ROLE_COW
 from qsd.block.status import backing_of
 from qsd.errors import DEVICE_NOT_FOUND, QmpError, os_error
@@ -73,26 +75,48 @@ def _names_of(node: Node) -> set[str]:
     return names
 
 
-def find_in_chain(top: Node, name: str) -> Node | None:
+async def find_in_chain(top: Node, name: str) -> Node | None:
     """Return the node below `top` whose image goes by the file name `name`, or None.
 
-    The name is compared with what each image records as its backing file, and with the name of that
-    backing file as it is open.
+    As in the C daemon: where an image has the backing file that it records, any path that leads to
+    that file will do, relative ones from where the image is; where it was given another one,
+    nothing but the name of that node.
     """
-    from qsd.block.naming import full_backing_filename
-
     for layer in layers(top):
         below = backing_of(layer)
         if below is None:
             return None
-        target = skip_filters(below) or below
         recorded = layer.driver.backing_file()
-        names = {filename(target), full_backing_filename(layer)}
-        if recorded is not None:
-            names.add(recorded[0])
-        if name in names:
+        if recorded is None or is_backing_overridden(layer):
+            is_meant = name == filename(skip_filters(below) or below)
+        elif protocol_of(name) is not None or protocol_of(recorded[0]) is not None:
+            is_meant = name == recorded[0]
+        else:
+            place = full_backing_filename(layer), _seen_from(layer, name)
+            is_meant = await layer.graph.pool.run(_is_same_file, *place)
+        if is_meant:
             return below
     return None
+
+
+def _seen_from(layer: Node, name: str) -> str | None:
+    """Return the path that a name stands for where an image is, None if that is no place."""
+    try:
+        return resolve_relative(layer, name)
+    except QmpError:
+        return None
+
+
+def _is_same_file(one: str | None, other: str | None) -> bool:
+    """Tell whether two paths lead to the same place, where there is a file.  Blocks."""
+    try:
+        return (
+            one is not None
+            and other is not None
+            and os.path.realpath(one, strict=True) == os.path.realpath(other, strict=True)
+        )
+    except OSError:
+        return False
 
 
 # block-commit
@@ -106,8 +130,8 @@ async def block_commit(ctx: Context, args: BlockCommitArguments) -> None:
     if active is None:
         raise QmpError(f"Device '{args.device}' not found", DEVICE_NOT_FOUND)
     check_root(active)
-    top = _commit_top(ctx, args, active)
-    base = _commit_base(ctx, args, top)
+    top = await _commit_top(ctx, args, active)
+    base = await _commit_base(ctx, args, top)
     for node in chain(top):
         check_not_busy(ctx.jobs, node)
         if node is base:
@@ -139,7 +163,7 @@ def _chunked_options(args: BlockCommitArguments | BlockStreamArguments) -> Chunk
     )
 
 
-def _commit_top(ctx: Context, args: BlockCommitArguments, active: Node) -> Node:
+async def _commit_top(ctx: Context, args: BlockCommitArguments, active: Node) -> Node:
     if args.top_node is not None and args.top is not None:
         raise QmpError("'top-node' and 'top' are mutually exclusive")
     if args.top_node is not None:
@@ -148,14 +172,14 @@ def _commit_top(ctx: Context, args: BlockCommitArguments, active: Node) -> Node:
             raise QmpError(f"'{args.top_node}' is not in this backing file chain")
         return top
     if args.top is not None and args.top not in _names_of(active):
-        found = find_in_chain(active, args.top)
+        found = await find_in_chain(active, args.top)
         if found is None:
             raise QmpError(f"Top image file {args.top} not found")
         return found
     return active
 
 
-def _commit_base(ctx: Context, args: BlockCommitArguments, top: Node) -> Node:
+async def _commit_base(ctx: Context, args: BlockCommitArguments, top: Node) -> Node:
     if args.base_node is not None and args.base is not None:
         raise QmpError("'base-node' and 'base' are mutually exclusive")
     if args.base_node is not None:
@@ -164,7 +188,7 @@ def _commit_base(ctx: Context, args: BlockCommitArguments, top: Node) -> Node:
             raise QmpError(f"'{args.base_node}' is not in this backing file chain")
         return base
     if args.base is not None:
-        found = find_in_chain(top, args.base)
+        found = await find_in_chain(top, args.base)
         if found is None:
             raise QmpError(f"Can't find '{args.base}' in the backing chain")
         return found
@@ -195,7 +219,7 @@ async def block_stream(ctx: Context, args: BlockStreamArguments) -> None:
 
     _check_stream_bounds(args)
     node = find_device(ctx, args.device)
-    bottom, ends_above = _stream_bounds(ctx, args, node)
+    bottom, ends_above = await _stream_bounds(ctx, args, node)
     for member in chain(node):
         if ends_above is not None and member is ends_above:
             break
@@ -217,13 +241,13 @@ def _check_stream_bounds(args: BlockStreamArguments) -> None:
         raise QmpError("'bottom' and 'base-node' cannot be specified at the same time")
 
 
-def _stream_bounds(
+async def _stream_bounds(
     ctx: Context, args: BlockStreamArguments, node: Node
 ) -> tuple[Node, Node | None]:
     """Return the last layer to stream, and the base if the user named that instead."""
     base: Node | None = None
     if args.base is not None:
-        base = find_in_chain(node, args.base)
+        base = await find_in_chain(node, args.base)
         if base is None:
             raise QmpError(f"Can't find '{args.base}' in the backing chain")
     elif args.base_node is not None:

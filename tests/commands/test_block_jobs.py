@@ -11,6 +11,7 @@ import pytest
 from qsd.aio.loop import run
 from qsd.block import perms
 from qsd.block.backend import Backend
+from qsd.block.naming import filename
 from qsd.block.node import Node
 from qsd.commands.block_jobs import default_granularity, find_in_chain, on_or_off
 from qsd.commands.new_image import Backing, make_image
@@ -65,17 +66,42 @@ def test_an_unknown_device_of_a_commit_has_its_own_class() -> None:
     tell(story)
 
 
-def test_images_are_found_by_what_the_one_above_records() -> None:
-    async def story(world: World) -> None:
-        top, mid, base = await world.chain()
-        top.driver.record = ("mid.img", "qcow2")  # type: ignore[attr-defined]
-        mid.driver.record = ("base.img", "qcow2")  # type: ignore[attr-defined]
-        assert find_in_chain(top, "mid.img") is mid
-        assert find_in_chain(top, "base.img") is base
-        assert find_in_chain(mid, "mid.img") is None
-        assert find_in_chain(top, "top.img") is None
+def test_images_are_found_by_any_path_to_what_the_one_above_records(tmp_path: Path) -> None:
+    async def main() -> None:
+        (tmp_path / "d").mkdir()
+        async with ImageDaemon(tmp_path) as daemon:
+            for name, below in (("base", None), ("mid", "base"), ("top", "mid")):
+                backing = Backing(f"{below}.qcow2", "qcow2") if below else None
+                await make_image(daemon.context, f"d/{name}.qcow2", "qcow2", 1 << 20, backing)
+            (tmp_path / "d" / "link").symlink_to("mid.qcow2")
+            file = {"driver": "file", "filename": "d/top.qcow2"}
+            await daemon.qmp("blockdev-add", driver="qcow2", node_name="top", file=file)
+            top = daemon.rig.graph.nodes["top"]
+            mid = top.children["backing"].node
+            base = mid.children["backing"].node
+            for name in ("mid.qcow2", "./mid.qcow2", "link", str(tmp_path / "d" / "mid.qcow2")):
+                assert await find_in_chain(top, name) is mid
+            assert await find_in_chain(top, "base.qcow2") is base
+            for name in ("d/mid.qcow2", "nope/../mid.qcow2", "file:mid.qcow2", "top.qcow2"):
+                assert await find_in_chain(top, name) is None
+            assert await find_in_chain(mid, "mid.qcow2") is None
 
-    tell(story)
+    run(main())
+
+
+def test_images_given_to_the_one_above_are_found_by_their_own_names(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with ImageDaemon(tmp_path) as daemon:
+            await daemon.image("base")
+            await daemon.image("mid", backing="base")
+            await daemon.image("top", backing="mid")
+            top, mid, base = (daemon.rig.graph.nodes[name] for name in ("top", "mid", "base"))
+            assert await find_in_chain(top, "base.qcow2") is base
+            assert await find_in_chain(top, "./base.qcow2") is None
+            assert await find_in_chain(top, "mid.qcow2") is None  # it stands for another chain
+            assert await find_in_chain(top, filename(mid)) is mid
+
+    run(main())
 
 
 def test_defaults() -> None:
