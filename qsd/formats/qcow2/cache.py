@@ -170,8 +170,12 @@ class TableCache:
 
     @property
     def needs_write_back(self) -> bool:
-        """Whether so much is dirty that eviction would soon find nothing."""
-        return len(self.dirty) * 2 >= self.capacity
+        """Whether the next table would evict another one, and so much is dirty that this is hard.
+
+        While there is room nothing is written: a write-back waits for all data of the guest, 0.4 s
+        in the middle of filling an image of 1 GiB.
+        """
+        return len(self._slots) >= self.capacity and len(self.dirty) * 2 >= self.capacity
 
     def begin_write(self, slot: Slot) -> tuple[int, int]:
         """Take the dirty range of a slot; call `end_write` once it was written or not."""

@@ -58,6 +58,19 @@ def test_dirty_tables_stay() -> None:
     assert 1 not in cache
 
 
+def test_nothing_must_be_written_as_long_as_there_is_room() -> None:
+    cache = TableCache(4)
+    for key in range(3):
+        cache.put(key, table())
+        cache.mark(key, 0, 1)
+        assert not cache.needs_write_back
+    cache.put(3, table())
+    assert cache.needs_write_back
+    for slot in list(cache.dirty.values())[:2]:
+        cache.begin_write(slot)
+    assert not cache.needs_write_back
+
+
 def test_one_read_for_all_who_wait() -> None:
     reads = []
 

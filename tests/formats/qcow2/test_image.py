@@ -316,3 +316,20 @@ def test_power_failure_while_resizing(tmp_path: Path, variant: str) -> None:
         assert not result.corruptions, end
         assert len(found) in sizes
         assert found[: SIZE // 2] == b"k" * (SIZE // 2)
+
+
+def test_a_new_table_that_fits_the_cache_waits_for_nothing(tmp_path: Path) -> None:
+    """Else filling an image would stop for all data so far at each of its tables."""
+    need("qemu-img")
+    path = make(tmp_path / "image", 8 << 20, "cluster_size=4k")
+
+    async def main() -> list[Any]:
+        async with rig() as graph:
+            node = await add_image(graph, path)
+            below = file_of(node)
+            for offset in range(0, 8 << 20, 1 << 20):
+                await node.write(offset, memoryview(b"x" * 4096))
+            return list(below.writes)
+
+    assert None not in run(main())
+    check(path)
