@@ -24,12 +24,15 @@ from qsd.errors import os_error
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from qsd.block.dirty import DirtyBitmap
     from qsd.block.driver import RunPath
     from qsd.block.graph import Edge, Graph
     from qsd.block.late import Route
     from qsd.block.piped import Payload
     from qsd.block.relay import RelayPath
     from qsd.block.runs import Runs
+
+    UnrecordedPath = tuple[Callable[[int, memoryview], bool], Sequence[DirtyBitmap]]
 
 
 @functools.cache
@@ -327,6 +330,16 @@ class Backend:
         if edge is None or self.quiesced or self.force_writethrough:
             return None
         return edge.node.run_path()
+
+    def unrecorded_path(self) -> UnrecordedPath | None:
+        """Return a `write_nowait` that tells no bitmap of the node, and these bitmaps.
+
+        Good for this generation; the caller tells them.
+        """
+        edge = self.edge
+        if edge is None or self.write_nowait is _refuse_read:
+            return None
+        return edge.node.driver.write_nowait, tuple(edge.node.bitmaps.values())
 
     def views_path(self) -> Callable[[int, Sequence[memoryview], int], bool] | None:
         """Return the function that writes several buffers at once, good for this generation.

@@ -27,7 +27,7 @@ import hashlib
 from typing import TYPE_CHECKING, Final
 
 from qsd.errors import QmpError
-from qsd.util.bitmap import FRESH_SHIFT, FRESH_UNITS, LEAF_BITS, Bitmap
+from qsd.util.bitmap import LEAF_BITS, MAX_FRESH, Bitmap
 from qsd.util.ranges import align_up
 
 if TYPE_CHECKING:
@@ -55,7 +55,6 @@ CHECK_INCONSISTENT: Final = 4
 CHECK_ALL: Final = CHECK_BUSY | CHECK_READ_ONLY | CHECK_INCONSISTENT
 
 _WORD_BITS: Final = 64
-_LAST_FRESH: Final = FRESH_UNITS - 1
 
 
 class DirtyBitmap:
@@ -161,6 +160,11 @@ class DirtyBitmap:
         """Record a completed change, if that is wanted."""
         if self.target is not None:
             self.target.set(offset, length)
+
+    def mark_all(self, offsets: list[int], length: int) -> None:
+        """Record completed changes of equal length; `offsets` stay as they are."""
+        if self.target is not None:
+            self.target.set_all(offsets, length)
 
     def resized(self, length: int) -> None:
         """Follow the length of the node; what is added is clean."""
@@ -350,7 +354,6 @@ def recording_path(
     shift = bitmap.bits.unit_shift
     unit, low = 1 << shift, (1 << shift) - 1
     is_fine = bitmap.granularity < unit
-    block_shift = shift + FRESH_SHIFT
 
     def write_recording(offset: int, view: memoryview) -> bool:
         try:
@@ -366,9 +369,9 @@ def recording_path(
         if (offset & low) + length > unit or (is_fine and length != unit):
             bits.set(offset, length)
             return True
-        number = offset >> block_shift
-        units = bits.fresh.get(number) or bits.new_fresh(number)
-        units[offset >> shift & _LAST_FRESH] = 1
+        bits.fresh.add(offset >> shift)
+        if len(bits.fresh) > MAX_FRESH:
+            bits.settle()
         return True
 
     return write_recording

@@ -9,7 +9,8 @@ and for 64, and a thread for 64 KiB waits for the interpreter's lock more often 
 
     [request][request][request] --> read_run / write_run --> [header data][header data][header data]
 
-On other nodes, adjacent writes are (:mod:`qsd.exports.nbd_joins`).
+On other nodes, adjacent writes are (:mod:`qsd.exports.nbd_joins`), and short ones that look alike
+(:mod:`qsd.exports.nbd_scattered`).
 
 What is not served is left in the receive buffer as if nobody had looked at it; the plain way is
 the hot loop of :mod:`qsd.exports.nbd_transmission`.
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from qsd.exports.nbd_joins import JoinedWrites
 from qsd.exports.nbd_known import DATA, REGION_BITS
+from qsd.exports.nbd_scattered import ScatteredWrites
 from qsd.wire.nbd import messages as nbd
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ _pack_chunk = nbd.KEYED_DATA_CHUNK.pack_into
 class Runs:
     """Serves the runs of one connection."""
 
-    __slots__ = ("_backend", "_generation", "_joins", "_known", "_path", "_session")
+    __slots__ = ("_backend", "_generation", "_joins", "_known", "_path", "_scattered", "_session")
 
     def __init__(self, backend: Backend, session: Session, known_data: KnownData) -> None:
         self._backend = backend
@@ -62,6 +64,7 @@ class Runs:
         self._generation = -1
         self._path: RunPath | None = None
         self._joins = JoinedWrites(backend, session)
+        self._scattered = ScatteredWrites(backend, session)
 
     def serve(self, incoming: Buffer, position: int, end: int, out: Buffer) -> tuple[int, int, int]:
         """Serve a run of reads or of writes.
@@ -81,7 +84,8 @@ class Runs:
             self._path = self._backend.run_path()
         path = self._path
         if path is None:
-            return self._joins.serve(incoming, position, end, out)
+            served = self._joins.serve(incoming, position, end, out)
+            return served if served[0] else self._scattered.serve(incoming, position, end, out)
         if end - position < _HEADER_SIZE:
             return 0, 0, 0
         key, _, _, length = _unpack(incoming.data, position)

@@ -343,13 +343,21 @@ def test_all_bitmaps_of_a_node_learn_of_a_write() -> None:
     run(main())
 
 
-def test_more_blocks_than_are_kept_fresh() -> None:
-    bits = Bitmap(1 << 44, 4096)
-    for number in range(1100):
-        bits.new_fresh(number)[7] = 1
-    assert len(bits.fresh) < 1100
-    assert bits.count() == 1100
-    assert not bits.fresh
+def test_more_marks_than_are_kept_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dirty, "MAX_FRESH", 5)
+
+    async def main() -> None:
+        async with Rig() as rig:
+            node = (await rig.memory("n", 1 << 20)).node
+            bitmap = DirtyBitmap(node, "b", 512)
+            bitmap.attach()
+            for unit in range(0, 28, 2):
+                assert node.write_nowait(unit * 4096, memoryview(bytes(4096)))
+                assert len(bitmap.bits.fresh) <= 5
+            assert len(bitmap.bits.fresh) == 2
+            assert bitmap.bits.count() == 14 * 8
+
+    run(main())
 
 
 @pytest.mark.parametrize("kind", ["write", "zero"])

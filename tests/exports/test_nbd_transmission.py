@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qsd.aio import loop
-from qsd.exports import nbd_transmission
+from qsd.exports import nbd_scattered, nbd_transmission
 from qsd.exports.buffers import Buffer
 from qsd.exports.nbd_transmission import Transmission
 from qsd.exports.outlet import Outlet
@@ -107,7 +107,8 @@ def test_many_requests_in_one_go(structured: bool, fast: bool) -> None:
 def test_slow_writes_are_answered_before_the_batch_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """The client can go on with what is done; the order and number of replies stay the same."""
     now = [0.0]
-    monkeypatch.setattr(nbd_transmission, "monotonic", lambda: now[0])
+    for module in (nbd_transmission, nbd_scattered):
+        monkeypatch.setattr(module, "monotonic", lambda: now[0])
     sizes: list[int] = []
     send = Outlet.put_batch
 
@@ -122,7 +123,7 @@ def test_slow_writes_are_answered_before_the_batch_ends(monkeypatch: pytest.Monk
             disk = await rig.memory("m")
             await rig.export("m", writable=True)
             client = await rig.go("m")
-            for cost, batches in ((0.0, [12]), (nbd_transmission.SEND_AFTER / 2, [3, 3, 3, 3])):
+            for cost, batches in ((0.0, [12]), (nbd_scattered.SEND_AFTER / 2, [3, 3, 3, 3])):
 
                 def fail(operation: str, offset: int, cost: float = cost) -> int:
                     now[0] += cost

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qsd.util.bitmap import LEAF_BITS, Bitmap
+from qsd.util.bitmap import LEAF_BITS, MAX_FRESH, Bitmap
 
 GRANULARITY = 512
 BITS = 3 * LEAF_BITS + 100
@@ -74,6 +74,50 @@ def test_like_a_set(changes: list[Change]) -> None:
     assert bitmap.count() == len(model)
     assert bool(bitmap) == bool(model)
     assert bitmap.dirty_bytes() == len(model) * GRANULARITY
+
+
+PLACES = st.lists(st.integers(0, 4 * LEAF_BITS - 1), min_size=1, max_size=5)
+
+
+@given(
+    st.sampled_from([512, 2048, 4096, 65536]),
+    st.lists(
+        st.one_of(
+            st.tuples(st.sampled_from([512, 4096, 8192, 1536, 65536]), PLACES, st.booleans()),
+            st.tuples(st.just(0), PLACES, st.booleans()),
+        ),
+        max_size=6,
+    ),
+)
+def test_ranges_of_equal_length(granularity: int, steps: list[tuple[int, list[int], bool]]) -> None:
+    size = 5 * LEAF_BITS * 4096
+    bitmap, model = Bitmap(size, granularity), set[int]()
+    for length, places, is_aligned in steps:
+        offsets = [place * (4096 if is_aligned else 512) for place in places]
+        if not length:
+            for offset in offsets:
+                bitmap.clear(offset, 4096)
+                model -= {*range(offset // granularity, (offset + 4095) // granularity + 1)}
+            continue
+        bitmap.set_all(offsets, length)
+        for offset in offsets:
+            model |= {*range(offset // granularity, (offset + length - 1) // granularity + 1)}
+    assert bitmap.count() == len(model)
+    assert {offset // granularity for offset, length in bitmap.areas()} <= model
+    assert all(bitmap.get(bit * granularity) for bit in model)
+
+
+def test_what_is_noted_is_bounded() -> None:
+    bitmap = Bitmap(1 << 44, 512)
+    batches = [[(n * 32 + i) << 13 for i in range(32)] for n in range(1000)]
+    kept = 0
+    for batch in batches:
+        bitmap.set_all(batch, 4096)
+        kept = max(kept, len(bitmap.fresh) + 32 * len(bitmap._noted))
+    assert kept <= MAX_FRESH + 32 * 129
+    assert bitmap.count() == 32000 * 8
+    assert not bitmap.fresh
+    assert not bitmap._noted
 
 
 @given(CHANGES, POINTS, POINTS)
