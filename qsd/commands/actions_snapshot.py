@@ -220,9 +220,10 @@ def root_node(ctx: Context, device: str) -> Node:
     Raises:
         QmpError: There is none, something stands on it, or it is busy.
     """
+    from qsd.jobs.filters import check_root
+
     node = ctx.graph.lookup(device, device)
-    if any(isinstance(edge.user, Node) for edge in node.parents):
-        raise QmpError("Need a root block node")
+    check_root(node)
     check_not_blocked(ctx, node)
     return node
 
