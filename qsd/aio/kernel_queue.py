@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: MIT
 """What the ways to hand requests to the kernel have in common.
 
-A queue belongs to one event loop.  It takes operations, hands them over by slices or at the end of
-the turn, and tells their sinks in company when they have ended.  How the kernel is told, and how it
-answers, is a matter of :mod:`qsd.aio.uring` and :mod:`qsd.aio.linux_aio`.
+A queue belongs to one event loop.  It takes operations, hands them over, those that come one by one
+at the end of the turn, and tells their sinks in company when they have ended.  How the kernel is
+told, and how it answers, is a matter of :mod:`qsd.aio.uring` and :mod:`qsd.aio.linux_aio`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from abc import abstractmethod
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from qsd.aio.operations import READ, WRITE, CalledOperation, Operation, OperationPool
+from qsd.aio.operations import READ, SLICE, WRITE, CalledOperation, Operation, OperationPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -135,17 +135,32 @@ class KernelQueue:
             done: Called from the loop with the number of bytes, which may be short, or a negative
                 errno.
         """
-        self.start_all(opcode, fd, (CalledOperation(address, length, offset, keep, done),))
+        self._put(opcode, fd, (CalledOperation(address, length, offset, keep, done),))
+        if self._unsubmitted >= SLICE:
+            self._submit()
+        if self._unsubmitted:
+            self._schedule()
 
-    @abstractmethod
     def start_all(self, opcode: int, fd: int, operations: Iterable[Operation]) -> None:
-        """Begin operations; the kernel learns of them at the end of the turn.
+        """Begin operations, at once.
+
+        At the end of the turn the device would have idled while replies to other requests were
+        sent: with 64 KiB read 16 at a time, 8,200/s in place of 9,900.
 
         Args:
             opcode: READ or WRITE.
             fd: Descriptor, for all.
             operations: Each one's sink is told from the loop, never before this returns.
         """
+        self._put(opcode, fd, operations)
+        if self._unsubmitted:
+            self._submit()
+        if self._unsubmitted:
+            self._schedule()
+
+    @abstractmethod
+    def _put(self, opcode: int, fd: int, operations: Iterable[Operation]) -> None:
+        """Note operations as `_unsubmitted`, and as `_waiting` those that find no room."""
 
     async def _run(
         self, opcode: int, fd: int, address: int, length: int, offset: int, keep: object
@@ -221,7 +236,9 @@ class KernelQueue:
         self._reaping = False
         while self._waiting and free:
             opcode, fd, operation = self._waiting.popleft()
-            self.start_all(opcode, fd, (operation,))
+            self._put(opcode, fd, (operation,))
+        if self._unsubmitted:
+            self._schedule()
         if len(free) == self._room and self._idle is not None and not self._idle.done():
             self._idle.set_result(None)
 

@@ -9,8 +9,8 @@ files are not for this queue.
 
 ::
 
-    start_all ─▶ iocb in its slot, a pointer to it ─▶ io_submit       by slices, or at the end of
-                                                          │           the turn
+    start_all ─▶ iocb in its slot, a pointer to it ─▶ io_submit       what comes together at once
+                                                          │
                                                           ▼ kernel
     Sink.finished ◀─ io_getevents ◀─ add_reader(eventfd) ◀─ IOCB_FLAG_RESFD
 
@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Final
 
 from qsd.aio.bounce import AlignedBuffer
 from qsd.aio.kernel_queue import ENTRIES, KernelQueue
-from qsd.aio.operations import READ, SLICE
+from qsd.aio.operations import READ
 
 if TYPE_CHECKING:
     import asyncio
@@ -109,8 +109,7 @@ class LinuxAio(KernelQueue):
             raise OSError(code, os.strerror(code))
         return result
 
-    def start_all(self, opcode: int, fd: int, operations: Iterable[Operation]) -> None:
-        """Begin operations; the kernel learns of them at the end of the turn."""
+    def _put(self, opcode: int, fd: int, operations: Iterable[Operation]) -> None:
         if self._closed:
             raise RuntimeError("context is closed")
         active, free, queue = self._active, self._free, self._queue
@@ -144,10 +143,6 @@ class LinuxAio(KernelQueue):
             queue[count] = address + at
             count += 1
         self._unsubmitted = count
-        if count >= SLICE:
-            self._submit()
-        if self._unsubmitted or self._refused:
-            self._schedule()
 
     def _submit(self) -> None:
         """Hand over what the kernel takes; what it refuses for good has ended."""
@@ -161,6 +156,7 @@ class LinuxAio(KernelQueue):
                 # It is the first one that cannot be done.
                 code = exc.errno or errno.EIO
                 self._refused.append(((queue[0] - self._address) // _IOCB.size, -code))
+                self._schedule()
                 taken = 1
             rest = count - taken
             queue[:rest] = queue[taken:count]

@@ -22,7 +22,7 @@ from __future__ import annotations
 import mmap
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from qsd.aio.bounce import AlignedBuffer
+from qsd.aio.slabs import Slabs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,10 +36,10 @@ _SMALLEST: Final = mmap.PAGESIZE
 #: Bytes of payload of unused operations that are kept for each of the ten sizes.
 _KEPT: Final = 4 << 20
 
-#: So many operations go to the kernel at once, fewer wait for the end of the turn.  A device that
-#: gets all requests of a client in one go often answers them in one go: then client, daemon and
-#: device take turns instead of working side by side.  Measured with 32 of 4 KiB in flight, beside
-#: other work: 22,000/s by slices of 8, 24,900/s of 16, 19,500/s without; 8 had the best round.
+#: So many operations go to the kernel together at most.  A device that gets all requests of a
+#: client in one go often answers them in one go: then client, daemon and device take turns instead
+#: of working side by side.  Measured with 32 of 4 KiB in flight, beside other work: 22,000/s by
+#: slices of 8, 24,900/s of 16, 19,500/s without; 8 had the best round.
 SLICE: Final = 8
 
 READ: Final = 22
@@ -110,26 +110,25 @@ class PooledOperation(LateOperation):
 
     __slots__ = ("_home", "flags", "memory", "piece", "size", "tag")
 
-    def __init__(self, size: int, home: list[PooledOperation]) -> None:
-        memory = AlignedBuffer(HEAD + size)
-        super().__init__(memory.address + HEAD, memory)
+    def __init__(self, memory: memoryview, address: int, home: list[PooledOperation]) -> None:
+        super().__init__(address + HEAD, memory)
         self.memory = memory
-        self.size = size
+        self.size = len(memory) - HEAD
         self.tag = 0
         self.flags = 0
-        self.piece = memory.view[:0]
+        self.piece = memory[:0]
         self._home = home
 
     def payload(self) -> memoryview:
         """Return what was read, or what is to be written."""
-        return self.memory.view[HEAD : HEAD + self.length]
+        return self.memory[HEAD : HEAD + self.length]
 
     def cut(self, header: int) -> None:
         """Let `piece` be the payload with so many bytes in front of it.
 
         It stays like that, so who uses operations of one length only looks at the length of it.
         """
-        self.piece = self.memory.view[HEAD - header : HEAD + self.length]
+        self.piece = self.memory[HEAD - header : HEAD + self.length]
 
     def drop(self) -> None:
         """Give the operation back to its pool.  Nothing uses its memory any more."""
@@ -145,10 +144,11 @@ def _size(length: int) -> int:
 class OperationPool:
     """Unused operations by size; belongs to the thread of one event loop."""
 
-    __slots__ = ("_idle",)
+    __slots__ = ("_idle", "_slabs")
 
     def __init__(self) -> None:
         self._idle: dict[int, list[PooledOperation]] = {}
+        self._slabs = Slabs()
 
     def shelf(self, length: int) -> list[PooledOperation]:
         """Return the unused operations for so many bytes: who takes the last one saves a call."""
@@ -157,7 +157,10 @@ class OperationPool:
     def take(self, length: int) -> PooledOperation:
         """Return an operation for a payload of so many bytes, at most `LONGEST`."""
         idle = self.shelf(length)
-        operation = idle.pop() if idle else PooledOperation(_size(length), idle)
+        if idle:
+            operation = idle.pop()
+        else:
+            operation = PooledOperation(*self._slabs.cut(HEAD + _size(length)), idle)
         operation.length = length
         return operation
 

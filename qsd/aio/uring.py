@@ -8,9 +8,9 @@ costs one system call for all requests of a loop turn, and one wakeup for all th
 
 ::
 
-    start        ─▶ SQE in the ring ─┐                        all requests of one turn of the loop
-    start_all    ─▶ SQEs in the ring ┼─▶ io_uring_enter       (a callback at the end of the turn,
-                                     │      │                  or at once when there are some)
+    start        ─▶ SQE in the ring ─┐                        single requests of one turn of the
+    start_all    ─▶ SQEs in the ring ┼─▶ io_uring_enter       loop together, by a callback at its
+                                     │      │                 end; several at once
                                      │      │
                                      ▼      ▼ kernel
     Sink.finished ◀─ CQEs ◀─ add_reader(ring) ◀─ ring is readable      all completions of one wakeup
@@ -37,7 +37,7 @@ import struct
 from typing import TYPE_CHECKING, Any, Final
 
 from qsd.aio.kernel_queue import ENTRIES, KernelQueue
-from qsd.aio.operations import READ, SLICE
+from qsd.aio.operations import READ
 
 if TYPE_CHECKING:
     import asyncio
@@ -158,11 +158,8 @@ class Ring(KernelQueue):
             vectored: At each one's address are so many (`length`) struct iovec.
         """
         self.start_all((_READV if vectored else READ) | _ASYNC, fd, operations)
-        if self._unsubmitted:
-            self._submit()
 
-    def start_all(self, opcode: int, fd: int, operations: Iterable[Operation]) -> None:
-        """Begin operations; the kernel learns of them at the end of the turn."""
+    def _put(self, opcode: int, fd: int, operations: Iterable[Operation]) -> None:
         if self._closed:
             raise RuntimeError("ring is closed")
         active, free, sqes, mask = self._active, self._free, self._sqes, self._sq_mask
@@ -188,10 +185,6 @@ class Ring(KernelQueue):
             tail += 1
         self._sq[self._sq_tail] = tail & _MASK
         self._unsubmitted += tail - first
-        if self._unsubmitted >= SLICE:
-            self._submit()
-        if self._unsubmitted:
-            self._schedule()
 
     def _submit(self) -> None:
         try:

@@ -24,7 +24,6 @@ from qsd.wire.nbd import messages as nbd
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Sequence
-    from mmap import mmap
 
     from qsd.aio.tasks import TaskOwner
     from qsd.block.backend import Backend
@@ -343,7 +342,7 @@ class Requests:
 
     def pack_header(
         self,
-        memory: bytearray | mmap,
+        memory: bytearray | memoryview,
         start: int,
         cookie: int,
         offset: int,

@@ -151,8 +151,8 @@ def test_nothing_is_left_open(numbered: int, kind: type[Queues]) -> None:
     run(main())
 
 
-def test_slices_go_at_once(numbered: int, kind: type[Queues]) -> None:
-    """And their ends can be taken before the turn is over, but never by starting them."""
+def test_what_comes_together_goes_at_once(numbered: int, kind: type[Queues]) -> None:
+    """And its end can be taken before the turn is over, but never by starting it."""
 
     async def main() -> None:
         queue = make(kind, 64)
@@ -164,15 +164,31 @@ def test_slices_go_at_once(numbered: int, kind: type[Queues]) -> None:
                 operation.sink = ends
             queue.start_all(READ, numbered, operations)
 
-        start(SLICE)
+        start(3)
         assert not ends.ended
         queue.advance()  # what is in the page cache is read at once
-        assert len(ends.ended) == SLICE
-        start(SLICE - 1)
-        queue.advance()
-        assert len(ends.ended) == SLICE
-        await until(lambda: len(ends.ended) == 2 * SLICE - 1)
+        assert len(ends.ended) == 3
         await queue.close()
         queue.advance()
+
+    run(main())
+
+
+def test_what_comes_one_by_one_goes_at_the_end_of_the_turn(
+    numbered: int, kind: type[Queues]
+) -> None:
+    """Or when there is enough of it."""
+
+    async def main() -> None:
+        queue = make(kind, 64)
+        buffer = AlignedBuffer(4096)
+        ends: list[int] = []
+        for count in range(1, 2 * SLICE):
+            queue.start(READ, numbered, buffer.address, count, 0, buffer, ends.append)
+            queue.advance()
+            assert len(ends) == count // SLICE * SLICE
+        await until(lambda: len(ends) == 2 * SLICE - 1)
+        assert ends == list(range(1, 2 * SLICE))
+        await queue.close()
 
     run(main())

@@ -172,14 +172,14 @@ def test_it_serves_what_is_direct_and_native_without_a_ring(
     path = tmp_path / "image"
     path.write_bytes(bytes(range(256)) * 64)
     started: list[int] = []
-    start_all = LinuxAio.start_all
+    put = LinuxAio._put
 
     def spy(self: LinuxAio, opcode: int, fd: int, operations: Any) -> None:
         started.append(opcode)
-        start_all(self, opcode, fd, operations)
+        put(self, opcode, fd, operations)
 
     forbid(monkeypatch, "uring.Ring")
-    monkeypatch.setattr(LinuxAio, "start_all", spy)
+    monkeypatch.setattr(LinuxAio, "_put", spy)
 
     async def main() -> None:
         pool = WorkerPool()

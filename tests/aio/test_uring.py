@@ -12,7 +12,7 @@ import pytest
 
 from qsd.aio.bounce import AlignedBuffer
 from qsd.aio.loop import run
-from qsd.aio.operations import READ, SLICE
+from qsd.aio.operations import HEAD, READ, SLICE
 from qsd.aio.tasks import TaskOwner
 from qsd.aio.uring import Ring
 from qsd.aio.workers import WorkerPool
@@ -109,14 +109,14 @@ def test_threads_of_the_kernel(numbered: int, vectored: bool) -> None:
         assert not ring._unsubmitted
         await until(lambda: len(ends.ended) == 1)
         content = bytes(range(256)) * 20
-        at = address - memory.address
+        at = HEAD
         if vectored:
             assert operation.result == 150
-            assert memory.view[at : at + 100] == content[1000:1100]
-            assert memory.view[at + 2048 : at + 2098] == content[1100:1150]
+            assert memory[at : at + 100] == content[1000:1100]
+            assert memory[at + 2048 : at + 2098] == content[1100:1150]
         else:
             assert operation.result == 4096
-            assert memory.view[at : at + 4096] == content[1000:5096]
+            assert memory[at : at + 4096] == content[1000:5096]
         await ring.close()
 
     run(main())

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import socket
 from pathlib import Path
 from typing import Any, Self, cast
 
@@ -13,7 +14,8 @@ import pytest
 
 from qsd.aio import loop
 from qsd.block.drain import Drained
-from qsd.exports import nbd_late
+from qsd.exports import nbd_late, nbd_transmission
+from qsd.exports.nbd_transmission import Transmission
 from qsd.formats.raw import RawDriver
 from qsd.protocols.file.driver import FileDriver
 from tests.exports.rig import FLUSH, READ, WRITE, NbdRig
@@ -132,10 +134,12 @@ class DirectRig(NbdRig):
 
     Attributes:
         content: What should be in it.
+        direct: Whether it is, really.
     """
 
-    def __init__(self, path: Path, **more: Any) -> None:
+    def __init__(self, path: Path, *, direct: bool = True, **more: Any) -> None:
         super().__init__(file=FileDriver, raw=RawDriver)
+        self.direct = direct
         self.content = bytearray(random.Random(3).randbytes(4 * MIB))
         self.image = path
         self.more = more
@@ -143,7 +147,7 @@ class DirectRig(NbdRig):
     async def __aenter__(self) -> Self:
         await super().__aenter__()
         self.image.write_bytes(self.content)
-        cache = {"direct": True}
+        cache = {"direct": self.direct}
         await self.add(
             driver="file", node_name="f", filename=str(self.image), cache=cache, locking="off"
         )
@@ -163,6 +167,13 @@ class DirectRig(NbdRig):
     def let_go(self) -> None:
         self.pool._ring = self._ring
         self.exported.backend.rebind()
+
+
+def transmission_of(rig: NbdRig) -> Transmission:
+    """Return the data plane of the only client."""
+    (client,) = rig.server._clients
+    assert client._transmission is not None
+    return client._transmission
 
 
 @pytest.mark.parametrize("structured", [False, True])
@@ -242,6 +253,50 @@ def test_company_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             rig.let_go()
             ring.end()
             assert sorted([(await client.reply(512))[0] for _ in range(5)]) == cookies
+
+    loop.run(main())
+
+
+@pytest.mark.parametrize("limit", [MIB, 8 * MIB])
+def test_the_device_is_kept_busy_while_the_client_takes_replies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """Long reads are begun although replies wait, up to a limit."""
+    monkeypatch.setattr(nbd_transmission, "MAX_DIRECT_PENDING", limit)
+
+    async def main() -> None:
+        async with DirectRig(tmp_path / "f") as rig:
+            client = await rig.go("m")
+            ring = rig.hold()
+            cookies = [client.request(READ, index * MIB, MIB) for index in range(2)]
+            await until(lambda: len(ring.held) == 2)
+            ring.end()
+            assert transmission_of(rig)._outlet.pending > MIB
+            cookies.append(client.request(READ, 2 * MIB, MIB))
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert len(ring.held) == (limit > MIB)
+            taken = [(await client.reply(MIB))[0] for _ in range(2)]
+            await until(lambda: len(ring.held) == 1)
+            ring.end()
+            taken.append((await client.reply(MIB))[0])
+            assert taken == cookies
+            rig.let_go()
+
+    loop.run(main())
+
+
+def test_a_socket_holds_less_of_what_comes_from_a_device(tmp_path: Path) -> None:
+    async def main() -> None:
+        sizes = []
+        for direct in (False, True):
+            async with DirectRig(tmp_path / "f", direct=direct) as rig:
+                await rig.go("m")
+                sock = transmission_of(rig)._sock
+                assert isinstance(sock, socket.socket)
+                sizes.append(sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF))
+        assert sizes[0] > sizes[1]
+        assert sizes[1] in (nbd_late._SEND_BUFFER, 2 * nbd_late._SEND_BUFFER)
 
     loop.run(main())
 

@@ -46,6 +46,7 @@ def test_limits_are_as_documented() -> None:
         f"of one request | {messages.MAX_REQUEST // mib} MiB |",
         f"{nbd_late.MAX_IN_FLIGHT}, and {nbd_late.MAX_IN_FLIGHT_BYTES // mib} MiB",
         f"does not read | {nbd_transmission.MAX_PENDING // mib} MiB,",
+        f"`cache.direct=on` | {nbd_transmission.MAX_DIRECT_PENDING // mib} MiB |",
         f"leave to the daemon | {descriptors.RESERVE};",
         f"nest {json_machine.MAX_NESTING} levels deep",
         f"have {json_machine.MAX_TOKENS // mib} Mi tokens",
