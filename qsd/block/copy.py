@@ -359,7 +359,9 @@ def smallest_hole(target: Node) -> int:
     return min(int(driver_info(target).get("cluster-size") or SMALL_HOLE), SMALL_HOLE)
 
 
-async def next_extent(source: Node, offset: int, length: int, hole: int) -> tuple[int, bool]:
+async def next_extent(
+    source: Node, offset: int, length: int, hole: int, *, takes_unknown: bool = False
+) -> tuple[int, bool]:
     """Tell how far a range is data, or zero.
 
     Zeroes between data that are shorter than a hole count as data: copying them costs less than
@@ -370,6 +372,8 @@ async def next_extent(source: Node, offset: int, length: int, hole: int) -> tupl
         offset: Start of the range.
         length: Its length; positive.
         hole: Bytes; the shortest zeroes that count.
+        takes_unknown: What is neither data nor known to be zero is to be copied: a backup reads
+            it, where a mirror leaves it out.
 
     Returns:
         For how many bytes the answer holds, and whether they are data.
@@ -388,7 +392,7 @@ async def next_extent(source: Node, offset: int, length: int, hole: int) -> tupl
             if position == offset:
                 raise
             break  # what comes before it is dealt with first
-        is_data = bool(status.flags & ST_DATA) and not status.flags & ST_ZERO
+        is_data = not status.flags & ST_ZERO and (takes_unknown or status.flags & ST_DATA != 0)
         if is_data and data_end == offset and position - offset >= hole:
             return position - offset, False
         small += is_data and position > data_end

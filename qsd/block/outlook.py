@@ -29,15 +29,17 @@ _RUNS: Final = 1024
 class Outlook:
     """Tells data from zeroes in a stretch of a node."""
 
-    __slots__ = ("_end", "_ends", "_hole", "_start", "_starts", "_unit")
+    __slots__ = ("_end", "_ends", "_hole", "_start", "_starts", "_takes_unknown", "_unit")
 
-    def __init__(self, hole: int, unit: int = 1) -> None:
+    def __init__(self, hole: int, unit: int = 1, *, takes_unknown: bool = False) -> None:
         """Know nothing yet.
 
         Args:
             hole: Bytes; shorter zeroes between data count as data.
             unit: Bytes; a unit is data if any of it is.
+            takes_unknown: What is neither data nor known to be zero is to be copied.
         """
+        self._takes_unknown = takes_unknown
         self._hole = hole
         self._unit = unit
         self._start = self._end = 0
@@ -93,10 +95,10 @@ class Outlook:
         starts: list[int] = []
         ends: list[int] = []
         self._starts, self._ends = starts, ends
-        position, unit, hole = offset, self._unit, self._hole
+        position, unit, hole, takes_unknown = offset, self._unit, self._hole, self._takes_unknown
         for count, flags in zip(runs.lengths, runs.flags, strict=True):
             stop = position + count
-            if flags & ST_DATA and not flags & ST_ZERO:
+            if not flags & ST_ZERO and (takes_unknown or flags & ST_DATA):
                 start = align_down(position, unit)
                 if ends and start - ends[-1] < hole:
                     ends[-1] = align_up(stop, unit)

@@ -118,7 +118,7 @@ class CopyBeforeWriteDriver(FilterDriver):
         self.cluster_size = cluster_size_of(self._target.node)
         self.copier = NodeCopier(unit=max(COPY_UNIT, self.cluster_size))
         self.copier.flush_follows = False
-        self._outlook = Outlook(1, self.cluster_size)
+        self._outlook = Outlook(1, self.cluster_size, takes_unknown=True)
         length = self.length()
         self.pending = Bitmap(length, self.cluster_size)
         self._done = Bitmap(length, self.cluster_size)
@@ -251,7 +251,7 @@ class CopyBeforeWriteDriver(FilterDriver):
         known = self._outlook.look(offset, length)
         if known is not None:
             return known[0], not known[1]
-        count, is_data = await next_extent(self.edge.node, offset, length, size)
+        count, is_data = await next_extent(self.edge.node, offset, length, size, takes_unknown=True)
         if count < length:
             # A cluster is data if any of it is.
             count = align_up(count, size) if is_data else align_down(count, size)

@@ -17,6 +17,7 @@ from qsd.block import perms
 from qsd.block.backend import Backend
 from qsd.block.dirty import DirtyBitmap
 from qsd.block.drain import Drained
+from qsd.block.mapping import ST_OFFSET, Status
 from qsd.filters.copy_before_write import CopyBeforeWriteDriver
 from qsd.jobs.backup import BackupJob
 from tests.commands.support import Daemon
@@ -117,6 +118,24 @@ def test_a_full_copy() -> None:
             "created", "running", "paused", "running", "waiting", "pending",
             "BLOCK_JOB_COMPLETED", "concluded", "null",
         ]  # fmt: skip
+
+    tell(story)
+
+
+def test_what_is_neither_data_nor_known_to_be_zero_is_copied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As holes of other servers may be: they are read."""
+
+    async def unknown(self: Disk, offset: int, length: int, want_zero: bool) -> Status:
+        return Status(length, ST_OFFSET, offset)
+
+    async def story(world: World) -> None:
+        monkeypatch.setattr(Disk, "block_status", unknown)
+        job = await world.start(sync="full")
+        await job.wait_end()
+        assert job.error is None
+        assert world.target.data == world.old
 
     tell(story)
 
