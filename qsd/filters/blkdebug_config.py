@@ -17,10 +17,12 @@ A file looks like an ini file but is read by simpler rules::
 from __future__ import annotations
 
 import errno
+import os
 import re
 from typing import TYPE_CHECKING, Final, get_args
 
 from qsd.errors import QmpError
+from qsd.qapi.member_order import ordered_names
 from qsd.qapi.schema.block_options import BlkdebugEvent, BlkdebugIOType
 from qsd.util.namedtuple import NamedTuple
 
@@ -131,10 +133,12 @@ def parse_groups(lines: Iterable[str]) -> list[tuple[str, dict[str, int | bool |
         QmpError: It is malformed.
     """
     groups: list[tuple[str, dict[str, int | bool | str]]] = []
+    texts: dict[str, str] = {}  # of the last group, which is looked at when it ends
     for line in lines:
         if line in ("\n", "") or line.startswith("#"):
             continue
         if found := _GROUP_WITH_ID.match(line) or _GROUP.match(line):
+            _absorb(groups, texts)
             if found[1] not in _GROUPS:
                 raise QmpError(f"There is no option group '{found[1]}'")
             groups.append((found[1], {}))
@@ -145,9 +149,17 @@ def parse_groups(lines: Iterable[str]) -> list[tuple[str, dict[str, int | bool |
             raise QmpError("parse error")
         if not groups:
             raise QmpError("no group defined")
-        group, options = groups[-1]
-        options[key[1]] = _checked(group, key[1], pair[2] if pair else "")
+        texts[key[1]] = pair[2] if pair else ""
+    _absorb(groups, texts)
     return groups
+
+
+def _absorb(groups: list[tuple[str, dict[str, int | bool | str]]], texts: dict[str, str]) -> None:
+    """Make options of the texts of the last group, in the order in which the C daemon would."""
+    for name in ordered_names(list(texts)):
+        group, options = groups[-1]
+        options[name] = _checked(group, name, texts[name])
+    texts.clear()
 
 
 def _one_of(value: object, allowed: tuple[str, ...]) -> str:
@@ -202,7 +214,15 @@ def read_config(path: str) -> tuple[list[InjectError], list[SetState]]:
         QmpError: It cannot be read, or is malformed.
     """
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-            return parse_config(file.readlines())
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # directories, too
     except OSError as exc:
         raise QmpError(f"Could not read blkdebug config file: {exc.strerror}") from exc
+    try:
+        with open(
+            descriptor, encoding="utf-8", errors="surrogateescape", newline="\n", closefd=False
+        ) as file:
+            return parse_config(file.readlines())
+    except OSError as exc:
+        raise QmpError(f"Cannot read config file: {exc.strerror}") from exc
+    finally:
+        os.close(descriptor)

@@ -63,6 +63,9 @@ def test_rules(tmp_path: Path) -> None:
         ('[inject-error]\nfoo = "1"\n', "Invalid parameter 'foo'"),
         ('[inject-error]\nevent="x"\n', "Invalid parameter 'event=\"x\"'"),
         ('[inject-error]\nerrno = "abc"\n', "Parameter 'errno' expects a number"),
+        ('[inject-error]\nerrno = "x"\nsector = "y"\n', "Parameter 'sector' expects a number"),
+        ('[inject-error]\nfoo = "1"\n   \n', "parse error"),
+        ('[inject-error]\nfoo = "1"\n[bogus]\n', "Invalid parameter 'foo'"),
         ('[inject-error]\nonce = "maybe"\n', "Parameter 'once' expects 'on' or 'off'"),
     ],
 )
@@ -76,3 +79,9 @@ def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(QmpError) as info:
         read_config(str(tmp_path / "missing"))
     assert info.value.desc == "Could not read blkdebug config file: No such file or directory"
+
+
+def test_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(QmpError) as info:
+        read_config(str(tmp_path))
+    assert info.value.desc == "Cannot read config file: Is a directory"
