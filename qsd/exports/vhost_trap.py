@@ -1,11 +1,14 @@
 # SPDX-FileCopyrightText: The qsd authors
 # SPDX-License-Identifier: MIT
-"""Survive a front end that takes away memory it has shared.
+"""Survive a front end that takes away memory it has shared, and an image that gets shorter.
 
 Whoever touches a page of a mapped file behind the file's end gets SIGBUS, which kills.  System
-calls on such memory, by which payload is moved, just fail with EFAULT; but rings, headers and
-status bytes are read and written by the interpreter itself.  So SIGBUS for a place in guest memory
-puts a page of zeroes there, lets the access be repeated, and hangs up on the front end.
+calls on such memory just fail with EFAULT; but rings, headers and status bytes are read and written
+by the interpreter itself.  So SIGBUS for a place in guest memory puts a page of zeroes there, lets
+the access be repeated, and hangs up on the front end.
+
+The same is done for memory maps of images (:mod:`qsd.aio.pagemap`) that payload is copied from:
+only that in place of hanging up what was copied is read again (:mod:`qsd.exports.virtio_views`).
 
 Running Python in a signal handler is possible here, for once, because the signal is no surprise: it
 comes out of an access that the interpreter makes in the same thread, in the code of memoryviews and
@@ -26,6 +29,8 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from qsd.aio.pagemap import PageMaps
+
 #: Machines whose layout of struct sigaction is known to be the one below.
 _MACHINES: Final = ("x86_64", "aarch64", "riscv64")
 _SA_SIGINFO: Final = 4
@@ -44,10 +49,11 @@ class Trap:
         sprung: How many pages were replaced.
     """
 
-    __slots__ = ("_handler", "_old", "_ranges", "_sigaction", "sprung")
+    __slots__ = ("_handler", "_images", "_old", "_ranges", "_sigaction", "sprung")
 
     def __init__(self) -> None:
         import ctypes
+        from weakref import WeakSet
 
         class Action(ctypes.Structure):
             _fields_ = (
@@ -68,6 +74,7 @@ class Trap:
         flags = _MAP_FIXED | mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         self.sprung = 0
         self._ranges: dict[int, tuple[int, Callable[[], None]]] = {}
+        self._images: WeakSet[PageMaps] = WeakSet()
         self._sigaction: Any = libc.sigaction
         self._old = Action()
 
@@ -82,6 +89,9 @@ class Trap:
                     self.sprung += 1
                     lost()
                     return
+            if any(maps.lose(at) for maps in self._images) and put_zeroes(at, mmap.PAGESIZE):
+                self.sprung += 1
+                return
             self.remove()
 
         kind = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
@@ -110,6 +120,10 @@ class Trap:
         address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
         self._ranges[address] = address + len(mapping), lost
         weakref.finalize(mapping, self._ranges.pop, address).atexit = False
+
+    def watch(self, maps: PageMaps) -> None:
+        """Let it be no harm to touch what is mapped of images, as long as `maps` exists."""
+        self._images.add(maps)
 
 
 @cache

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from qsd.aio.uring import Ring
     from qsd.block.late import Route
     from qsd.exports.virtio_blk import VirtioBlk
+    from qsd.exports.virtio_views import CachedReads
     from qsd.wire.virtio.memory import Region
     from qsd.wire.virtio.usual import Scattered
 
@@ -159,6 +160,7 @@ class LargeRequests:
         "_address",
         "_began",
         "_busy",
+        "_cached",
         "_device",
         "_ended",
         "_generation",
@@ -172,6 +174,7 @@ class LargeRequests:
         self,
         device: VirtioBlk,
         region: Region,
+        cached: CachedReads,
         began: Callable[[], None],
         ended: Callable[[list[LargeRead]], None],
         give_back: Callable[[list[int]], None],
@@ -181,11 +184,13 @@ class LargeRequests:
         Args:
             device: The device.
             region: Where usual requests lie.
+            cached: What reads can be copied from.
             began: Called when a request is on its way.
             ended: Called, maybe within :meth:`serve`, with operations that have ended.
             give_back: Called with (head, bytes written) of what is done, one after the other.
         """
         self._device = device
+        self._cached = cached
         self._address = address_of(region.view)
         self._began = began
         self._ended = ended
@@ -296,6 +301,10 @@ class LargeRequests:
     def _copy(self, shape: Shape | Scattered, offset: int) -> bool:
         """Carry a request out if that is but a memory copy."""
         device = self._device
+        if shape.is_read:
+            pieces = [shape.payload] if isinstance(shape, Shape) else shape.pieces
+            if self._cached.fill(offset, shape.length, pieces):
+                return True
         try:
             if isinstance(shape, Shape):
                 if shape.is_read:

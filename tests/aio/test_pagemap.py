@@ -361,3 +361,28 @@ def test_who_had_to_wait_asks_again(
         pages.drop()
 
     run(main())
+
+
+def test_a_lost_page_takes_all_maps_with_it(file: tuple[Path, int]) -> None:
+    path, fd = file
+
+    async def main() -> None:
+        maps = PageMaps(CHUNK)
+        pages = FilePages(maps, fd)
+        assert pages.view_nowait(0, 10) is not None
+        start = pagemap._address_of(pages.chunks[0].view)
+        for address in (0, start - 1, start + CHUNK):
+            assert not maps.lose(address)
+        assert (maps.losses, maps.mapped()) == (0, CHUNK)
+        assert maps.lose(start + MIB)
+        assert (maps.losses, maps.mapped()) == (1, 0)
+        assert mappings(path) == 1  # somebody may be within it
+        assert maps.lose(start)
+        assert maps.losses == 2
+        maps.settle()
+        assert not mappings(path)
+        assert not maps.lose(start)
+        assert pages.view_nowait(0, 10) is not None  # a new one
+        pages.drop()
+
+    run(main())

@@ -12,9 +12,12 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from qsd.aio import loop
+from qsd.aio.pagemap import FilePages, PageMaps
 from qsd.exports.vhost_trap import trap
 
 SIZE = 1 << 20
@@ -88,6 +91,35 @@ def test_system_calls_just_fail() -> None:
     with open("/dev/zero", "rb") as zeroes, pytest.raises(OSError, match="Bad address"):
         os.preadv(zeroes.fileno(), [view[PAGE : 2 * PAGE]], 0)
     assert not memory.lost
+
+
+def test_images_are_watched(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(b"\1" * SIZE)
+    fd = os.open(path, os.O_RDONLY)
+
+    async def main() -> None:
+        maps = PageMaps()
+        guard = trap()
+        assert guard is not None
+        guard.watch(maps)
+        pages = FilePages(maps, fd)
+        view = pages.view_nowait(0, SIZE)
+        if view is None:
+            pytest.skip("no views of files here")
+        buffer = bytearray(b"\2" * SIZE)
+        os.truncate(path, PAGE)
+        memoryview(buffer)[:] = view
+        assert buffer[:PAGE] == b"\1" * PAGE
+        assert buffer[PAGE:] == bytes(SIZE - PAGE)
+        assert maps.losses == SIZE // PAGE - 1
+        assert maps.mapped() == 0
+        maps.settle()
+
+    try:
+        loop.run(main())
+    finally:
+        os.close(fd)
 
 
 _ELSEWHERE = """

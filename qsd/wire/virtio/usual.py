@@ -90,6 +90,10 @@ class Scattered(NamedTuple):
     places: list[int]
 
 
+#: A shape in parts, then itself: a plain tuple is taken apart in a quarter of the time.
+Parts = tuple[int, int, bool, memoryview, int, int, int, Shape]
+
+
 class UsualRequests:
     """Recognises requests of one ring in one table of memory.
 
@@ -113,7 +117,7 @@ class UsualRequests:
         self._base = region.guest
         self._size = region.size
         self._indirect = indirect
-        self.known: dict[bytes, Shape | None] = {}
+        self.known: dict[bytes, Parts] = {}
         self._scattered: dict[bytes, Scattered] = {}
         self.memory = region.view
 
@@ -129,11 +133,16 @@ class UsualRequests:
             table: What :meth:`descriptors` returned.
             head: Any number up to 65535.
         """
+        parts = self.find_parts(table, head)
+        return None if parts is None else parts[-1]
+
+    def find_parts(self, table: bytes | memoryview, head: int) -> Parts | None:
+        """Return what :meth:`find` does, in parts."""
         at = DESC * head
         key = bytes(table[at : at + THREE])
-        shape = self.known.get(key)
-        if shape is not None and shape.head == head:
-            return shape
+        parts = self.known.get(key)
+        if parts is not None and parts[0] == head:
+            return parts
         if len(key) < DESC:
             return None
         if key[_FLAGS_OFFSET] & D_INDIRECT:
@@ -143,16 +152,16 @@ class UsualRequests:
                 return None
             head = 0
             key = bytes(self.memory[at : at + THREE])
-            shape = self.known.get(key)
-        if shape is None:
+            parts = self.known.get(key)
+        if parts is None:
             shape = self._take_apart(key)
             if shape is None:
                 return None
             if len(self.known) >= _MAX_KNOWN:
                 self.known.clear()
-            self.known[key] = shape
+            parts = self.known[key] = (*shape, shape)
         # The links count from the beginning of the table: elsewhere they mean something else.
-        return shape if shape.head == head else None
+        return parts if parts[0] == head else None
 
     def find_scattered(self, table: bytes | memoryview, head: int) -> Scattered | None:
         """Return what a chain is that :meth:`find` does not know, None if it is not usual either.
