@@ -379,8 +379,9 @@ class Node:
 
     def length_changed(self) -> None:
         """Forget the cached length and tell all users that it may have changed."""
-        old, self._length = self._length, -1
-        if old != self.length():
+        old = self._length
+        self._length = align_up(self.driver.length(), SECTOR)
+        if old != self._length:
             for bitmap in self.bitmaps.values():
                 bitmap.resized(self._length)
             for edge in list(self.parents):

@@ -41,6 +41,7 @@ _MAX_BYTES: Final = 512 << 10
 _PLAIN_WRITE: Final = nbd.REQUEST_MAGIC << 32 | nbd.CMD_WRITE
 _SIMPLE: Final = nbd.SIMPLE_REPLY_MAGIC << 32
 _HEADER_SIZE: Final = nbd.REQUEST.size
+_REPLY_SIZE: Final = nbd.SIMPLE_REPLY.size
 
 _unpack = nbd.KEYED_REQUEST.unpack_from
 _pack = nbd.KEYED_SIMPLE_REPLY.pack_into
@@ -77,9 +78,9 @@ class JoinedWrites:
         if key != _PLAIN_WRITE or not length:
             return 0, 0, 0
         size = self._session.size
-        offset, start, needed = begin, position, 0
+        offset, start, needed, filled = begin, position, 0, 0
         views: list[memoryview] = []
-        cookies: list[int] = []
+        replies = out.data
         while True:
             stop = start + _HEADER_SIZE + length
             if stop > end:
@@ -88,7 +89,8 @@ class JoinedWrites:
                     needed = _HEADER_SIZE + length
                 break
             views.append(payload[start + _HEADER_SIZE : stop])
-            cookies.append(cookie)
+            _pack(replies, filled, _SIMPLE, cookie)
+            filled += _REPLY_SIZE
             offset += length
             start = stop
             if (
@@ -105,10 +107,6 @@ class JoinedWrites:
             return 0, 0, 0
         if offset > size or not self._is_written(begin, views, total):
             return 0, 0, 0
-        filled = 0
-        for cookie in cookies:
-            _pack(out.data, filled, _SIMPLE, cookie)
-            filled += nbd.SIMPLE_REPLY.size
         return start - position, filled, needed
 
     def _is_written(self, offset: int, views: Sequence[memoryview], length: int) -> bool:

@@ -19,6 +19,11 @@ not known to be cached is left to it, and so is whatever comes while a reply wai
 Measured with four reads of 4 KiB in a receive and no real socket: 5.6 us, 13.8 us after another
 process has used the processor; before, by several functions, 8.6 and 20.5 us; a function that
 checks nothing takes 3.2 and 7.1 us.
+
+A client that writes a disk from start to end leaves a part of a write in the buffer each time, so
+nothing else can come next: :meth:`QuickReads._receive_more` receives behind it, and leaves out the
+functions that ask what it is.  With less work for each run of new clusters, and none for each of
+the tables around it, 64 KiB written to a new qcow2 image take 48 us of processor time; before, 57.
 """
 
 from __future__ import annotations
@@ -46,6 +51,7 @@ if TYPE_CHECKING:
     from qsd.block.backend import Backend
     from qsd.exports.buffers import Buffer, BufferPool
     from qsd.exports.nbd_known import KnownData
+    from qsd.exports.nbd_runs import Runs
     from qsd.exports.nbd_splice import SplicedWrites
     from qsd.exports.nbd_views import ViewReads
     from qsd.exports.outlet import Outlet
@@ -71,9 +77,13 @@ class Connection(Protocol):
     _end: int
     _in: Buffer | None
     _in_class: int
+    _needed: int
     _outlet: Outlet
     _pool: BufferPool
     _position: int
+    _reading: bool
+    _resume_scheduled: bool
+    _runs: Runs
     _spliced: SplicedWrites | None
     _stalled: bool
 
@@ -85,6 +95,12 @@ class Connection(Protocol):
 
     def _process(self) -> None:
         """Serve what is left in the receive buffer."""
+
+    def _keep_rest(self) -> None:
+        """Put a part of a request where it can be completed, or give the buffer back."""
+
+    def _look_later(self) -> None:
+        """Look again, soon, whether something came."""
 
     def _on_eof(self) -> None:
         """The client sends nothing more."""
@@ -98,7 +114,7 @@ class QuickReads:
 
     __slots__ = (
         "_all_data", "_backend", "_batches", "_fd", "_head", "_known", "_outlet", "_owner",
-        "_poll", "_receive", "_send", "_size", "_views",
+        "_poll", "_receive", "_runs", "_send", "_size", "_views",
     )  # fmt: skip
 
     def __init__(
@@ -132,6 +148,7 @@ class QuickReads:
         self._outlet = owner._outlet
         self._poll = owner._backend.graph.poll
         self._batches = owner._pool.batches
+        self._runs = owner._runs
 
     def on_readable(self) -> None:
         """Fast: receive, and answer if all that came is plain reads of what is cached."""
@@ -143,7 +160,7 @@ class QuickReads:
             or not batches
             or (owner._spliced is not None and owner._spliced.is_on)
         ):
-            owner._on_readable()
+            self._receive_more()
             return
         buffer = batches[-1]  # nobody else runs before this is done with it
         view = buffer.view
@@ -165,6 +182,55 @@ class QuickReads:
             self._hand_over(count)
         elif is_alone and not owner.in_flight:
             poll.served(self._fd)
+
+    def _receive_more(self) -> None:
+        """Fast: receive the rest of a write, and serve all that follow each other.
+
+        The writes are served as ever (:mod:`qsd.exports.nbd_runs`); what is left out are the
+        functions that ask what else could have come.
+        """
+        owner = self._owner
+        buffer, position, end, needed = owner._in, owner._position, owner._end, owner._needed
+        if (
+            buffer is None
+            or not _HEADER_SIZE < needed <= end - position + MAX_VIEW
+            or not owner._reading
+            or owner._resume_scheduled
+            or owner._stalled
+            or self._outlet.pending
+            or not self._batches
+        ):
+            owner._on_readable()
+            return
+        try:
+            count = self._receive(buffer.view[end:])
+        except BlockingIOError:
+            return
+        except OSError as exc:
+            owner._lost(f"Unable to read from socket: {describe(exc)}")
+            return
+        if not count:
+            owner._on_eof()
+            return
+        self._poll.arrived(self._fd)
+        end += count
+        out = self._batches[-1]  # nobody else runs before this is done with it
+        taken, filled, needed = self._runs.serve(buffer, position, end, out)
+        if not taken:
+            owner.received(buffer, count)
+            return
+        owner._position, owner._end, owner._needed = position + taken, end, needed or _HEADER_SIZE
+        self._outlet.send(out.view[:filled])
+        if owner._in is not buffer:
+            return  # the client is gone, and the buffer too
+        if end - owner._position >= owner._needed:
+            owner._process()
+            return
+        owner._keep_rest()
+        if not owner.in_flight:
+            self._poll.served(self._fd)
+        if owner._in is not None:
+            owner._look_later()
 
     def _serve(self, requests: memoryview) -> bool:
         """Answer requests if they are what this is for, or leave all of them alone."""

@@ -1,15 +1,16 @@
 # SPDX-FileCopyrightText: The qsd authors
 # SPDX-License-Identifier: MIT
-"""Receives that hold only reads of what is cached: like others, and when they are left alone."""
+"""Receives that hold only reads of what is cached, or adjacent writes: like all others."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import socket
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -22,6 +23,7 @@ from qsd.exports import nbd_quick, nbd_views
 from qsd.exports.nbd_known import DATA
 from qsd.exports.nbd_quick import QuickReads
 from qsd.exports.nbd_transmission import Transmission
+from qsd.exports.outlet import Outlet
 from tests.exports.rig import READ, TRIM, WRITE, ZEROES, Client, NbdRig
 from tests.support.tools import need
 
@@ -319,5 +321,166 @@ def test_a_full_socket(image: Path, content: bytes, noted: Noted) -> None:
             assert not transmission._outlet.pending
             assert transmission._requests.known_data.all_data[0] == DATA
             assert noted.served
+
+    loop.run(main())
+
+
+K16 = 16 << 10
+FILE = 2 * MIB
+
+
+def written(cookie: int) -> bytes:
+    """Return a write of 16 KiB to the place that the cookie says, as bytes."""
+    head = bytes.fromhex("2560951300000001") + cookie.to_bytes(8)
+    return head + (cookie * K16).to_bytes(8) + K16.to_bytes(4) + bytes([cookie]) * K16
+
+
+async def acknowledged(client: Client, *cookies: int) -> None:
+    """Receive the replies to such writes, in any order."""
+    replies = {(await client.get(16)) for _ in cookies}
+    assert replies == {bytes.fromhex("6744669800000000") + each.to_bytes(8) for each in cookies}
+
+
+class Stream:
+    """A client that writes a file from its start to its end; a part of a write is there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "stream"
+        self.path.write_bytes(bytes(FILE))
+        self.rig = new_rig()
+
+    async def __aenter__(self) -> Self:
+        await self.rig.__aenter__()
+        await open_export(self.rig, self.path)
+        self.client = await self.rig.go("n")
+        self.client.send(written(0) + written(1) + written(2)[:1000])
+        await acknowledged(self.client, 0, 1)
+        self.owner = transmission_of(self.rig)
+        assert self.owner._needed == 28 + K16
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        pool = self.rig.server.pool
+        await self.rig.__aexit__(*exc)
+        assert all(not buffer.holders for buffer in pool.batches)
+
+    async def gone(self) -> None:
+        """Wait until the server has noticed."""
+        while self.rig.server._clients:
+            await asyncio.sleep(0)
+
+    def check(self, end: int) -> None:
+        """Compare what was written, up to the write of a number."""
+        expected = b"".join(bytes([number]) * K16 for number in range(end))
+        assert self.path.read_bytes() == expected.ljust(FILE, b"\0")
+
+
+def test_a_stream_of_writes(tmp_path: Path, noted: Noted) -> None:
+    async def main() -> None:
+        async with Stream(tmp_path) as stream:
+            client = stream.client
+            noted.take()
+            client.send(written(2)[1000:] + written(3) + written(4)[:20])
+            await acknowledged(client, 2, 3)
+            assert noted.take()[1] == 0
+            # Of the next only the header is begun; then one is complete, and nothing is left.
+            client.send(written(4)[20:] + written(5))
+            await acknowledged(client, 4, 5)
+            assert noted.take()[1] == 1
+            assert stream.owner._in is None
+            client.send(written(6) + written(7) + written(8)[:-1])
+            await acknowledged(client, 6, 7)
+            noted.take()
+            client.send(written(8)[-1:] + written(9) + written(10))
+            await acknowledged(client, 8, 9, 10)
+            assert noted.take()[1] == 0
+            assert stream.owner._in is None
+            stream.check(11)
+
+    loop.run(main())
+
+
+def test_other_requests_behind_a_stream_of_writes(tmp_path: Path, noted: Noted) -> None:
+    async def main() -> None:
+        async with Stream(tmp_path) as stream:
+            client = stream.client
+            noted.take()
+            client.send(written(2)[1000:] + written(3) + Request(99, K16).data)
+            await acknowledged(client, 2, 3)
+            assert await client.get(16 + K4) == Request(99, 0).reply + b"\1" * K4
+            assert noted.take()[1] == 1
+            # A part that is not enough; one short write alone; one that does not follow.
+            client.send(written(4)[:1000])
+            while stream.owner._in is None:
+                await asyncio.sleep(0)
+            client.send(written(4)[1000:2000])
+            client.send(written(4)[2000:] + written(6))
+            await acknowledged(client, 4, 6)
+            client.send(written(5))
+            await acknowledged(client, 5)
+            stream.check(7)
+
+    loop.run(main())
+
+
+@pytest.mark.parametrize("how", ["end", "reset", "deaf"])
+def test_a_client_that_goes_in_a_stream_of_writes(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with Stream(tmp_path) as stream:
+            client = stream.client
+
+            def fail(*_: Any) -> int:
+                raise ConnectionResetError(104, "Connection reset by peer")
+
+            quick = stream.owner._reader.__self__  # type: ignore[attr-defined]
+            if how == "end":
+                client.close()
+            elif how == "reset":
+                monkeypatch.setattr(quick, "_receive", fail)
+                client.send(written(2)[1000:])
+            else:
+                monkeypatch.setattr(Outlet, "send", lambda outlet, data: outlet.fail("no"))
+                client.send(written(2)[1000:] + written(3) + written(4)[:50])
+            await stream.gone()
+            stream.check(4 if how == "deaf" else 2)
+            reason = {
+                "end": "Failed to read CMD_WRITE data: Unexpected end-of-file before all data "
+                "were read",
+                "reset": "Unable to read from socket: Connection reset by peer",
+                "deaf": "Failed to send reply: no",
+            }[how]
+            assert stream.rig.reports == [f"Disconnect client, due to: {reason}"]
+
+    loop.run(main())
+
+
+def test_a_stream_of_writes_waits_for_a_drained_section(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Stream(tmp_path) as stream:
+            async with Drained([stream.rig.graph.nodes["n"]]):
+                stream.client.send(written(2)[1000:] + written(3) + written(4)[:50])
+                while not stream.owner.in_flight:
+                    await asyncio.sleep(0)
+                stream.check(2)
+            await acknowledged(stream.client, 2, 3)
+            stream.check(4)
+
+    loop.run(main())
+
+
+def test_a_client_that_takes_no_replies_is_served_the_plain_way(
+    tmp_path: Path, noted: Noted
+) -> None:
+    async def main() -> None:
+        async with Stream(tmp_path) as stream:
+            noted.take()
+            stream.owner._outlet.pending = 1
+            stream.client.send(written(2)[1000:] + written(3) + written(4)[:50])
+            await acknowledged(stream.client, 2, 3)
+            assert noted.take()[1] == 1
+            stream.owner._outlet.pending = 0
+            stream.check(4)
 
     loop.run(main())

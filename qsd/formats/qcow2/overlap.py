@@ -70,9 +70,10 @@ class Overlaps:
 
     Attributes:
         checks: Which structures are guarded.
+        end: Of the last place that was ever guarded, bytes; nothing is behind it.
     """
 
-    __slots__ = ("_bits", "_places", "checks")
+    __slots__ = ("_bits", "_places", "checks", "end")
 
     def __init__(self, geometry: Geometry, checks: int) -> None:
         self.checks = checks
@@ -80,6 +81,7 @@ class Overlaps:
         # Keys are L2 entries that would map a guest cluster there, so that a whole table can be
         # compared with them at once; values are the kinds.
         self._places: dict[int, int] = {}
+        self.end = 0
 
     def load(
         self,
@@ -117,6 +119,7 @@ class Overlaps:
         start = offset & -size
         if (length >> self._bits) + len(places) > _MAX_PLACES:
             return
+        self.end = max(self.end, (offset + length + size - 1) & -size)
         for place in range(start | COPIED, (offset + length) | COPIED, size):
             places[place] = kind
 

@@ -30,7 +30,6 @@ over what a snapshot shares 105, and 143.
 
 from __future__ import annotations
 
-from array import array
 from typing import TYPE_CHECKING, Final
 
 from qsd.formats.qcow2.layout import COMPRESSED, COPIED, INCOMPAT_DIRTY, OFFSET_MASK, ZERO_FLAG
@@ -38,6 +37,7 @@ from qsd.formats.qcow2.refcount import FREE_OTHER
 from qsd.util.zeroes import is_zero
 
 if TYPE_CHECKING:
+    from array import array
     from collections.abc import Sequence
 
     from qsd.aio.rangelock import RangeLock
@@ -154,8 +154,10 @@ class QuickWriter:
         host = self._write_new(count, within, views, length, payload, must_be_zero=not whole)
         if host < 0:
             return False
-        host |= COPIED
-        table[first:end] = array("Q", range(host, host + count * size, size))
+        entry = host | COPIED
+        for index in range(first, end):
+            table[index] = entry
+            entry += size
         image.l2.mark(key, first, end)
         return True
 
@@ -197,7 +199,10 @@ class QuickWriter:
             if (
                 run[1] == count
                 and (host >= image.high_water or not must_be_zero)
-                and image.overlaps.find(host, count << bits) is None
+                and (
+                    host >= image.overlaps.end
+                    or image.overlaps.find(host, count << bits) is None
+                )
             ):
                 done = _put(node, host + within, views, length, payload)
         except OSError:

@@ -152,8 +152,8 @@ class Refcounts:
         cluster = self.free_hint
         while True:
             block = cluster >> bits
-            counts = self.cache.get(block)
-            if counts is None:
+            counts = self.cache.hot.get(block)
+            if counts is None and (counts := self.cache.get(block)) is None:
                 self.free_hint = cluster
                 return None
             try:
@@ -164,11 +164,10 @@ class Refcounts:
             end = start + 1
             # Atomic: from finding to taking, nothing awaits.
             counts[start] = 1
-            if wanted > 1:
-                limit = min(start + wanted, mask + 1)
-                while end < limit and not counts[end]:
-                    end += 1
-                counts[start:end] = _ones(counts.typecode, end - start)
+            limit = start + wanted if start + wanted <= mask else mask + 1
+            while end < limit and not counts[end]:
+                counts[end] = 1
+                end += 1
             first = (block << bits) + start
             self.cache.mark(block, start, end)
             self.free_hint = first + end - start

@@ -54,6 +54,7 @@ def test_changes() -> None:
     places = sample()
     places.add(30 * SIZE, 1, overlap.REFCOUNT_BLOCK)
     assert places.find(30 * SIZE, 1) == "refcount block"
+    assert places.end == 31 * SIZE
     places.remove(30 * SIZE, 1)
     assert places.find(30 * SIZE, 1) is None
 
