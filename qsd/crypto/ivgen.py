@@ -18,7 +18,7 @@ from qsd.crypto.cipher import ALGORITHMS, SLACK, make_ecb
 from qsd.crypto.kdf import digest
 
 if TYPE_CHECKING:
-    from qsd.crypto.buffers import Runs
+    from qsd.crypto.buffers import Readable, Runs
     from qsd.crypto.cipher import Ecb
 
 #: Counts of sectors for which patterns are kept.
@@ -31,13 +31,16 @@ class IvGen(Protocol):
     """Makes initialization vectors; serves one thread at a time."""
 
     def make(self, runs: Runs) -> Any:
-        """Return the vectors of all sectors of all runs, one behind the other, as bytes."""
+        """Return the vectors of all sectors of all runs, one behind the other, as bytes.
+
+        They are good until the next call.
+        """
 
 
 class Plain:
     """The sector number, cut to a width."""
 
-    __slots__ = ("_length", "_mask", "_numpy", "_patterns")
+    __slots__ = ("_grids", "_length", "_mask", "_numpy", "_patterns")
 
     def __init__(self, width_bits: int, length: int, numpy: Any) -> None:
         """Make a generator.
@@ -52,12 +55,52 @@ class Plain:
         self._length = length
         # By count: vectors as one long number, all of them one; and 0, 1, 2, ...
         self._patterns: dict[int, tuple[int, int]] = {}
+        # By number of runs and of sectors: all vectors as bytes, their numbers, where those of each
+        # run start, and 0, 1, 2, ...
+        self._grids: dict[tuple[int, int], tuple[memoryview, Any, Any, Any]] = {}
 
-    def make(self, runs: Runs) -> bytes:
-        """Return the vectors."""
-        if len(runs) == 1:
-            return self._make_run(*runs[0])
+    def make(self, runs: Runs) -> Readable:
+        """Return the vectors, which are good until the next call."""
+        if self._numpy is not None:
+            grid = self._make_grid(runs)
+            if grid is not None:
+                return grid
         return b"".join([self._make_run(first, count) for first, count in runs])
+
+    def _make_grid(self, runs: Runs) -> memoryview | None:
+        """Fast: make many vectors of runs that are equally long; None if it is not that.
+
+        Four runs of 128 sectors take 5 us, one by one 11; 32 of 8 sectors 7, and 30 one by one.
+        """
+        firsts = [first for first, _ in runs]
+        total = sum([count for _, count in runs])
+        if total <= _FEW or max(firsts) + total > self._mask:
+            return None
+        known = self._grids.get((len(firsts), total))
+        if known is None:
+            known = self._make_grid_arrays(len(firsts), total)
+        vectors, numbers, starts, steps = known
+        count = len(steps)
+        for _, length in runs:
+            if length != count:
+                return None
+        starts[:, 0] = firsts
+        self._numpy.add(starts, steps, numbers)
+        return vectors
+
+    def _make_grid_arrays(self, runs: int, total: int) -> tuple[memoryview, Any, Any, Any]:
+        np, count = self._numpy, total // runs
+        if len(self._grids) >= _MAX_PATTERNS:
+            self._grids.clear()
+        words = np.zeros((runs, count, self._length // 8), "<u8")
+        known = (
+            memoryview(words.view(np.uint8).reshape(-1)),
+            words[:, :, 0],
+            np.zeros((runs, 1), "<u8"),
+            np.arange(count, dtype="<u8"),
+        )
+        self._grids[runs, total] = known
+        return known
 
     def _make_run(self, first: int, count: int) -> bytes:
         length, mask = self._length, self._mask
@@ -65,12 +108,6 @@ class Plain:
             return b"".join(
                 (sector & mask).to_bytes(length, "little") for sector in range(first, first + count)
             )
-        if self._numpy is not None and count > _FEW:
-            np = self._numpy
-            words = length // 8
-            vectors = np.zeros(count * words, "<u8")
-            vectors[::words] = np.arange(first, first + count, dtype="<u8")
-            return bytes(vectors)
         # One multiplication of a long number takes less time than any loop.
         ones, steps = self._patterns.get(count) or self._make_patterns(count)
         return (first * ones + steps).to_bytes(count * length, "little")

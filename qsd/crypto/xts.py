@@ -22,10 +22,14 @@ Windows that lie eight bits apart are the same bytes, read from another address.
 copies of a sector's sequence are made, shifted by zero to seven bits, and all 32 windows are copied
 out of them as bytes are.  What is computed bit by bit is half as long as the text, instead of
 several times as long.
+
+The corrections are looked up: those of eight windows in a row depend on the fourteen bits o(8w) to
+o(8w + 13), all of them in the upper half of the first tweak, and are one entry of a table.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, Final
 
 from qsd.crypto.cipher import SLACK
@@ -47,6 +51,8 @@ _SHIFTS: Final = 8
 _WINDOWS: Final = _BLOCKS // _SHIFTS
 #: What the lowest byte of a window is corrected by, for each value of its highest byte.
 _CORRECTION: Final = bytes(top >> 1 ^ top >> 6 ^ top >> 7 for top in range(256))
+#: Bits of a sequence that tell the corrections of all windows at one address, one in each copy.
+_KEY_BITS: Final = 14
 #: Words of 64 bits of a sequence, lowest first: o(128) to o(159) above 32 bits of no use, then the
 #: lower and the upper half of the first window.
 _WORDS: Final = 3
@@ -65,12 +71,16 @@ _LONG_PIECE: Final = 32 << 10
 class _Buffers:
     """The memory that an engine works in."""
 
-    __slots__ = ("copies", "first", "last", "mixed", "moved", "parts", "tweaks")
+    __slots__ = (
+        "copies", "corrections", "first", "keys", "last", "mixed", "moved", "parts", "tweaks",
+    )  # fmt: skip
 
     def __init__(self, np: Any) -> None:
         u8, u64 = np.uint8, np.uint64
         count = _ROW_SECTORS
         self.first = np.zeros(count * _BLOCK + SLACK, u8)
+        self.keys = np.zeros(count * _WINDOWS, u64)
+        self.corrections = np.zeros(count * _WINDOWS, u64)
         self.parts = np.zeros(4 * count, u64)
         # The first word only is there to be below another one.
         self.copies = np.zeros(1 + _SHIFTS * count * _WORDS, u64)
@@ -87,8 +97,9 @@ class _Views:
     """
 
     __slots__ = (
-        "below", "copies", "first", "first_out", "lower_low", "moved", "next", "parts", "start",
-        "tweak_low", "tweak_top", "tweaks", "upper", "upper_top", "windowed", "windows", "words",
+        "below", "copies", "corrections", "first", "first_correction", "first_out", "first_upper",
+        "indices", "keys", "low_corrections", "lower_low", "moved", "next", "parts", "start",
+        "tweak_low", "tweaks", "upper", "windowed", "windows", "words",
     )  # fmt: skip
 
     def __init__(self, buffers: _Buffers, count: int, np: Any) -> None:
@@ -97,12 +108,18 @@ class _Views:
         # First tweaks, as the cipher gives them.
         self.first_out = buffers.first[: count * _BLOCK + SLACK]
         self.first = buffers.first[: count * _BLOCK].view(u64).reshape(count, 2)
+        # Corrections: their places in the table, and themselves, a byte for each window.
+        self.first_upper = self.first[:, 1:]
+        self.keys = buffers.keys[: count * _WINDOWS].reshape(count, _WINDOWS)
+        self.indices = self.keys.view(np.intp)
+        self.corrections = buffers.corrections[: count * _WINDOWS].reshape(count, _WINDOWS)
+        self.low_corrections = self.corrections.view(u8).reshape(count * _BLOCKS)
+        self.first_correction = self.low_corrections[::_BLOCKS]
         # The sequences, which are the first copy.
         width = count * _WORDS
         words = buffers.copies[1 : 1 + width].reshape(count, _WORDS)
-        octets = words.view(u8)
         self.next, self.start, self.upper = words[:, _NEXT], words[:, _LOWER:], words[:, _UPPER]
-        self.lower_low, self.upper_top = octets[:, _LOWER * _WORD_BYTES], octets[:, -1]
+        self.lower_low = words.view(u8)[:, _LOWER * _WORD_BYTES]
         self.parts = buffers.parts[: 4 * count].reshape(4, count)
         # All other copies, and what they are made of: each word and the one below it.
         self.words, self.below = buffers.copies[1 : 1 + width], buffers.copies[:width]
@@ -119,7 +136,21 @@ class _Views:
         )
         self.tweaks = buffers.tweaks[: count * SECTOR]
         self.windowed = self.tweaks.view(block).reshape(count, _WINDOWS, _SHIFTS)
-        self.tweak_low, self.tweak_top = self.tweaks[0::_BLOCK], self.tweaks[_BLOCK - 1 :: _BLOCK]
+        self.tweak_low = self.tweaks[::_BLOCK]
+
+
+@functools.cache
+def _make_corrections(np: Any) -> Any:
+    """Return, for each value of fourteen bits, the corrections of eight windows, one in a byte."""
+    u64 = np.uint64
+    bits = np.arange(1 << _KEY_BITS, dtype=u64)
+    table = np.zeros_like(bits)
+    by_top = np.frombuffer(_CORRECTION, np.uint8).astype(u64)
+    for shift in range(_SHIFTS):
+        # A correction minds the upper seven bits of the top byte, and so seven of the fourteen.
+        top = (bits << u64(shift) >> u64(_KEY_BITS - 8)) & u64(0xFF)
+        table |= by_top[top.view(np.intp)] << u64(8 * shift)
+    return table
 
 
 class XtsNumpy(Rows):
@@ -132,7 +163,8 @@ class XtsNumpy(Rows):
     row_sectors = _ROW_SECTORS
 
     __slots__ = (
-        "_buffers", "_data", "_feedback", "_left", "_np", "_right", "_short", "_tweak", "_views",
+        "_buffers", "_corrections", "_data", "_feedback", "_key_mask", "_left", "_np", "_places",
+        "_right", "_short", "_tweak", "_views",
     )  # fmt: skip
 
     def __init__(self, data_ecb: Ecb, tweak_ecb: Ecb, ivgen: IvGen, numpy: Any) -> None:
@@ -141,6 +173,11 @@ class XtsNumpy(Rows):
         self._tweak = tweak_ecb
         self._np = numpy
         self._feedback = numpy.array([0, 1, 2, 7], numpy.uint64).reshape(4, 1)
+        self._corrections = _make_corrections(numpy)
+        # Where the fourteen bits for each address are in the upper half of a first tweak.
+        places = [64 - _KEY_BITS - _SHIFTS * window for window in range(_WINDOWS)]
+        self._places = numpy.array(places, numpy.uint64)
+        self._key_mask = numpy.uint64((1 << _KEY_BITS) - 1)
         self._left = numpy.arange(1, _SHIFTS, dtype=numpy.uint64).reshape(_SHIFTS - 1, 1)
         self._right = 64 - self._left
         self._buffers = _Buffers(numpy)
@@ -156,10 +193,13 @@ class XtsNumpy(Rows):
             views = self._views[count] = _Views(self._buffers, count, np)
         xor, shift_left, shift_right = np.bitwise_xor, np.left_shift, np.right_shift
         self._tweak.encrypt(vectors, views.first_out)
+        shift_right(views.first_upper, self._places, views.keys)
+        np.bitwise_and(views.keys, self._key_mask, views.keys)
+        # "clip" does without a check of the indices; none is beyond the table.
+        self._corrections.take(views.indices, None, views.corrections, "clip")
         # T(0) to W(0): the correction undoes itself.
         np.copyto(views.start, views.first)
-        top = np.frombuffer(views.upper_top.tobytes().translate(_CORRECTION), np.uint8)
-        xor(views.lower_low, top, views.lower_low)
+        xor(views.lower_low, views.first_correction, views.lower_low)
         # o(128) to o(159) are made of o(0) to o(38), which are in the upper half.
         shift_left(views.upper, self._feedback, views.parts)
         xor.reduce(views.parts, 0, None, views.next)
@@ -169,8 +209,7 @@ class XtsNumpy(Rows):
         shift_right(views.below, self._right, moved)
         xor(copies, moved, copies)
         np.copyto(views.windowed, views.windows)
-        top = np.frombuffer(views.tweak_top.tobytes().translate(_CORRECTION), np.uint8)
-        xor(views.tweak_low, top, views.tweak_low)
+        xor(views.tweak_low, views.low_corrections, views.tweak_low)
         return views.tweaks
 
     def _row(

@@ -395,7 +395,7 @@ class Transmission:
             return
         if self._asks and self._serve_status():
             return
-        self._out = self._pool.take_batch()
+        self._out = self._take_output()
         goes_on = not self._serve_runs()
         limit = self._copy_limit
         began = monotonic()
@@ -480,7 +480,11 @@ class Transmission:
         """Send the replies that were put together so far."""
         filled, self._filled = self._filled, 0
         if filled and not self._outlet.put_batch(self._out, filled):
-            self._out = self._pool.take_batch()
+            self._out = self._take_output()
+
+    def _take_output(self) -> Buffer:
+        room = self._runs.room
+        return self._pool.take(room) if room else self._pool.take_batch()
 
     def _serve_fast(self, limit: int) -> bool:
         """The hot loop, one pass for each request.

@@ -27,6 +27,29 @@ def test_vectors(count: int, numpy: Any) -> None:
     assert bytes(plain.make([(BIG, count)])) == expected
 
 
+@pytest.mark.parametrize(
+    "runs",
+    [
+        [(3, 40)],
+        [(7, 8)] * 2,
+        [(7, 128), (9000, 128), (BIG, 128)],
+        [(7, 128), (9000, 64), (BIG, 128)],
+        [(1, 30), (5, 50)],
+        [((1 << 32) - 70, 50), ((1 << 32) - 20, 50)],
+        [],
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["plain", "plain64"])
+@pytest.mark.parametrize("name", ["aes-256", "cast5-128"])
+def test_both_ways_of_making_many(kind: str, name: str, runs: list[tuple[int, int]]) -> None:
+    """Arrays come to the same as integers, also when they are used again."""
+    integers, arrays = (make_ivgen(kind, name, None, b"", numpy) for numpy in (None, load_numpy()))
+    for add in (0, 1000):
+        moved = [(first + add, count) for first, count in runs]
+        assert bytes(arrays.make(moved)) == bytes(integers.make(moved))
+
+
 def test_essiv() -> None:
     """The vector is the sector's number, encrypted with the hash of the key."""
     key = bytes(range(16))

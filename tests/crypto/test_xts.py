@@ -16,7 +16,7 @@ from qsd.crypto.buffers import load_numpy
 from qsd.crypto.cipher import make_ecb
 from qsd.crypto.ivgen import make_ivgen
 from qsd.crypto.rows import SECTOR
-from qsd.crypto.xts import _CORRECTION, XtsNumpy, XtsPure
+from qsd.crypto.xts import _CORRECTION, XtsNumpy, XtsPure, _make_corrections
 
 WAYS = [None, load_numpy()]
 MASK = (1 << 128) - 1
@@ -113,3 +113,13 @@ def test_all_lengths_with_one_engine() -> None:
         fast.encrypt([(count, count)], data, one)
         slow.encrypt([(count, count)], data, other)
         assert one == other
+
+
+def test_every_entry_of_the_table_of_corrections() -> None:
+    """Fourteen bits of a sequence are the highest byte of eight windows, one after the other."""
+    numpy = load_numpy()
+    entries = _make_corrections(numpy).tobytes()
+    expected = bytes(
+        _CORRECTION[bits << shift >> 6 & 0xFF] for bits in range(1 << 14) for shift in range(8)
+    )
+    assert entries == expected
