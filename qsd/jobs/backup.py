@@ -242,7 +242,8 @@ class BackupJob(BlockJob):
                 await workers.join()
                 await self._judge()
                 position = 0
-            await checkpoint(self, workers, limit, self._failures)
+            # What was copied last is not waited for.
+            await checkpoint(self, workers, limit if pending else SpeedLimit(), self._failures)
             start = pending.next_dirty(position, length)
             if start is None:
                 if workers.in_flight:

@@ -366,3 +366,16 @@ def test_speed() -> None:
         assert world.target.data == world.old
 
     tell(story)
+
+
+def test_the_limit_is_not_waited_for_when_all_is_copied() -> None:
+    async def story(world: World) -> None:
+        bitmap = world.bitmap()
+        bitmap.mark(CLUSTER, CLUSTER)
+        job = await world.start(sync="incremental", bitmap="b", speed=1)
+        async with asyncio.timeout(10):
+            await job.wait_end()
+        assert job.error is None
+        assert world.target.data[CLUSTER : 2 * CLUSTER] == world.old[CLUSTER : 2 * CLUSTER]
+
+    tell(story)
