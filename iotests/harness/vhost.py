@@ -172,7 +172,16 @@ class VhostClient(nbd.Client):
             if self._revive is None:
                 raise nbd.Gone
             self._revive()
+            while not self._is_reconnected():
+                self._revive()
+
+    def _is_reconnected(self) -> bool:
+        """Try a new back end, which may be gone again already."""
+        try:
             self._reconnect()
+        except (vf.Gone, ConnectionError):
+            return False
+        return True
 
     def _reconnect(self) -> None:
         """Hand memory, rings and the requests in flight to a new back end."""
