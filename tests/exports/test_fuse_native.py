@@ -338,19 +338,22 @@ def test_reads_that_are_ended_by_the_node() -> None:
 @given(
     st.lists(
         st.tuples(
-            st.booleans(), st.integers(0, 40), st.sampled_from([1, 512, 4096, 9000, 1 << 17])
+            st.booleans(),
+            st.integers(0, 40),
+            st.sampled_from([1, 512, 4096, 9000, 1 << 16, 70_000, 1 << 17]),
         ),
         max_size=60,
-    )
+    ),
+    st.booleans(),
 )
-def test_requests_that_come_together(requests: list[tuple[bool, int, int]]) -> None:
+def test_requests_that_come_together(requests: list[tuple[bool, int, int]], seen: bool) -> None:
     """Each reply says what the file was when its request was carried out, in their order."""
 
     async def use(kernel: FakeKernel) -> None:
         driver = kernel.driver
-        kernel.file.backend.view_nowait = lambda offset, length: memoryview(driver.data)[
-            offset : offset + length
-        ]
+        kernel.file.backend.view_nowait = lambda offset, length: (
+            memoryview(driver.data)[offset : offset + length] if seen else None
+        )
         model = bytearray(driver.data)
         expected = {}
         for number, (is_write, place, length) in enumerate(requests):
@@ -370,6 +373,45 @@ def test_requests_that_come_together(requests: list[tuple[bool, int, int]]) -> N
         del kernel.file.backend.view_nowait
         kernel.file.backend.rebind()
         driver.data[:1024] = bytes(range(256)) * 4
+
+    with_kernel(use)
+
+
+def test_replies_are_sent_together_where_requests_come_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Sixteen at a time, except to who waits for each; of many, the first is not held back."""
+    log: list[str] = []
+    write = os.writev
+
+    def sent(fd: int, parts: Any) -> int:
+        log.append("reply")
+        return write(fd, parts)
+
+    monkeypatch.setattr(fuse_native, "_writev", sent)
+
+    async def use(kernel: FakeKernel) -> None:
+        receive = kernel.engine._receive
+
+        def received(room: memoryview) -> int | None:
+            count = receive(room)
+            log.append("request" if count else "end")
+            return count
+
+        kernel.engine._receive = received
+        for expected in (
+            ["request", "reply", *["request"] * 16, *["reply"] * 16, *["request"] * 3, "end"],
+            [*["request"] * 16, *["reply"] * 16, *["request"] * 4, "end"],
+        ):
+            log.clear()
+            asked = [kernel.send(fuse.READ, io(512 * index, 512)) for index in range(20)]
+            for unique in asked:
+                assert (await kernel.receive())[1] == unique
+            assert log[: len(expected)] == expected
+        for _ in range(2):
+            log.clear()
+            await kernel.is_well()
+        assert log[:3] == ["request", "reply", "end"]
 
     with_kernel(use)
 
