@@ -75,7 +75,7 @@ BATCHES = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.sampled_from([512, 4096, 65536]), st.sampled_from(["raises", "refuses", "works"]), BATCHES
 )
@@ -123,9 +123,22 @@ def test_like_a_bytearray(
     loop.run(main())
 
 
-def test_the_time_in_a_drained_section_is_none_of_theirs(served: list[int]) -> None:
-    """Nor is a node that has changed meanwhile: bitmaps that came later learn of writes."""
+def test_an_image_that_grew_is_as_long_as_before_for_who_knows_no_better() -> None:
+    async def main() -> None:
+        async with NbdRig(raw=RawDriver) as rig:
+            disk = await rig.memory("m", SIZE)
+            await rig.export("m", writable=True)
+            client = await rig.go("m")
+            await disk.node.truncate(2 * SIZE, exact=True)
+            cookies = [client.request(WRITE, at, 512, data=b"x" * 512) for at in (8192, 0, SIZE)]
+            replies = await answers(client, set(cookies))
+            assert [replies[cookie] == ["ok"] for cookie in cookies] == [True, True, False]
+            assert not any(disk.data[SIZE:])
 
+    loop.run(main())
+
+
+def test_bitmaps_that_come_and_go_learn_of_what_they_should(served: list[int]) -> None:
     async def main() -> None:
         async with NbdRig(raw=RawDriver) as rig:
             disk = await rig.memory("m", SIZE)
