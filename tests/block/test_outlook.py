@@ -122,3 +122,17 @@ def test_nothing_is_known_where_somebody_must_wait() -> None:
     known = Outlook(1)
     known.learn(Slow(), 0, LENGTH)  # type: ignore[arg-type]
     assert known.look(0, LENGTH) is None
+
+
+@pytest.mark.parametrize("takes_unknown", [False, True])
+def test_what_is_neither_data_nor_zero_is_what_one_wants(takes_unknown: bool) -> None:
+    class Vague(Source):
+        def runs(self, offset: int, length: int, limit: int) -> Runs:
+            runs = Runs()
+            for flags in (ST_DATA, 0, ST_ZERO):
+                runs.add(1024, flags)
+            return runs
+
+    known = Outlook(1, 1, takes_unknown=takes_unknown)
+    known.learn(Vague(bytes(LENGTH)), 0, LENGTH)  # type: ignore[arg-type]
+    assert known.look(0, LENGTH) == (2048 if takes_unknown else 1024, True)

@@ -57,6 +57,17 @@ def test_what_a_mirror_refuses(command: str, arguments: dict[str, Any], text: st
     tell(story)
 
 
+def test_the_target_of_a_mirror_is_no_root() -> None:
+    async def story(world: World) -> None:
+        await world.chain()
+        await world.image("t")
+        await world.qmp("blockdev-mirror", job_id="j", device="top", target="t", sync="full")
+        with pytest.raises(QmpError, match="Need a root block node"):
+            await world.qmp("blockdev-snapshot-internal-sync", device="t", name="s")
+
+    tell(story)
+
+
 def test_an_unknown_device_of_a_commit_has_its_own_class() -> None:
     async def story(world: World) -> None:
         with pytest.raises(QmpError, match="Device 'nope' not found") as caught:

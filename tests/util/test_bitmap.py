@@ -107,6 +107,15 @@ def test_ranges_of_equal_length(granularity: int, steps: list[tuple[int, list[in
     assert all(bitmap.get(bit * granularity) for bit in model)
 
 
+def test_what_is_noted_is_cleared_with_the_rest() -> None:
+    bitmap = Bitmap(1 << 20, 4096)
+    bitmap.set_all([0, 8192], 4096)
+    bitmap.clear_all()
+    assert not bitmap
+    bitmap.set_all([4096], 4096)
+    assert list(bitmap.areas()) == [(4096, 4096)]
+
+
 def test_what_is_noted_is_bounded() -> None:
     bitmap = Bitmap(1 << 44, 512)
     batches = [[(n * 32 + i) << 13 for i in range(32)] for n in range(1000)]
