@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 #: By driver: what is said of nodes that relative names cannot count from.
 _NO_PLACE: Final = {"blkverify": "blkverify", "nbd": "NBD", "quorum": "quorum"}
+_NO_FILE: Final = 'A block device must be specified for "file"'
 #: The prefixes of names of NBD exports.
 NBD_PROTOCOLS: Final = ("nbd", "nbd+tcp", "nbd+unix")
 
@@ -57,17 +58,24 @@ def resolve_relative(node: Node, filename: str) -> str:
     return os.path.join(os.path.dirname(base), filename)
 
 
-async def options_for_filename(filename: str, graph: Graph) -> BlockdevOptions:
+async def options_for_filename(
+    filename: str, graph: Graph, fmt: str | None = None
+) -> BlockdevOptions:
     """Build options that open the file called `filename`: of the protocol node, or for json: any.
 
     Files are looked at in threads: they may be exports of this very daemon.
+
+    Args:
+        filename: The name.
+        graph: Knows the drivers.
+        fmt: The format recorded with the name, which counts more than one inside a json: name.
 
     Raises:
         QmpError: Unknown protocol, malformed json: name.
     """
     protocol = protocol_of(filename)
     if protocol == "json":
-        return _from_json_name(filename[len("json:") :])
+        return await _from_json_name(filename[len("json:") :], graph, fmt)
     if protocol is None:
         driver = await graph.pool.run(_driver_for_path, filename)
         return make_options({"driver": driver, "filename": filename})
@@ -101,7 +109,7 @@ def make_options(tree: dict[str, Any]) -> BlockdevOptions:
     return options
 
 
-def _from_json_name(text: str) -> BlockdevOptions:
+async def _from_json_name(text: str, graph: Graph, fmt: str | None) -> BlockdevOptions:
     from qsd.qapi.json_text import loads
 
     try:
@@ -111,11 +119,56 @@ def _from_json_name(text: str) -> BlockdevOptions:
     if not isinstance(tree, dict):
         raise QmpError("Invalid JSON object given")
     options = nested(tree)
+    if fmt is not None:
+        given = graph.find_driver(str(options.get("driver")))
+        if given is None or given.family != "protocol":
+            options["driver"] = fmt
+    await graph.pool.run(_find_drivers, options)
+    _check_file(options)
     if "nbd" in text:
         from qsd.block.nbd_names import modern_options
 
         options = modern_options(options)
     return make_options(options)
+
+
+def _find_drivers(options: dict[str, Any]) -> None:
+    """Find drivers that a json: name does not tell: by the path, as it is, or by the content.
+
+    Raises:
+        QmpError: There is nothing to tell them by.
+    """
+    file, backing = options.get("file"), options.get("backing")
+    if isinstance(file, dict) and "driver" not in file:
+        filename = file.get("filename")
+        if not file:
+            raise QmpError(_NO_FILE)
+        if isinstance(filename, str):
+            file["driver"] = _driver_for_path(filename)
+    for child in (file, backing):
+        if isinstance(child, dict):
+            _find_drivers(child)
+    if "driver" in options:
+        return
+    if not isinstance(file, dict):
+        raise QmpError("Must specify either driver or file")
+    path = file.get("filename") if file["driver"] in ("file", "host_device") else None
+    options["driver"] = _guess(path)
+
+
+def _check_file(options: dict[str, Any]) -> None:
+    """Refuse a format over nothing.
+
+    Raises:
+        QmpError: It is that.
+    """
+    from qsd.qapi.model import branch_type
+    from qsd.qapi.schema.block_options import BlockdevOptions, BlockdevOptionsGenericFormat
+
+    branch = branch_type(BlockdevOptions, str(options["driver"]))
+    is_format = branch is not None and issubclass(branch, BlockdevOptionsGenericFormat)
+    if is_format and "file" not in options:
+        raise QmpError(_NO_FILE)
 
 
 def nested(tree: dict[str, Any]) -> dict[str, Any]:
@@ -151,7 +204,7 @@ async def format_over(options: BlockdevOptions, fmt: str | None, graph: Graph) -
     if cls is not None and cls.family != "protocol":
         return options
     if fmt is None:
-        fmt = await graph.pool.run(_guess, options)
+        fmt = await graph.pool.run(_guess, getattr(options.branch, "filename", None))
     fmt_cls = graph.find_driver(fmt)
     if fmt_cls is None:
         raise QmpError(f"Unknown driver '{fmt}'")
@@ -164,11 +217,10 @@ async def format_over(options: BlockdevOptions, fmt: str | None, graph: Graph) -
     return Options(driver=fmt, branch=branch(file=options))  # type: ignore[arg-type]
 
 
-def _guess(options: BlockdevOptions) -> str:
+def _guess(filename: str | None) -> str:
     """Probe a plain file; everything else counts as raw."""
     from qsd.block.probe import PROBE_SIZE, probe
 
-    filename = getattr(options.branch, "filename", None)
     if filename is None:
         return "raw"
     try:

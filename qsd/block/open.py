@@ -375,4 +375,4 @@ async def backing_options(graph: Graph, path: str, fmt: str | None) -> BlockdevO
     """Build options for the backing file that an image records."""
     from qsd.block.filename import format_over, options_for_filename
 
-    return await format_over(await options_for_filename(path, graph), fmt, graph)
+    return await format_over(await options_for_filename(path, graph, fmt), fmt, graph)

@@ -32,8 +32,8 @@ class NoGraph:
 GRAPH: Any = NoGraph()
 
 
-def options_for_filename(filename: str) -> Any:
-    return run(names.options_for_filename(filename, GRAPH))
+def options_for_filename(filename: str, fmt: str | None = None) -> Any:
+    return run(names.options_for_filename(filename, GRAPH, fmt))
 
 
 def format_over(options: Any, fmt: str) -> Any:
@@ -67,6 +67,44 @@ def test_json_names_take_dotted_and_nested_keys() -> None:
     flat = options_for_filename('json:{"driver":"raw","file.driver":"file","file.filename":"a"}')
     deep = options_for_filename('json:{"driver":"raw","file":{"driver":"file","filename":"a"}}')
     assert flat == deep
+
+
+def test_json_names_need_not_tell_the_drivers_of_files() -> None:
+    """The path does, as it is, and where there is no format the content."""
+    whole = options_for_filename('json:{"driver":"raw","file.driver":"file","file.filename":"a:b"}')
+    assert options_for_filename('json:{"driver":"raw","file":{"filename":"a:b"}}') == whole
+    assert options_for_filename('json:{"file.filename":"a:b"}') == whole
+    device = options_for_filename('json:{"driver":"raw","file.filename":"/dev/null"}')
+    assert device.branch.file.driver == "host_device"
+    both = options_for_filename(
+        'json:{"driver":"qcow2","file.filename":"a","backing":{"file.filename":"a:b"}}'
+    )
+    assert both.branch.backing == whole
+
+
+def test_the_recorded_format_counts_more_than_that_of_a_json_name() -> None:
+    name = 'json:{"driver":"raw","file.filename":"a"}'
+    assert options_for_filename(name, "qcow2").driver == "qcow2"
+    assert options_for_filename('json:{"driver":"file","filename":"a"}', "raw").driver == "file"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ('{"driver":"raw"}', 'A block device must be specified for "file"'),
+        ('{"driver":"raw","filename":"a"}', 'A block device must be specified for "file"'),
+        ('{"driver":"raw","file":{}}', 'A block device must be specified for "file"'),
+        ('{"driver":"raw","file":{"filename":5}}', "Must specify either driver or file"),
+        (
+            '{"driver":"qcow2","file.filename":"a","backing":{"filename":"a"}}',
+            "Must specify either driver or file",
+        ),
+    ],
+)
+def test_json_names_of_nothing(name: str, text: str) -> None:
+    with pytest.raises(QmpError) as caught:
+        options_for_filename(f"json:{name}", "qcow2")
+    assert caught.value.desc == text
 
 
 def test_nested_refuses_contradictions() -> None:
