@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 _SECTOR: Final = 512
 _INT64_MAX: Final = (1 << 63) - 1
+_TOO_LARGE: Final = "The requested file size is too large"
 
 
 class LuksDriver(Driver):
@@ -128,7 +129,7 @@ class LuksDriver(Driver):
     async def truncate(self, length: int, exact: bool, prealloc: str, flags: int) -> None:
         """Resize the child."""
         if length > _INT64_MAX - self._payload:
-            raise QmpError("The requested file size is too large")
+            raise QmpError(_TOO_LARGE)
         await self._edge.node.truncate(
             length + self._payload, exact=exact, prealloc=prealloc, flags=flags
         )
@@ -242,7 +243,12 @@ async def create(graph: Graph, options: BlockdevCreateOptionsLUKS) -> None:
         spec = check_create_options(options)
         length = spec.header_length
         if not 0 <= options.size <= _INT64_MAX - length:
-            raise QmpError("The requested file size is too large")
+            raise QmpError(_TOO_LARGE)
         node = target.node
-        await node.truncate(options.size + length, prealloc=prealloc)
+        try:
+            await node.truncate(options.size + length, prealloc=prealloc)
+        except QmpError as exc:
+            if isinstance(exc.__cause__, OSError) and exc.__cause__.errno == errno.EFBIG:
+                raise QmpError(_TOO_LARGE) from exc  # whoever says so, it is the same
+            raise
         await LuksHeader.create(Place(node, 0, None), graph.pool, spec, password)

@@ -82,10 +82,20 @@ def _escaped(value: str) -> str:
     return text
 
 
+#: What GnuTLS says where OpenSSL has another word: another key than ours, a user that has none, and
+#: a peer with other kinds of credentials.
+_REASONS: Final = {
+    "BINDER_DOES_NOT_VERIFY": "An illegal parameter has been received.",
+    "NO_SUITABLE_SIGNATURE_ALGORITHM": "An illegal parameter has been received.",
+    "NO_SHARED_CIPHER": "No supported cipher suites have been found.",
+}
+
+
 def reason_of(exc: ssl.SSLError) -> str:
     """Return what went wrong in words, without OpenSSL's places in its source."""
-    if exc.reason == "BINDER_DOES_NOT_VERIFY":  # another key than ours
-        return "An illegal parameter has been received."
+    known = _REASONS.get(exc.reason or "")
+    if known is not None:
+        return known
     reason = exc.reason or (exc.args[1] if len(exc.args) > 1 else str(exc))
     return str(reason).lower().replace("_", " ")
 

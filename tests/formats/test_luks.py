@@ -231,6 +231,24 @@ def test_preallocated_metadata(tmp_path: Path) -> None:
     run(main())
 
 
+def test_more_than_a_file_can_hold(tmp_path: Path) -> None:
+    """The file system says so, in words of its own."""
+    path = tmp_path / "volume"
+    path.touch()
+
+    async def main() -> None:
+        async with SecretRig() as rig:
+            text = await failure(
+                rig.create(
+                    "luks", file={"driver": "file", "filename": str(path)}, size=1 << 62,
+                    key_secret="s", **SMALL,
+                )
+            )  # fmt: skip
+            assert text == "The requested file size is too large"
+
+    run(main())
+
+
 def test_add_and_erase() -> None:
     async def body(rig: SecretRig, memory: MemoryDriver, node: Node) -> None:
         await rig.amend("l", state="active", new_secret="t", iter_time=0)

@@ -13,7 +13,7 @@ import pytest
 from qsd.aio.loop import run
 from qsd.aio.tasks import TaskOwner
 from qsd.errors import QmpError
-from qsd.net.tls import TlsFilter, TlsSession, TlsSocket, distinguished_name
+from qsd.net.tls import TlsFilter, TlsSession, TlsSocket, distinguished_name, reason_of
 from tests.support.certificates import make_directories
 
 
@@ -149,3 +149,18 @@ def test_who_lacks_a_certificate(tmp_path: Path, version: ssl.TLSVersion, says_w
     with pytest.raises(QmpError, match=r"^Verify failed: No certificate was found\.$"):
         server.handshake()
     assert bool(server.output()) == says_why
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [
+        ("BINDER_DOES_NOT_VERIFY", "An illegal parameter has been received."),
+        ("NO_SUITABLE_SIGNATURE_ALGORITHM", "An illegal parameter has been received."),
+        ("NO_SHARED_CIPHER", "No supported cipher suites have been found."),
+        ("WRONG_VERSION_NUMBER", "wrong version number"),
+    ],
+)
+def test_reasons(word: str, text: str) -> None:
+    error = ssl.SSLError(1, "words of OpenSSL")
+    error.reason = word
+    assert reason_of(error) == text
