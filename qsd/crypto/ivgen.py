@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 #: Counts of sectors for which patterns are kept.
 _MAX_PATTERNS: Final = 16
+#: Numbers of runs and sectors for which arrays are kept, 16 KiB each at most: a client at queue depth
+#: 32 has as many requests together as it happens to have.
+_MAX_GRIDS: Final = 64
 #: Sectors; the vectors of more are made with numpy (measured: 1.2 us for 32 either way).
 _FEW: Final = 32
 
@@ -90,7 +93,7 @@ class Plain:
 
     def _make_grid_arrays(self, runs: int, total: int) -> tuple[memoryview, Any, Any, Any]:
         np, count = self._numpy, total // runs
-        if len(self._grids) >= _MAX_PATTERNS:
+        if len(self._grids) >= _MAX_GRIDS:
             self._grids.clear()
         words = np.zeros((runs, count, self._length // 8), "<u8")
         known = (

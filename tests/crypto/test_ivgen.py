@@ -11,7 +11,7 @@ import pytest
 
 from qsd.crypto.buffers import load_numpy
 from qsd.crypto.cipher import make_ecb
-from qsd.crypto.ivgen import essiv_algorithm, make_ivgen
+from qsd.crypto.ivgen import _MAX_GRIDS, Plain, essiv_algorithm, make_ivgen
 
 BIG = (1 << 32) + 5
 
@@ -48,6 +48,15 @@ def test_both_ways_of_making_many(kind: str, name: str, runs: list[tuple[int, in
     for add in (0, 1000):
         moved = [(first + add, count) for first, count in runs]
         assert bytes(arrays.make(moved)) == bytes(integers.make(moved))
+
+
+def test_arrays_are_kept_for_few_shapes_only() -> None:
+    arrays = make_ivgen("plain64", "aes-256", None, b"", load_numpy())
+    integers = make_ivgen("plain64", "aes-256", None, b"")
+    assert isinstance(arrays, Plain)
+    for count in range(33, 33 + 2 * _MAX_GRIDS):
+        assert bytes(arrays.make([(5, count)])) == bytes(integers.make([(5, count)]))
+        assert len(arrays._grids) <= _MAX_GRIDS
 
 
 def test_essiv() -> None:
