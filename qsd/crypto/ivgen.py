@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 #: Counts of sectors for which patterns are kept.
 _MAX_PATTERNS: Final = 16
-#: Numbers of runs and sectors for which arrays are kept, 16 KiB each at most: a client at queue depth
-#: 32 has as many requests together as it happens to have.
+#: Numbers of runs and sectors for which arrays are kept, 16 KiB each at most: of a client at queue
+#: depth 32, any number of requests come together.
 _MAX_GRIDS: Final = 64
 #: Sectors; the vectors of more are made with numpy (measured: 1.2 us for 32 either way).
 _FEW: Final = 32
