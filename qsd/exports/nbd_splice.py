@@ -24,7 +24,9 @@ The plain way is :mod:`qsd.exports.nbd_transmission`.  It says when to look for 
 Measured in turns of 0.1 s, at queue depth 8 over a unix socket: 1 MiB 1,180 writes a second and
 507 us of processor time for each, the plain way 1,033 and 618, the C daemon 476 and 1,394;
 128 KiB 9,400 and 75 us, the plain way 8,100 and 89.  A server that does nothing else reaches 1,135;
-without the slices, which is to say without the next payload meanwhile, it is at 0.9 of that.
+without the slices, which is to say without the next payload meanwhile, it is at 0.9 of that.  1 MiB
+to new clusters of a qcow2 image: 1,174 and 775 us, the plain way 1,067 and 912, a server that only
+counts clusters 1,337 and 691, the C daemon 896 and 1,526.
 """
 
 from __future__ import annotations
