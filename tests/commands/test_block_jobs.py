@@ -178,6 +178,29 @@ def test_an_existing_target_gets_the_backing_file_that_it_records(tmp_path: Path
     run(main())
 
 
+@pytest.mark.parametrize("sync", ["top", "full"])
+def test_only_the_top_layer_is_backed_up_with_sync_top(sync: str, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with ImageDaemon(tmp_path) as daemon:
+            await daemon.image("base")
+            await daemon.image("top", backing="base")
+            await daemon.image("copy")
+            nodes = daemon.rig.graph.nodes
+            await nodes["base"].write(0, memoryview(b"b" * 65536))
+            await nodes["top"].write(65536, memoryview(b"t" * 65536))
+            await daemon.qmp(
+                "blockdev-backup", job_id="j", device="top", target="copy", sync=sync,
+                auto_dismiss=False,
+            )  # fmt: skip
+            job = get_block_job(daemon.context.jobs, "j")
+            await job.wait_end()
+            assert job.error is None
+            below = bytes(65536) if sync == "top" else CONTENT[:65536]
+            assert await content_of(nodes["copy"]) == below + CONTENT[65536:]
+
+    run(main())
+
+
 def test_nobody_gets_a_target_whose_backing_file_cannot_be_opened(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
