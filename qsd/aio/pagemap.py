@@ -349,8 +349,8 @@ class FilePages:
     """
 
     __slots__ = (
-        "_can_map", "_counts", "_fd", "_known", "_maps", "_refused", "_size", "_tail", "chunks",
-        "whole",
+        "_can_map", "_counts", "_fd", "_is_suspended", "_known", "_maps", "_refused", "_size",
+        "_tail", "chunks", "whole",
     )  # fmt: skip
 
     def __init__(self, maps: PageMaps, fd: int) -> None:
@@ -367,6 +367,7 @@ class FilePages:
         self._counts: dict[int, int] = {}  # how many windows of each chunk these are
         self._tail = -1  # the window in which the file ends, if it is cached
         self._can_map: bool | None = None  # nobody has looked yet
+        self._is_suspended = False
         self._refused: set[int] = set()  # windows of which there are no views
         self._size = -1  # of the file; -1 if it is not known
         self.chunks: dict[int, _MappedChunk] = {}
@@ -443,6 +444,8 @@ class FilePages:
         return True
 
     def _may_map(self) -> bool:
+        if self._is_suspended:
+            return False
         if self._can_map is None:
             self._can_map = _file_system_of()(self._fd) in _FILE_SYSTEMS
         return self._can_map
@@ -459,6 +462,20 @@ class FilePages:
         self._refused.clear()
         self._tail = -1
         self._size = -1
+
+    def suspend(self) -> None:
+        """Have no views until :meth:`resume`: a thread is making the file shorter.
+
+        Who was given one of what is cut off at that moment would fail, where a read finds the old
+        data or the end.
+        """
+        self._is_suspended = True
+        self.forget()
+
+    def resume(self) -> None:
+        """Have views again."""
+        self._is_suspended = False
+        self.forget()
 
     def drop(self) -> None:
         """Give all memory back: the file is closed, or the descriptor stands for another one."""

@@ -397,14 +397,17 @@ class FileDriver(Driver):
     async def truncate(self, length: int, exact: bool, prealloc: str, flags: int) -> None:
         """Set the size of the file."""
         self.data.clear()
+        pages = self.pages
+        if pages is not None:
+            pages.suspend()
         try:
             await self.io.call(resize, self.size, length, prealloc)
             self.size = length
         finally:
             self._written += 1
             self.data.clear()
-            if self.pages is not None:
-                self.pages.forget()
+            if pages is not None:
+                pages.resume()
 
     # I/O
 
