@@ -6,7 +6,6 @@ import asyncio
 import errno
 import os
 import stat
-import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from qsd.catalog import find_driver
 from qsd.errors import QmpError
 from qsd.protocols.file import driver as driver_module
 from qsd.protocols.file.driver import FileDriver
-from qsd.protocols.file.prealloc import resize
 from qsd.qapi.convert import from_json
 from qsd.qapi.schema.block_options import BlockdevOptions
 from tests.support import conformance
@@ -642,35 +640,6 @@ def test_truncate(image: Path) -> None:
 
     with_file(body, image)
     assert image.stat().st_size == 1000
-
-
-def test_a_file_that_gets_shorter_is_not_seen_in_memory(
-    image: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What a view shows of the part that is cut off would be an error of the call that takes it."""
-    held = threading.Event()
-
-    def hold(*arguments: Any) -> None:
-        held.wait(10)
-        resize(*arguments)
-
-    monkeypatch.setattr("qsd.protocols.file.driver.resize", hold)
-    image.write_bytes(bytes(LENGTH))
-
-    async def body(rig: Rig, driver: FileDriver) -> None:
-        see = driver.view_path()
-        assert see is not None
-        assert see(0, 512) is not None
-        async with asyncio.TaskGroup() as group:
-            change = group.create_task(driver.node.truncate(LENGTH // 2))
-            await asyncio.sleep(0.01)
-            assert not change.done()
-            assert see(0, 512) is None
-            held.set()
-        assert see(0, 512) is not None
-        assert see(LENGTH // 2, 512) is None
-
-    with_file(body, image)
 
 
 # auto-read-only, permissions, reopening
