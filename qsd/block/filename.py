@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 #: By driver: what is said of nodes that relative names cannot count from.
 _NO_PLACE: Final = {"blkverify": "blkverify", "nbd": "NBD", "quorum": "quorum"}
 _NO_FILE: Final = 'A block device must be specified for "file"'
+#: Filters whose names are prefixes, too.
+_TEST_PROTOCOLS: Final = ("blkdebug", "blkverify")
 #: The prefixes of names of NBD exports.
 NBD_PROTOCOLS: Final = ("nbd", "nbd+tcp", "nbd+unix")
 
@@ -87,7 +89,8 @@ async def options_for_filename(
         from qsd.block.nbd_names import parse_nbd_name
 
         return make_options({"driver": "nbd", **parse_nbd_name(filename)})
-    if graph.find_driver(protocol) is not None:
+    cls = graph.find_driver(protocol)
+    if cls is not None and (cls.family == "protocol" or protocol in _TEST_PROTOCOLS):
         return make_options({"driver": protocol, "url": filename})
     raise QmpError(f"Unknown protocol '{protocol}'")
 

@@ -38,8 +38,11 @@ FORMATS: Final[Mapping[str, str]] = {
 """What is announced of a new image, by format: its options in the C daemon's order."""
 
 
-_PLAIN: Final = frozenset({"raw", "file"})
+_PLAIN: Final = frozenset({"raw", "file", "nbd"})
 """The formats that have no structures: the file is the image."""
+
+_NEVER_MADE: Final = frozenset({"null-co", "null-aio", "blkdebug", "blkverify"})
+"""The protocols that images cannot be made by, not even if there is something already."""
 
 
 class Backing(NamedTuple):
@@ -64,28 +67,35 @@ async def make_image(
     Raises:
         QmpError: With the C daemon's text.
     """
-    file_options = await check_makeable(ctx, filename, fmt, backing)
+    await check_makeable(ctx, filename, fmt, backing)
     _announce(filename, fmt, size, backing)
+    file_options = await _find_place(ctx, filename, fmt)
     is_plain = fmt in _PLAIN
     await _make_file(ctx, filename, file_options, size if is_plain else 0)
     if not is_plain:
         await _format(ctx, fmt, file_options, size, backing)
 
 
-async def check_makeable(
-    ctx: Context, filename: str, fmt: str, backing: Backing | None
-) -> BlockdevOptions:
-    """Check what can be checked beforehand, and return the options of the file's own node."""
-    from qsd.block.filename import options_for_filename, protocol_of
+async def check_makeable(ctx: Context, filename: str, fmt: str, backing: Backing | None) -> None:
+    """Check what can be checked beforehand, in the C daemon's order.
+
+    Raises:
+        QmpError: With the C daemon's text.
+    """
+    from qsd.block.filename import NBD_PROTOCOLS, options_for_filename, protocol_of
 
     cls = ctx.graph.find_driver(fmt)
     if cls is None:
         raise QmpError(f"Unknown file format '{fmt}'")
-    if protocol_of(filename) == "json":
+    protocol = protocol_of(filename)
+    if protocol == "json":
         raise QmpError("Unknown protocol 'json'")
-    options = await options_for_filename(filename, ctx.graph)
-    if ctx.find_creator(fmt) is None and fmt != "raw":
+    if protocol not in _NEVER_MADE and protocol not in NBD_PROTOCOLS:
+        await options_for_filename(filename, ctx.graph)
+    if ctx.find_creator(fmt) is None and fmt not in _PLAIN:
         raise QmpError(f"Format driver '{fmt}' does not support image creation")
+    if protocol in _NEVER_MADE:
+        raise QmpError(f"Protocol driver '{protocol}' does not support image creation")
     if backing is not None:
         if not cls.supports_backing:
             raise QmpError(f"Backing file not supported for file format '{fmt}'")
@@ -93,7 +103,33 @@ async def check_makeable(
             raise QmpError(
                 "Error: Trying to create an image with the same filename as the backing file"
             )
-    return options
+
+
+async def _find_place(ctx: Context, filename: str, fmt: str) -> BlockdevOptions:
+    """Return the options of the file's own node.
+
+    Raises:
+        QmpError: The name of an NBD export makes no sense.
+    """
+    from qsd.block.filename import NBD_PROTOCOLS, options_for_filename, protocol_of
+
+    if protocol_of(filename) not in NBD_PROTOCOLS:
+        if fmt == "nbd":
+            raise _not_opened(fmt, QmpError("File name string for NBD must start with 'nbd:'"))
+        return await options_for_filename(filename, ctx.graph)
+    try:
+        return await options_for_filename(filename, ctx.graph)
+    except QmpError as exc:
+        raise _not_opened("nbd", exc) from exc
+
+
+def _not_opened(protocol: str, exc: QmpError) -> QmpError:
+    """Return the error of a place that cannot be made, and is not there."""
+    return prefixed(
+        exc,
+        f"Protocol driver '{protocol}' does not support image creation, and opening the image "
+        "failed: ",
+    )
 
 
 def _announce(filename: str, fmt: str, size: int, backing: Backing | None) -> None:
@@ -133,11 +169,7 @@ async def _check_existing(ctx: Context, options: BlockdevOptions, size: int) -> 
     try:
         node = await open_node(ctx.graph, options)
     except QmpError as exc:
-        raise prefixed(
-            exc,
-            f"Protocol driver '{options.driver}' does not support image creation, and opening "
-            "the image failed: ",
-        ) from exc
+        raise _not_opened(options.driver, exc) from exc
     try:
         if node.length() < size:
             raise QmpError(

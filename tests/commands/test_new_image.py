@@ -11,6 +11,7 @@ import pytest
 
 from qsd.aio.loop import run
 from qsd.commands.new_image import Backing, make_image
+from qsd.daemon import StorageDaemon
 from qsd.errors import QmpError
 from tests.commands.images import ImageDaemon
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from qsd.commands.new_image import Backing as BackingType
 
 BASE = Backing("base, with comma", "raw")
+NOT_OPENED = "Protocol driver 'nbd' does not support image creation, and opening the image failed: "
 
 
 def make(
@@ -80,6 +82,21 @@ def test_what_was_there_is_gone(tmp_path: Path) -> None:
             "Error: Trying to create an image with the same filename as the backing file",
         ),
         ("no/x", "qcow2", None, "Could not create 'no/x': No such file or directory"),
+        ("raw:x", "qcow2", None, "Unknown protocol 'raw'"),
+        ("throttle:x", "throttle", None, "Unknown protocol 'throttle'"),
+        ("null-co://", "raw", None, "Protocol driver 'null-co' does not support image creation"),
+        ("null-aio://", "raw", BASE, "Protocol driver 'null-aio' does not support image creation"),
+        ("null-co://", "null-co", None, "Format driver 'null-co' does not support image creation"),
+        ("blkdebug::t", "nbd", None, "Protocol driver 'blkdebug' does not support image creation"),
+        ("nbd:x", "qcow2", None, f"{NOT_OPENED}error parsing address 'x'"),
+        ("nbd:x", "raw", BASE, "Backing file not supported for file format 'raw'"),
+        ("x", "nbd", None, f"{NOT_OPENED}File name string for NBD must start with 'nbd:'"),
+        (
+            "nbd:unix:no",
+            "nbd",
+            None,
+            f"{NOT_OPENED}Failed to connect to 'no': No such file or directory",
+        ),
     ],
 )
 def test_refusals(
@@ -91,7 +108,20 @@ def test_refusals(
     assert not list(tmp_path.iterdir())
 
 
-def test_places_that_cannot_be_made(tmp_path: Path) -> None:
-    with pytest.raises(QmpError, match="already exists, but is too small for 2097152 bytes"):
-        make(tmp_path, "null-co://", "raw", 2 << 20)
-    make(tmp_path, "null-co://", "raw", 1 << 20)
+def test_an_export_that_is_there_will_do(tmp_path: Path) -> None:
+    address = {"type": "unix", "data": {"path": str(tmp_path / "s")}}
+    export = {"type": "nbd", "id": "e", "node-name": "n", "writable": True}
+
+    async def main() -> None:
+        async with StorageDaemon() as server, ImageDaemon(tmp_path) as daemon:
+            await server.qmp(
+                "blockdev-add", {"driver": "null-co", "node-name": "n", "size": 1 << 20}
+            )
+            await server.qmp("nbd-server-start", {"addr": address})
+            await server.qmp("block-export-add", export)
+            name = f"nbd:unix:{tmp_path}/s:exportname=n"
+            await make_image(daemon.context, name, "raw", 1 << 20)
+            with pytest.raises(QmpError, match="already exists, but is too small for 2097152 "):
+                await make_image(daemon.context, name, "raw", 2 << 20)
+
+    run(main())
