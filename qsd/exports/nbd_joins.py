@@ -38,8 +38,8 @@ _MAX_JOINED: Final = 256
 #: Bytes after which nothing more is joined, so that replies and other clients do not wait.
 _MAX_BYTES: Final = 512 << 10
 
-_PLAIN_WRITE: Final = nbd.REQUEST_MAGIC << 32 | nbd.CMD_WRITE
-_SIMPLE: Final = nbd.SIMPLE_REPLY_MAGIC << 32
+_PLAIN_WRITE: Final = nbd.KEY_PLAIN_WRITE
+_SIMPLE: Final = nbd.KEY_SIMPLE
 _HEADER_SIZE: Final = nbd.REQUEST.size
 _REPLY_SIZE: Final = nbd.SIMPLE_REPLY.size
 

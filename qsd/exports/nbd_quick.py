@@ -39,11 +39,8 @@ from qsd.exports.nbd_known import DATA
 from qsd.exports.nbd_views import (
     MAX_RUN,
     MAX_VIEW,
-    PLAIN_READ,
     RUN_BYTES,
-    SIMPLE,
     SLOW_SEND,
-    WHOLE_CHUNK,
 )
 from qsd.wire.nbd import messages as nbd
 
@@ -64,9 +61,10 @@ _LONGEST: Final = MAX_RUN * _HEADER_SIZE
 
 _requests_in = nbd.OPAQUE_REQUEST.iter_unpack
 _pack_chunk = nbd.OPAQUE_DATA_CHUNK.pack
+_PLAIN_READ: Final = nbd.KEY_PLAIN_READ
 #: What a successful reply begins with, up to the cookie.
-_SIMPLE: Final = SIMPLE.to_bytes(8)
-_WHOLE_CHUNK: Final = WHOLE_CHUNK.to_bytes(8)
+_SIMPLE: Final = nbd.KEY_SIMPLE.to_bytes(8)
+_WHOLE_CHUNK: Final = nbd.KEY_WHOLE_CHUNK.to_bytes(8)
 
 
 class Connection(Protocol):
@@ -239,7 +237,7 @@ class QuickReads:
         backend, all_data, size = self._backend, self._all_data, self._size
         chunks, see = backend.view_chunks, backend.view_nowait
         for key, cookie, offset, length in _requests_in(requests):
-            if key != PLAIN_READ or offset + length > size or not 0 < length <= MAX_VIEW:
+            if key != _PLAIN_READ or offset + length > size or not 0 < length <= MAX_VIEW:
                 return False
             index = offset >> CHUNK_BITS
             start = offset & CHUNK_MASK

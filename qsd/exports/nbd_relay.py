@@ -33,8 +33,8 @@ MAX_READ: Final = 64 << 10
 _RUN: Final = 32
 _RUN_BYTES: Final = 64 << 10
 
-_PLAIN_READ: Final = nbd.REQUEST_MAGIC << 32 | nbd.CMD_READ
-_PLAIN_WRITE: Final = nbd.REQUEST_MAGIC << 32 | nbd.CMD_WRITE
+_PLAIN_READ: Final = nbd.KEY_PLAIN_READ
+_PLAIN_WRITE: Final = nbd.KEY_PLAIN_WRITE
 _HEADER_SIZE: Final = nbd.REQUEST.size
 #: Bytes in front of the cookie of a request.
 _COOKIE: Final = 8

@@ -42,10 +42,10 @@ _MAX_LENGTH: Final = 64 << 10
 #: half as much costs a fifth more processor time for each request, as calls of the cipher do.
 RUN_BYTES: Final = (512 << 10) + 4096
 
-_PLAIN_READ: Final = nbd.REQUEST_MAGIC << 32 | nbd.CMD_READ
-_PLAIN_WRITE: Final = nbd.REQUEST_MAGIC << 32 | nbd.CMD_WRITE
-_SIMPLE: Final = nbd.SIMPLE_REPLY_MAGIC << 32
-_CHUNK: Final = nbd.STRUCTURED_REPLY_MAGIC << 32 | nbd.REPLY_FLAG_DONE << 16 | nbd.REPLY_OFFSET_DATA
+_PLAIN_READ: Final = nbd.KEY_PLAIN_READ
+_PLAIN_WRITE: Final = nbd.KEY_PLAIN_WRITE
+_SIMPLE: Final = nbd.KEY_SIMPLE
+_CHUNK: Final = nbd.KEY_WHOLE_CHUNK
 _HEADER_SIZE: Final = nbd.REQUEST.size
 
 _unpack = nbd.KEYED_REQUEST.unpack_from

@@ -40,8 +40,8 @@ _MAX_LENGTH: Final = 16 << 10
 #: machine: 12,500 writes of 4 KiB a second instead of 9,700.
 SEND_AFTER: Final = 0.0003
 
-_PLAIN_WRITE: Final = nbd.REQUEST_MAGIC << 32 | nbd.CMD_WRITE
-_SIMPLE: Final = nbd.SIMPLE_REPLY_MAGIC << 32
+_PLAIN_WRITE: Final = nbd.KEY_PLAIN_WRITE
+_SIMPLE: Final = nbd.KEY_SIMPLE
 _HEADER_SIZE: Final = nbd.REQUEST.size
 _REPLY_SIZE: Final = nbd.SIMPLE_REPLY.size
 

@@ -62,7 +62,7 @@ PAUSE: Final = 64
 _UNSUPPORTED: Final = (errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP)
 
 _HEADER_SIZE: Final = nbd.REQUEST.size
-_PLAIN_WRITE: Final = nbd.REQUEST_MAGIC << 32 | nbd.CMD_WRITE
+_PLAIN_WRITE: Final = nbd.KEY_PLAIN_WRITE
 _unpack = nbd.KEYED_REQUEST.unpack_from
 
 

@@ -55,12 +55,9 @@ _PAUSE: Final = 16
 #: Seconds; a call that took longer may have waited for a disk.
 SLOW_SEND: Final = 0.001
 
-#: Keys (see the messages) of a read without flags and of successful replies.
-PLAIN_READ: Final = nbd.REQUEST_MAGIC << 32 | nbd.CMD_READ
-SIMPLE: Final = nbd.SIMPLE_REPLY_MAGIC << 32
-WHOLE_CHUNK: Final = (
-    nbd.STRUCTURED_REPLY_MAGIC << 32 | nbd.REPLY_FLAG_DONE << 16 | nbd.REPLY_OFFSET_DATA
-)
+_PLAIN_READ: Final = nbd.KEY_PLAIN_READ
+_SIMPLE: Final = nbd.KEY_SIMPLE
+_WHOLE_CHUNK: Final = nbd.KEY_WHOLE_CHUNK
 _HEADER_SIZE: Final = nbd.REQUEST.size
 #: Where in a header the lower half of the command is: most batches of writes begin with one.
 _COMMAND_BYTE: Final = 7
@@ -124,7 +121,7 @@ class ViewReads:
         stop = position + min((end - position) // _HEADER_SIZE, MAX_RUN) * _HEADER_SIZE
         for key, cookie, offset, length in _requests_in(incoming.view[position:stop]):
             if (
-                key != PLAIN_READ
+                key != _PLAIN_READ
                 or offset + length > size
                 or not 0 < length <= MAX_VIEW
                 or total > RUN_BYTES
@@ -149,9 +146,9 @@ class ViewReads:
                     break
                 copied += length
             if structured:
-                add(_pack_chunk(WHOLE_CHUNK, cookie, 8 + length, offset))
+                add(_pack_chunk(_WHOLE_CHUNK, cookie, 8 + length, offset))
             else:
-                add(_pack_simple(SIMPLE, cookie))
+                add(_pack_simple(_SIMPLE, cookie))
             add(view)
             total += length
         count = len(parts) // 2

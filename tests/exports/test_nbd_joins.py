@@ -114,7 +114,7 @@ def test_like_a_bytearray(
             offset, cookies = start * K64, set()
             for gap, length, flags in batch:
                 offset += gap
-                data = source.randbytes(min(length, SIZE - offset))
+                data = source.randbytes(max(0, min(length, SIZE - offset)))
                 if not data:
                     break
                 content[offset : offset + len(data)] = data

@@ -199,10 +199,7 @@ class QuickWriter:
             if (
                 run[1] == count
                 and (host >= image.high_water or not must_be_zero)
-                and (
-                    host >= image.overlaps.end
-                    or image.overlaps.find(host, count << bits) is None
-                )
+                and (host >= image.overlaps.end or image.overlaps.find(host, count << bits) is None)
             ):
                 done = _put(node, host + within, views, length, payload)
         except OSError:

@@ -232,6 +232,15 @@ REPLY_ERROR: Final = 0x8001
 REPLY_ERROR_OFFSET: Final = 0x8002
 REPLY_IS_ERROR: Final = 1 << 15
 
+# Keys: magic number, flags and type as one number, as in the layouts called KEYED.
+KEY_PLAIN_READ: Final = REQUEST_MAGIC << 32 | CMD_READ
+"""The key of a read without flags; the next one is that of such a write."""
+KEY_PLAIN_WRITE: Final = REQUEST_MAGIC << 32 | CMD_WRITE
+KEY_SIMPLE: Final = SIMPLE_REPLY_MAGIC << 32
+"""The key of a simple reply without an error."""
+KEY_WHOLE_CHUNK: Final = STRUCTURED_REPLY_MAGIC << 32 | REPLY_FLAG_DONE << 16 | REPLY_OFFSET_DATA
+"""The key of a structured reply that is one chunk of data."""
+
 # States of "base:allocation" and "qemu:dirty-bitmap"
 STATE_HOLE: Final = 1
 STATE_ZERO: Final = 2
