@@ -9,6 +9,9 @@ session, and at the end the images.
 from __future__ import annotations
 
 import random
+import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +21,7 @@ import pytest
 from iotests.harness.daemon import Daemon
 from iotests.harness.tools import need, run
 from iotests.harness.vhost_replay import DISK, Maker, Session, play
+from tests.support import vhost_frontend as vf
 
 pytestmark = [pytest.mark.slow, pytest.mark.interop]
 
@@ -121,3 +125,53 @@ def test_same_answers(folder: Path, case: str, seed: int) -> None:
         original.kill()
     fmt = "qcow2" if case == "qcow2" else "raw"
     run(folder, "qemu-img", "compare", "-f", fmt, "-F", fmt, "ours/image", "real/image")
+
+
+class Guest(vf.Frontend):
+    """The memory of a front end that no back end serves."""
+
+    def __init__(self) -> None:
+        with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(f"{folder}/socket")
+            listener.listen()
+            super().__init__(f"{folder}/socket", 4096)
+
+
+#: Reads an index in shared memory until its input ends; prints what it was beside 1 and 2.
+WATCH = """
+import mmap, select, sys
+words = memoryview(mmap.mmap(int(sys.argv[1]), 4096)).cast("H")
+at, seen = int(sys.argv[2]) // 2, set()
+print("ready", flush=True)
+while not select.select([0], [], [], 0)[0]:
+    for _ in range(1000):
+        seen.add(words[at])
+print(sorted(seen - {1, 2}))
+"""
+
+
+def test_an_index_is_never_seen_half_written() -> None:
+    """A device that polls its ring finds the old index or the new one.
+
+    Once this front end cleared an index before it wrote it.  The original, asked for more just
+    then, served old requests again or gave up on the ring, some time in a thousand sessions.
+    """
+    with Guest() as guest:
+        queue = vf.Queue(guest, 0, 64, 0)
+        guest.queues.append(queue)
+        arguments = [sys.executable, "-c", WATCH, str(guest.memfd), str(queue.avail + 2)]
+        queue.avail_idx = 1
+        queue.offer(kick=False)
+        with subprocess.Popen(
+            arguments,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=[guest.memfd],
+            text=True,
+        ) as watcher:
+            assert watcher.stdout is not None
+            assert watcher.stdout.readline() == "ready\n"
+            for _ in range(50_000):
+                queue.avail_idx = 3 - queue.avail_idx
+                queue.offer(kick=False)
+            assert watcher.communicate("")[0] == "[]\n"

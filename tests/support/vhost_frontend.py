@@ -65,6 +65,9 @@ class Queue:
         self.call = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.avail_idx = 0
         self.used_idx = 0
+        # What the device reads meanwhile is stored whole: `pack_into` clears first, and a device
+        # that finds an index of zero serves what it has served before.
+        self._words = memoryview(frontend.mem).cast("H")
 
     def put_desc(self, index: int, guest: int, length: int, flags: int = 0, link: int = 0) -> None:
         struct.pack_into(
@@ -73,27 +76,25 @@ class Queue:
 
     def offer(self, *heads: int, kick: bool = True) -> None:
         """Make chains available."""
-        mem = self.frontend.mem
+        words, avail = self._words, self.avail // 2
         for head in heads:
-            struct.pack_into(
-                "<H", mem, self.avail + 4 + 2 * (self.avail_idx % self.size), head & 0xFFFF
-            )
+            words[avail + 2 + self.avail_idx % self.size] = head & 0xFFFF
             self.avail_idx = (self.avail_idx + 1) & 0xFFFF
-        struct.pack_into("<H", mem, self.avail + 2, self.avail_idx)
+        words[avail + 1] = self.avail_idx
         if kick:
             os.eventfd_write(self.kick, 1)
 
     def take_used(self) -> list[tuple[int, int]]:
         """Return (head, written) of what is finished."""
         mem = self.frontend.mem
-        (index,) = struct.unpack_from("<H", mem, self.used + 2)
+        index = self._words[self.used // 2 + 1]
         done = []
         while self.used_idx != index:
             at = self.used + 4 + 8 * (self.used_idx % self.size)
             done.append(struct.unpack_from("<II", mem, at))
             self.used_idx = (self.used_idx + 1) & 0xFFFF
         # With event index: be told of the next one.
-        struct.pack_into("<H", mem, self.avail + 4 + 2 * self.size, self.used_idx)
+        self._words[self.avail // 2 + 2 + self.size] = self.used_idx
         return done
 
     def wait_used(self, count: int = 1, timeout: float = 10.0) -> list[tuple[int, int]]:
@@ -113,6 +114,7 @@ class Queue:
         return done
 
     def close(self) -> None:
+        self._words.release()
         os.close(self.kick)
         os.close(self.call)
 
