@@ -61,15 +61,7 @@ class JoinedWrites:
     def serve(self, incoming: Buffer, position: int, end: int, out: Buffer) -> tuple[int, int, int]:
         """Serve writes without flags that come first and follow each other in the image.
 
-        Args:
-            incoming: Where the requests are.
-            position: Of the first of them.
-            end: Of what was received.
-            out: Room for replies.
-
-        Returns:
-            How many bytes of requests were served, of replies there are, and of the request behind
-            them, if that is another write of which a part is missing; zeroes if none.
+        Arguments and result are those of :meth:`qsd.exports.nbd_runs.Runs.serve`.
         """
         if end - position < _HEADER_SIZE:
             return 0, 0, 0

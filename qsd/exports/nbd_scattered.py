@@ -63,15 +63,7 @@ class ScatteredWrites:
     def serve(self, incoming: Buffer, position: int, end: int, out: Buffer) -> tuple[int, int, int]:
         """Serve writes without flags that come first, all as long as the first of them.
 
-        Args:
-            incoming: Where the requests are.
-            position: Of the first of them.
-            end: Of what was received.
-            out: Room for replies.
-
-        Returns:
-            How many bytes of requests were served, of replies there are, and of the request behind
-            them, if that is another such write of which a part is missing; zeroes if none.
+        Arguments and result are those of :meth:`qsd.exports.nbd_runs.Runs.serve`.
         """
         backend = self._backend
         if self._generation != backend.generation:

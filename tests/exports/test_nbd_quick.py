@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import socket
 import subprocess
@@ -26,6 +25,7 @@ from qsd.exports.nbd_transmission import Transmission
 from qsd.exports.outlet import Outlet
 from tests.exports.rig import READ, TRIM, WRITE, ZEROES, Client, NbdRig
 from tests.support.tools import need
+from tests.support.views import need_views
 
 K4 = 4096
 MIB = 1 << 20
@@ -46,6 +46,7 @@ def image(tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> Pa
         monkeypatch.setattr(module, "SLOW_SEND", 3600.0)
     path = tmp_path / "image"
     path.write_bytes(content)
+    need_views(path)
     return path
 
 
@@ -134,26 +135,8 @@ async def warm(client: Client, content: bytes) -> None:
             await check(client, content, (start, 1))
 
 
-def is_cached(image: Path) -> bool:
-    """Tell whether files can be seen here; a file just written is cached."""
-    from qsd.aio.pagemap import FilePages, PageMaps
-
-    async def main() -> bool:
-        fd = os.open(image, os.O_RDONLY)
-        pages = FilePages(PageMaps(), fd)
-        try:
-            return pages.view_nowait(0, 1) is not None
-        finally:
-            pages.drop()
-            os.close(fd)
-
-    return loop.run(main())
-
-
 @pytest.mark.parametrize("structured", [False, True])
 def test_chunks(image: Path, content: bytes, noted: Noted, structured: bool) -> None:
-    if not is_cached(image):
-        pytest.skip("no views of files here")
 
     async def main() -> None:
         async with new_rig() as rig:
@@ -182,8 +165,6 @@ def test_chunks(image: Path, content: bytes, noted: Noted, structured: bool) -> 
 
 
 def test_what_is_left_alone(image: Path, content: bytes, noted: Noted) -> None:
-    if not is_cached(image):
-        pytest.skip("no views of files here")
     model = bytearray(content)
 
     async def main() -> None:
@@ -212,8 +193,6 @@ def test_clusters_in_chunks(
 ) -> None:
     """Of an image whose clusters lie in chunks, and are written to, dropped and taken anew."""
     need("qemu-img")
-    if not is_cached(image):
-        pytest.skip("no views of files here")
     path = image.with_suffix(".qcow2")
     subprocess.run(["qemu-img", "convert", "-O", "qcow2", image, path], check=True)
     path.read_bytes()  # also what lies between its tables
@@ -277,8 +256,6 @@ def test_a_socket_that_refuses(
     image: Path, content: bytes, error: OSError, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A client that is gone is dropped; what cannot be seen any more is read."""
-    if not is_cached(image):
-        pytest.skip("no views of files here")
 
     def fail(self: QuickReads, parts: Any) -> int:
         raise error

@@ -442,12 +442,8 @@ def test_a_drained_section_is_waited_for(tmp_path: Path, sizes: list[int]) -> No
     loop.run(main())
 
 
-@pytest.mark.parametrize("good", [0, 1])
-@pytest.mark.parametrize("stops", [False, True])
-def test_a_file_that_takes_no_more(
-    good: int, stops: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An error after a part is the answer; before that, the plain way decides."""
+def fail_after(good: int, patch: pytest.MonkeyPatch, *, stops: bool = False) -> None:
+    """Let one write from a pipe, behind some good ones, find no space, or do nothing at all."""
     write_to = pipes.Pipe.write_to
     count = 0
 
@@ -460,11 +456,21 @@ def test_a_file_that_takes_no_more(
             raise OSError(errno.ENOSPC, "No space left on device")
         return write_to(pipe, fd, offset, length)
 
+    patch.setattr(pipes.Pipe, "write_to", fail)
+
+
+@pytest.mark.parametrize("good", [0, 1])
+@pytest.mark.parametrize("stops", [False, True])
+def test_a_file_that_takes_no_more(
+    good: int, stops: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error after a part is the answer; before that, the plain way decides."""
+
     async def main() -> None:
         async with SpliceRig(tmp_path / "f") as rig:
             _, client = await rig.open()
             await rig.get_used_to(client)
-            monkeypatch.setattr(pipes.Pipe, "write_to", fail)
+            fail_after(good, monkeypatch, stops=stops)
             one, other = pieces(7, 2)
             cookies = [
                 client.request(WRITE, 0, MIB, data=one),
@@ -555,21 +561,12 @@ def test_a_full_file_system_leaves_no_cluster(
     good: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An error after a part is the answer, and the clusters are free again."""
-    write_to = pipes.Pipe.write_to
-    count = 0
-
-    def fail(pipe: pipes.Pipe, fd: int, offset: int, length: int) -> int:
-        nonlocal count
-        count += 1
-        if count == good + 1:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return write_to(pipe, fd, offset, length)
 
     async def main() -> None:
         async with FreshRig(tmp_path / "q") as rig:
             node, client = await rig.create()
             await rig.get_used_to(client)
-            monkeypatch.setattr(pipes.Pipe, "write_to", fail)
+            fail_after(good, monkeypatch)
             one, other = pieces(7, 2)
             answer = ["error", errno.ENOSPC] if good else ["ok"]
             assert await client.ask(WRITE, 0, MIB, data=one) == answer

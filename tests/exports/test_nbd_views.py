@@ -19,7 +19,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qsd.aio import loop
-from qsd.aio.pagemap import FilePages, PageMaps
 from qsd.block.drain import Drained
 from qsd.catalog import find_driver
 from qsd.exports import nbd_quick, nbd_views
@@ -30,6 +29,7 @@ from qsd.exports.outlet import Outlet
 from qsd.formats.raw import RawDriver
 from tests.exports.rig import READ, TRIM, WRITE, ZEROES, Client, NbdRig
 from tests.support.tools import need
+from tests.support.views import need_views
 
 MIB = 1 << 20
 K4 = 4096
@@ -103,19 +103,7 @@ def content() -> bytes:
 def raw(tmp_path: Path, content: bytes) -> Path:
     path = tmp_path / "image.raw"
     path.write_bytes(content)
-    fd = os.open(path, os.O_RDONLY)
-
-    async def main() -> bool:
-        pages = FilePages(PageMaps(), fd)
-        can_see = pages.view_nowait(0, 1) is not None
-        pages.drop()
-        return can_see
-
-    try:
-        if not loop.run(main()):
-            pytest.skip("no views of files here")
-    finally:
-        os.close(fd)
+    need_views(path)
     return path
 
 

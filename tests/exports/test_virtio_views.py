@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from qsd.aio import loop
 from qsd.aio.fdio import FileIO
-from qsd.aio.pagemap import FilePages, PageMaps
+from qsd.aio.pagemap import PageMaps
 from qsd.block.backend import Backend
 from qsd.block.drain import Drained
 from qsd.block.node import refuse_view
@@ -29,6 +29,7 @@ from qsd.exports.virtio_views import CachedReads
 from tests.exports.export_rig import ExportRig
 from tests.support.tools import need
 from tests.support.vhost_frontend import D_NEXT, D_WRITE, GUEST_BASE, IN, OUT, Frontend
+from tests.support.views import need_views
 
 MIB = 1 << 20
 K4 = 4096
@@ -84,19 +85,7 @@ def content() -> bytes:
 def raw(tmp_path: Path, content: bytes) -> Path:
     path = tmp_path / "image.raw"
     path.write_bytes(content)
-    fd = os.open(path, os.O_RDONLY)
-
-    async def main() -> bool:
-        pages = FilePages(PageMaps(), fd)
-        can_see = pages.view_nowait(0, 1) is not None
-        pages.drop()
-        return can_see
-
-    try:
-        if not loop.run(main()):
-            pytest.skip("no views of files here")
-    finally:
-        os.close(fd)
+    need_views(path)
     return path
 
 
