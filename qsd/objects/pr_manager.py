@@ -5,6 +5,9 @@
 A storage daemon has no guest that sends reservation commands, so the object holds the connection
 and reports its state; management software watches for that.  The handshake is four bytes of feature
 flags from the helper and four from us (QEMU's manual, "Persistent reservation helper protocol").
+
+A helper has half a minute for them.  The C daemon waits for ever, and with it all its monitors and
+clients, if what listens there has nothing to say; it may be an export of its own.
 """
 
 from __future__ import annotations
@@ -26,6 +29,9 @@ _FEATURES_LENGTH = 4
 
 #: Longest path of a Unix socket, bytes (unix(7): sun_path has 108, one of them for the NUL).
 _MAX_PATH = 107
+
+#: Seconds; a helper that has not shaken hands by then will not.
+_PATIENCE: Final = 30.0
 
 _END_OF_FILE: Final = "Unexpected end-of-file before all data were read"
 
@@ -122,9 +128,10 @@ def _shake_hands(connection: socket.socket) -> None:
     """Read the helper's feature flags and send ours.  Blocks.
 
     Raises:
-        QmpError: The helper went away.
+        QmpError: The helper went away, or says nothing.
     """
     received = 0
+    connection.settimeout(_PATIENCE)
     try:
         while received < _FEATURES_LENGTH:
             chunk = connection.recv(_FEATURES_LENGTH - received)
@@ -132,5 +139,7 @@ def _shake_hands(connection: socket.socket) -> None:
                 raise QmpError(_END_OF_FILE)
             received += len(chunk)
         connection.sendall(bytes(_FEATURES_LENGTH))
+    except TimeoutError:
+        raise QmpError("Unable to read from socket: Connection timed out") from None
     except OSError as exc:
         raise QmpError(f"Unable to read from socket: {exc.strerror}") from None

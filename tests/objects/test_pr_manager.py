@@ -13,6 +13,7 @@ import pytest
 from qsd.aio.loop import run
 from qsd.aio.workers import WorkerPool
 from qsd.errors import QmpError
+from qsd.objects import pr_manager
 from qsd.objects.pr_manager import PrManagerStatusChanged
 from qsd.objects.tree import ObjectTree
 from qsd.qapi.schema.qom_properties import PrManagerHelperProperties
@@ -105,3 +106,14 @@ def test_helper_goes_away(helper: socket.socket) -> None:
         run(story())
     assert events.seen == [PrManagerStatusChanged(id="p", connected=False)]
     assert tree.find("p") is None
+
+
+def test_a_listener_with_nothing_to_say(
+    helper: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be a server of this very daemon: who waits for a request does not answer."""
+    monkeypatch.setattr(pr_manager, "_PATIENCE", 0.01)
+    events = Events()
+    with pytest.raises(QmpError, match=r"^Unable to read from socket: Connection timed out$"):
+        run(add(ObjectTree(events=events), helper.getsockname()))
+    assert events.seen == [PrManagerStatusChanged(id="p", connected=False)]
