@@ -94,6 +94,11 @@ def describe(exc: BaseException) -> str:
     return str(exc)
 
 
+def describe_path_error(exc: OSError | ValueError) -> str:
+    """Return what is wrong with a path; one with a NUL byte, Python's ValueError, is not there."""
+    return describe(exc) if isinstance(exc, OSError) else "No such file or directory"
+
+
 def prefixed(exc: QmpError | OSError, prefix: str) -> QmpError:
     """Return a QmpError that reads `prefix` + the text of `exc` and keeps its QMP class."""
     error_class = exc.error_class if isinstance(exc, QmpError) else GENERIC_ERROR

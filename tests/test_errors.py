@@ -17,6 +17,7 @@ from qsd.errors import (
     QmpError,
     QsdError,
     describe,
+    describe_path_error,
     os_error,
     prefixed,
 )
@@ -74,3 +75,10 @@ def test_a_prefix_turns_io_errors_into_replies() -> None:
 def test_peer_errors_say_whether_the_connection_survives() -> None:
     assert PeerError("bad magic").survives is False
     assert PeerError("unknown option", survives=True).survives is True
+
+
+def test_a_path_with_a_nul_byte_is_not_there() -> None:
+    for path in ("no/such/file", "a\0b"):
+        with pytest.raises((OSError, ValueError)) as caught:
+            os.stat(path)
+        assert describe_path_error(caught.value) == "No such file or directory"

@@ -98,7 +98,7 @@ async def options_for_filename(
 def _driver_for_path(path: str) -> str:
     try:
         mode = os.stat(path).st_mode
-    except OSError:
+    except (OSError, ValueError):
         return "file"
     return "host_device" if stat.S_ISBLK(mode) or stat.S_ISCHR(mode) else "file"
 
@@ -220,15 +220,15 @@ async def format_over(options: BlockdevOptions, fmt: str | None, graph: Graph) -
     return Options(driver=fmt, branch=branch(file=options))  # type: ignore[arg-type]
 
 
-def _guess(filename: str | None) -> str:
-    """Probe a plain file; everything else counts as raw."""
+def _guess(filename: object) -> str:
+    """Probe a plain file; everything else counts as raw, also what is no name."""
     from qsd.block.probe import PROBE_SIZE, probe
 
-    if filename is None:
+    if not isinstance(filename, str):
         return "raw"
     try:
         fd = os.open(filename, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+    except (OSError, ValueError):
         return "raw"
     try:
         return probe(os.pread(fd, PROBE_SIZE, 0))

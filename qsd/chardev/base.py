@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from qsd.errors import QmpError
+from qsd.errors import QmpError, describe_path_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -228,7 +228,7 @@ def _open_log(path: str, *, append: bool) -> int:
     try:
         return os.open(path, flags, 0o666)
     except (OSError, ValueError) as exc:
-        raise QmpError(f"Could not create '{path}': {_reason(exc)}") from None
+        raise QmpError(f"Could not create '{path}': {describe_path_error(exc)}") from None
 
 
 def _write_log(fd: int, data: bytes) -> None:
@@ -249,9 +249,4 @@ def open_file(path: str, flags: int) -> int:
     try:
         return os.open(path, flags, 0o666)
     except (OSError, ValueError) as exc:
-        raise QmpError(f"Could not open '{path}': {_reason(exc)}") from None
-
-
-def _reason(exc: OSError | ValueError) -> str:
-    """Return the text of an error; a ValueError is a NUL in the path, which names no file."""
-    return exc.strerror or str(exc) if isinstance(exc, OSError) else os.strerror(2)
+        raise QmpError(f"Could not open '{path}': {describe_path_error(exc)}") from None

@@ -16,7 +16,7 @@ import socket
 import stat
 import subprocess
 
-from qsd.errors import QmpError
+from qsd.errors import QmpError, describe_path_error
 
 _MS_NOSUID, _MS_NODEV = 2, 4
 #: Dead mounts on top of each other that are taken away.
@@ -38,8 +38,8 @@ def check_mountpoint(path: str) -> str:
     """
     try:
         mode = _stat(path).st_mode
-    except OSError as exc:
-        raise QmpError(f"Failed to stat '{path}': {exc.strerror}") from exc
+    except (OSError, ValueError) as exc:
+        raise QmpError(f"Failed to stat '{path}': {describe_path_error(exc)}") from exc
     if not stat.S_ISREG(mode):
         raise QmpError(f"'{path}' is not a regular file")
     return os.path.realpath(path)

@@ -21,7 +21,7 @@ import os
 import re
 from typing import TYPE_CHECKING, Final, get_args
 
-from qsd.errors import QmpError
+from qsd.errors import QmpError, describe_path_error
 from qsd.qapi.member_order import ordered_names
 from qsd.qapi.schema.block_options import BlkdebugEvent, BlkdebugIOType
 from qsd.util.namedtuple import NamedTuple
@@ -215,8 +215,9 @@ def read_config(path: str) -> tuple[list[InjectError], list[SetState]]:
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # directories, too
-    except OSError as exc:
-        raise QmpError(f"Could not read blkdebug config file: {exc.strerror}") from exc
+    except (OSError, ValueError) as exc:
+        reason = describe_path_error(exc)
+        raise QmpError(f"Could not read blkdebug config file: {reason}") from exc
     try:
         with open(
             descriptor, encoding="utf-8", errors="surrogateescape", newline="\n", closefd=False

@@ -15,7 +15,7 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from qsd.errors import QmpError
+from qsd.errors import QmpError, describe_path_error
 from qsd.net import address as addresses
 from qsd.qapi.schema.sockets import InetSocketAddress, UnixSocketAddress, VsockSocketAddress
 
@@ -110,8 +110,8 @@ def _listen_unix(address: UnixSocketAddress, backlog: int) -> Listening:
             os.unlink(path)
         except FileNotFoundError:
             pass
-        except OSError as exc:
-            raise QmpError(f"Failed to unlink socket {path}: {exc.strerror}") from None
+        except (OSError, ValueError) as exc:
+            raise QmpError(f"Failed to unlink socket {path}: {describe_path_error(exc)}") from None
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         bind_unix(sock, name)

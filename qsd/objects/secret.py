@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, ClassVar
 
-from qsd.errors import QmpError
+from qsd.errors import QmpError, describe_path_error
 from qsd.objects.base import Property, UserCreatable, attribute
 from qsd.util.base64_text import decode_base64
 
@@ -157,7 +157,7 @@ def _read_file(name: str) -> bytes:
         fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC)
     except (OSError, ValueError) as exc:
         raise QmpError(
-            f"Unable to read {name}: Failed to open file “{name}”: {_reason(exc)}"
+            f"Unable to read {name}: Failed to open file “{name}”: {describe_path_error(exc)}"
         ) from None
     chunks = []
     try:
@@ -165,15 +165,8 @@ def _read_file(name: str) -> bytes:
             chunks.append(chunk)
     except OSError as exc:
         raise QmpError(
-            f"Unable to read {name}: Error reading file “{name}”: {_reason(exc)}"
+            f"Unable to read {name}: Error reading file “{name}”: {describe_path_error(exc)}"
         ) from None
     finally:
         os.close(fd)
     return b"".join(chunks)
-
-
-def _reason(exc: OSError | ValueError) -> str:
-    """Return the system's text for a failure; a name with a NUL names no file."""
-    if isinstance(exc, OSError) and exc.strerror:
-        return exc.strerror
-    return "No such file or directory"

@@ -22,7 +22,7 @@ import binascii
 import os
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from qsd.errors import QmpError, describe
+from qsd.errors import QmpError, describe, describe_path_error
 from qsd.objects.base import Property, UserCreatable, attribute
 
 if TYPE_CHECKING:
@@ -153,10 +153,11 @@ class TlsCreds(UserCreatable):
         path = f"{self.dir}/{name}"
         try:
             os.stat(path)
-        except OSError as exc:
+        except (OSError, ValueError) as exc:
             if not required and isinstance(exc, FileNotFoundError):
                 return None
-            raise QmpError(f"Unable to access credentials {path}: {describe(exc)}") from None
+            reason = describe_path_error(exc)
+            raise QmpError(f"Unable to access credentials {path}: {reason}") from None
         return path
 
     def load_dh_params(self, context: ssl.SSLContext) -> None:

@@ -82,6 +82,17 @@ def test_json_names_need_not_tell_the_drivers_of_files() -> None:
     assert both.branch.backing == whole
 
 
+@pytest.mark.parametrize("name", ['"a\\u0000b"', "5"])
+def test_a_json_name_of_what_cannot_be_opened_is_raw(name: str) -> None:
+    """The driver that opens it says what is wrong."""
+    options = options_for_filename(f'json:{{"file":{{"driver":"file","filename":{name}}}}}')
+    assert options.driver == "raw"
+
+
+def test_a_path_with_a_nul_byte_is_that_of_a_file() -> None:
+    assert options_for_filename("a\0b").driver == "file"
+
+
 def test_the_recorded_format_counts_more_than_that_of_a_json_name() -> None:
     name = 'json:{"driver":"raw","file.filename":"a"}'
     assert options_for_filename(name, "qcow2").driver == "qcow2"

@@ -14,7 +14,7 @@ import stat
 from typing import TYPE_CHECKING, Final
 
 from qsd.aio.fdio import file_system_of
-from qsd.errors import QmpError, describe
+from qsd.errors import QmpError, describe, describe_path_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -125,13 +125,11 @@ def _open(filename: str, flags: int) -> int:
         pass  # open(2) will say it better
     try:
         return os.open(filename, flags | os.O_CLOEXEC | wait)
-    except OSError as exc:
-        reason = describe(exc)
-        if exc.errno == errno.EINVAL and flags & os.O_DIRECT:
+    except (OSError, ValueError) as exc:
+        reason = describe_path_error(exc)
+        if isinstance(exc, OSError) and exc.errno == errno.EINVAL and flags & os.O_DIRECT:
             reason = "filesystem does not support O_DIRECT"
         raise QmpError(f"Could not open '{filename}': {reason}") from exc
-    except ValueError as exc:  # a NUL byte in the name
-        raise QmpError(f"Could not open '{filename}': No such file or directory") from exc
 
 
 def _fdset_error(filename: str, flags: int) -> QmpError:
@@ -152,10 +150,8 @@ def create_file(filename: str) -> int:
         raise _fdset_error(filename, flags)
     try:
         return os.open(filename, flags | os.O_CLOEXEC, 0o644)
-    except OSError as exc:
-        raise QmpError(f"Could not create '{filename}': {describe(exc)}") from exc
-    except ValueError as exc:  # a NUL byte in the name
-        raise QmpError(f"Could not create '{filename}': No such file or directory") from exc
+    except (OSError, ValueError) as exc:
+        raise QmpError(f"Could not create '{filename}': {describe_path_error(exc)}") from exc
 
 
 def seek_size(fd: int, mode: int) -> int:
