@@ -22,6 +22,12 @@ _NO_FILE: Final = 'A block device must be specified for "file"'
 _TEST_PROTOCOLS: Final = ("blkdebug", "blkverify")
 #: The prefixes of names of NBD exports.
 NBD_PROTOCOLS: Final = ("nbd", "nbd+tcp", "nbd+unix")
+_FILES: Final = ("file", "host_device", "host_cdrom")
+#: Drivers that make something of a name, by its prefix or whatever the name is like.
+_NAMED: Final = {
+    **{prefix: prefix for prefix in (*_FILES, "null-co", "null-aio")},
+    **dict.fromkeys(NBD_PROTOCOLS, "nbd"),
+}
 
 
 def protocol_of(filename: str) -> str | None:
@@ -30,7 +36,7 @@ def protocol_of(filename: str) -> str | None:
     A colon makes a prefix only if it stands before the first slash.
     """
     colon = filename.find(":")
-    if colon <= 0:
+    if colon < 0:
         return None
     slash = filename.find("/")
     if 0 <= slash < colon:
@@ -70,7 +76,9 @@ async def options_for_filename(
     Args:
         filename: The name.
         graph: Knows the drivers.
-        fmt: The format recorded with the name, which counts more than one inside a json: name.
+        fmt: The format that is told with the name, or recorded.  It counts more than one inside a
+            json: name, and one that is a protocol more than the prefix: with "file", "nbd:x" is the
+            name of a file.
 
     Raises:
         QmpError: Unknown protocol, malformed json: name.
@@ -78,21 +86,52 @@ async def options_for_filename(
     protocol = protocol_of(filename)
     if protocol == "json":
         return await _from_json_name(filename[len("json:") :], graph, fmt)
+    if fmt is not None and fmt in _NAMED.values():
+        return make_options(_options_of(fmt, filename))
     if protocol is None:
         driver = await graph.pool.run(_driver_for_path, filename)
         return make_options({"driver": driver, "filename": filename})
-    if protocol in ("file", "host_device", "host_cdrom"):
-        return make_options({"driver": protocol, "filename": filename[len(protocol) + 1 :]})
-    if protocol in ("null-co", "null-aio"):
-        return make_options({"driver": protocol})
-    if protocol in NBD_PROTOCOLS:
-        from qsd.block.nbd_names import parse_nbd_name
-
-        return make_options({"driver": "nbd", **parse_nbd_name(filename)})
+    if protocol in _NAMED:
+        return make_options(_options_of(_NAMED[protocol], filename))
     cls = graph.find_driver(protocol)
     if cls is not None and (cls.family == "protocol" or protocol in _TEST_PROTOCOLS):
         return make_options({"driver": protocol, "url": filename})
     raise QmpError(f"Unknown protocol '{protocol}'")
+
+
+def _options_of(driver: str, filename: str) -> dict[str, Any]:
+    """Return what a driver makes of a name.
+
+    Raises:
+        QmpError: Nothing.
+    """
+    if driver == "nbd":
+        from qsd.block.nbd_names import parse_nbd_name
+
+        return {"driver": driver, **parse_nbd_name(filename)}
+    if driver in _FILES:
+        path = filename.removeprefix(f"{driver}:")
+        if path != filename and protocol_of(path) is not None:
+            path = f"./{path}"  # which nobody takes for a prefix
+        return {"driver": driver, "filename": path}
+    if filename != f"{driver}://":
+        raise QmpError(f"The only allowed filename for this driver is '{driver}://'")
+    return {"driver": driver}
+
+
+async def target_options(filename: str, fmt: str | None, source: Node) -> BlockdevOptions:
+    """Build options for what a command copies a node to.
+
+    Without a format the content tells one, but not where the node is itself of a protocol.
+
+    Raises:
+        QmpError: As :func:`options_for_filename` and :func:`format_over`.
+    """
+    graph = source.graph
+    options = await options_for_filename(filename, graph, fmt)
+    if fmt is None and source.driver.family == "protocol":
+        return options
+    return await format_over(options, fmt, graph)
 
 
 def _driver_for_path(path: str) -> str:
@@ -123,12 +162,10 @@ async def _from_json_name(text: str, graph: Graph, fmt: str | None) -> BlockdevO
         raise QmpError("Invalid JSON object given")
     options = nested(tree)
     if fmt is not None:
-        given = graph.find_driver(str(options.get("driver")))
-        if given is None or given.family != "protocol":
-            options["driver"] = fmt
+        options["driver"] = fmt
     await graph.pool.run(_find_drivers, options)
     _check_file(options)
-    if "nbd" in text:
+    if "nbd" in text or fmt == "nbd":
         from qsd.block.nbd_names import modern_options
 
         options = modern_options(options)
@@ -160,7 +197,7 @@ def _find_drivers(options: dict[str, Any]) -> None:
 
 
 def _check_file(options: dict[str, Any]) -> None:
-    """Refuse a format over nothing.
+    """Refuse a format over nothing, and a file without a name.
 
     Raises:
         QmpError: It is that.
@@ -168,10 +205,15 @@ def _check_file(options: dict[str, Any]) -> None:
     from qsd.qapi.model import branch_type
     from qsd.qapi.schema.block_options import BlockdevOptions, BlockdevOptionsGenericFormat
 
-    branch = branch_type(BlockdevOptions, str(options["driver"]))
+    driver, file = str(options["driver"]), options.get("file")
+    branch = branch_type(BlockdevOptions, driver)
     is_format = branch is not None and issubclass(branch, BlockdevOptionsGenericFormat)
-    if is_format and "file" not in options:
+    if is_format and file is None:
         raise QmpError(_NO_FILE)
+    if driver in _FILES and not isinstance(options.get("filename"), str):
+        raise QmpError(f"The '{driver}' block driver requires a file name")
+    if isinstance(file, dict):
+        _check_file(file)
 
 
 def nested(tree: dict[str, Any]) -> dict[str, Any]:

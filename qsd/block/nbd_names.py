@@ -20,6 +20,7 @@ from qsd.errors import QmpError
 
 DEFAULT_PORT: Final = "10809"
 _NO_URL: Final = "No valid URL specified"
+_NO_NBD: Final = "File name string for NBD must start with 'nbd:'"
 _NO_SERVER: Final = "NBD server address missing"
 _EXPORT: Final = ":exportname="
 
@@ -55,6 +56,8 @@ def _from_uri(name: str) -> dict[str, Any]:
 
 
 def _from_old_form(name: str) -> dict[str, Any]:
+    if not name.startswith("nbd:"):
+        raise QmpError(_NO_NBD)
     text, found, export = name.removeprefix("nbd:").partition(_EXPORT)
     result: dict[str, Any] = {}
     if found:

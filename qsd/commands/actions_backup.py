@@ -144,7 +144,7 @@ class DriveBackup(_Backup):
 
     async def _open(self, source: Node, backing: Node | None) -> Node:
         """Open the target; with `backing` as its backing file, whatever it records."""
-        from qsd.block.filename import format_over, options_for_filename
+        from qsd.block.filename import target_options
         from qsd.block.open import Inherited, open_node
         from qsd.qapi.model import NULL
 
@@ -152,7 +152,7 @@ class DriveBackup(_Backup):
         fmt = data.format
         if fmt is None and data.mode != "existing":
             fmt = source.driver.name
-        options = await format_over(await options_for_filename(data.target, graph), fmt, graph)
+        options = await target_options(data.target, fmt, source)
         branch: Any = options.branch
         if backing is not None and hasattr(branch, "backing"):
             branch.backing = NULL

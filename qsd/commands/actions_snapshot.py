@@ -174,7 +174,7 @@ class SyncSnapshot(ExternalSnapshot):
         from qsd.qapi.model import NULL
 
         data, node, graph = self.data, self._node, self.ctx.graph
-        options = await options_for_filename(data.snapshot_file, graph)
+        options = await options_for_filename(data.snapshot_file, graph, fmt)
         options = await format_over(options, fmt, graph)
         options.node_name = data.snapshot_node_name
         branch: Any = options.branch

@@ -412,7 +412,7 @@ async def _make_mirror_image(
 
 async def _open_mirror_target(ctx: Context, args: DriveMirror, source: Node) -> Node:
     """Open the target, whose backing file must wait: it may be in use until the source goes."""
-    from qsd.block.filename import format_over, options_for_filename
+    from qsd.block.filename import target_options
     from qsd.block.open import Inherited, open_node
     from qsd.qapi.model import NULL
 
@@ -421,8 +421,7 @@ async def _open_mirror_target(ctx: Context, args: DriveMirror, source: Node) -> 
         fmt = source.driver.name
     if fmt is not None and ctx.graph.find_driver(fmt) is None:
         raise QmpError(f"Unknown driver '{fmt}'")
-    options = await options_for_filename(args.target, ctx.graph)
-    options = await format_over(options, fmt, ctx.graph)
+    options = await target_options(args.target, fmt, source)
     options.node_name = args.node_name
     branch: Any = options.branch
     if hasattr(branch, "backing"):

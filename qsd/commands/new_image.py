@@ -38,7 +38,8 @@ FORMATS: Final[Mapping[str, str]] = {
 """What is announced of a new image, by format: its options in the C daemon's order."""
 
 
-_PLAIN: Final = frozenset({"raw", "file", "nbd"})
+_DEVICES: Final = ("host_device", "host_cdrom")
+_PLAIN: Final = frozenset({"raw", "file", "nbd", *_DEVICES})
 """The formats that have no structures: the file is the image."""
 
 _NEVER_MADE: Final = frozenset({"null-co", "null-aio", "blkdebug", "blkverify"})
@@ -111,15 +112,12 @@ async def _find_place(ctx: Context, filename: str, fmt: str) -> BlockdevOptions:
     Raises:
         QmpError: The name of an NBD export makes no sense.
     """
-    from qsd.block.filename import NBD_PROTOCOLS, options_for_filename, protocol_of
+    from qsd.block.filename import options_for_filename
 
-    if protocol_of(filename) not in NBD_PROTOCOLS:
-        if fmt == "nbd":
-            raise _not_opened(fmt, QmpError("File name string for NBD must start with 'nbd:'"))
-        return await options_for_filename(filename, ctx.graph)
     try:
-        return await options_for_filename(filename, ctx.graph)
+        return await options_for_filename(filename, ctx.graph, fmt)
     except QmpError as exc:
+        # Of all that gets here, only NBD knows names that make no sense.
         raise _not_opened("nbd", exc) from exc
 
 
@@ -172,6 +170,8 @@ async def _check_existing(ctx: Context, options: BlockdevOptions, size: int) -> 
         raise _not_opened(options.driver, exc) from exc
     try:
         if node.length() < size:
+            if options.driver in _DEVICES:
+                raise QmpError("Cannot grow device files")
             raise QmpError(
                 f"The image file '{node.name}' already exists, but is too small for {size} bytes"
             )

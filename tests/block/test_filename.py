@@ -49,7 +49,7 @@ def format_over(options: Any, fmt: str) -> Any:
         ("file:a", "file"),
         ("nbd+unix:///x?socket=s", "nbd+unix"),
         ("json:{}", "json"),
-        (":x", None),
+        (":x", ""),
     ],
 )
 def test_protocol_prefix(name: str, protocol: str | None) -> None:
@@ -82,11 +82,12 @@ def test_json_names_need_not_tell_the_drivers_of_files() -> None:
     assert both.branch.backing == whole
 
 
-@pytest.mark.parametrize("name", ['"a\\u0000b"', "5"])
-def test_a_json_name_of_what_cannot_be_opened_is_raw(name: str) -> None:
+def test_a_json_name_of_what_cannot_be_opened_is_raw() -> None:
     """The driver that opens it says what is wrong."""
-    options = options_for_filename(f'json:{{"file":{{"driver":"file","filename":{name}}}}}')
+    options = options_for_filename('json:{"file":{"driver":"file","filename":"a\\u0000b"}}')
     assert options.driver == "raw"
+    with pytest.raises(QmpError, match=r"^The 'file' block driver requires a file name$"):
+        options_for_filename('json:{"file":{"driver":"file","filename":5}}')
 
 
 def test_a_path_with_a_nul_byte_is_that_of_a_file() -> None:
@@ -96,7 +97,53 @@ def test_a_path_with_a_nul_byte_is_that_of_a_file() -> None:
 def test_the_recorded_format_counts_more_than_that_of_a_json_name() -> None:
     name = 'json:{"driver":"raw","file.filename":"a"}'
     assert options_for_filename(name, "qcow2").driver == "qcow2"
-    assert options_for_filename('json:{"driver":"file","filename":"a"}', "raw").driver == "file"
+    assert options_for_filename('json:{"driver":"null-co","filename":"a"}', "file").driver == "file"
+    with pytest.raises(QmpError, match=r'^A block device must be specified for "file"$'):
+        options_for_filename('json:{"driver":"file","filename":"a"}', "raw")
+
+
+@pytest.mark.parametrize(
+    ("name", "fmt", "filename"),
+    [
+        ("nbd:x", "file", "nbd:x"),
+        ("null-co://", "file", "null-co://"),
+        ("gopher:x", "file", "gopher:x"),
+        ("file:x", "file", "x"),
+        ("file:nbd:x", "file", "./nbd:x"),
+        ("file:nbd:x", "raw", "./nbd:x"),
+        ("file::x", None, "./:x"),
+        ("file:a/b:c", None, "a/b:c"),
+        ("file:x", "host_device", "file:x"),
+        ("host_device:x", "host_device", "x"),
+    ],
+)
+def test_a_format_that_is_a_protocol_takes_names_as_they_are(
+    name: str, fmt: str | None, filename: str
+) -> None:
+    options = options_for_filename(name, fmt)
+    assert options.branch.filename == filename
+    assert options.driver == ("host_device" if fmt == "host_device" else "file")
+
+
+@pytest.mark.parametrize(
+    ("name", "fmt", "text"),
+    [
+        ("null-co:", None, "The only allowed filename for this driver is 'null-co://'"),
+        ("null-co://x", "raw", "The only allowed filename for this driver is 'null-co://'"),
+        ("a", "null-aio", "The only allowed filename for this driver is 'null-aio://'"),
+        ("a", "nbd", "File name string for NBD must start with 'nbd:'"),
+        ("null-co://", "nbd", "No valid URL specified"),
+        (":x", None, "Unknown protocol ''"),
+        ("json:{}", "file", "The 'file' block driver requires a file name"),
+        ("json:{}", "nbd", "NBD server address missing"),
+        ('json:{"driver":"null-co"}', "host_device", "The 'host_device' block driver requires a"),
+        ('json:{"file":{"driver":"file"}}', "qcow2", "The 'file' block driver requires a file"),
+    ],
+)
+def test_names_that_a_driver_makes_nothing_of(name: str, fmt: str | None, text: str) -> None:
+    with pytest.raises(QmpError) as caught:
+        options_for_filename(name, fmt)
+    assert caught.value.desc.startswith(text)
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,14 @@ def test_a_file_is_a_format_too(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out == "Formatting 'a.img', fmt=file size=1048576\n"
 
 
+def test_a_format_that_is_a_protocol_takes_names_as_they_are(tmp_path: Path) -> None:
+    for name, path in (("nbd:x", "nbd:x"), ("file:x", "x"), ("host_device:x", "host_device:x")):
+        make(tmp_path, name, "file", 512)
+        assert (tmp_path / path).stat().st_size == 512
+    make(tmp_path, "file:nbd:x", "raw", 1024)
+    assert (tmp_path / "nbd:x").stat().st_size == 1024
+
+
 def test_a_format_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make(tmp_path, "a.qcow2", "qcow2", 1 << 20, BASE)
     data = (tmp_path / "a.qcow2").read_bytes()
@@ -97,6 +105,15 @@ def test_what_was_there_is_gone(tmp_path: Path) -> None:
             None,
             f"{NOT_OPENED}Failed to connect to 'no': No such file or directory",
         ),
+        (
+            "file:x",
+            "host_device",
+            None,
+            f"{NOT_OPENED.replace('nbd', 'host_device')}Could not open 'file:x': No such file or "
+            "directory",
+        ),
+        ("host_device:/dev/null", "raw", None, "Cannot grow device files"),
+        (":x", "raw", None, "Unknown protocol ''"),
     ],
 )
 def test_refusals(
