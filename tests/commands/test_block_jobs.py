@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,58 @@ async def mirror_into_existing(daemon: ImageDaemon, **base: Any) -> BlockJob:
     while job.status != "ready":
         await asyncio.sleep(0.001)
     return job
+
+
+async def mirror_of_zeroes(daemon: ImageDaemon, **more: Any) -> BlockJob:
+    """Mirror a file of nothing but a hole into one of data, until they are alike."""
+    with open("source", "wb") as file:
+        file.truncate(1 << 20)
+    Path("copy").write_bytes(b"c" * (1 << 20))
+    await daemon.qmp("blockdev-add", driver="file", node_name="source", filename="source")
+    await daemon.qmp(
+        "drive-mirror", job_id="j", device="source", target="copy", node_name="copy", sync="full",
+        mode="existing", auto_dismiss=False, **more,
+    )  # fmt: skip
+    job = get_block_job(daemon.context.jobs, "j")
+    while job.status != "ready":
+        await asyncio.sleep(0.001)
+    return job
+
+
+@pytest.mark.parametrize("unmap", [None, True, False])
+def test_unmap_is_for_the_job_and_for_the_node_it_leaves(
+    unmap: bool | None, tmp_path: Path
+) -> None:
+    arguments = {} if unmap is None else {"unmap": unmap}
+
+    async def main() -> None:
+        async with ImageDaemon(tmp_path) as daemon:
+            job = await mirror_of_zeroes(daemon, format="raw", **arguments)
+            blocks = os.stat("copy").st_blocks * 512
+            assert blocks == (1 << 20 if unmap is False else 0)
+            guest = Backend(daemon.rig.graph, "", "a guest")
+            guest.attach(job.backends[0].node, perms.CONSISTENT_READ, perms.ALL)
+            await daemon.qmp("job-complete", id="j")
+            await job.wait_end()
+            copy = daemon.rig.graph.nodes["copy"]
+            assert guest.node is copy
+            assert copy.discard_unmap == (unmap is not False)
+            await guest.detach()
+
+    run(main())
+    assert Path("copy").read_bytes() == bytes(1 << 20)
+
+
+@pytest.mark.parametrize("fmt", [None, "file", "raw"])
+def test_a_copy_of_a_file_is_a_file_if_nobody_says_more(fmt: str | None, tmp_path: Path) -> None:
+    arguments = {} if fmt is None else {"format": fmt}
+
+    async def main() -> None:
+        async with ImageDaemon(tmp_path) as daemon:
+            await mirror_of_zeroes(daemon, **arguments)
+            assert daemon.rig.graph.nodes["copy"].driver.name == (fmt or "file")
+
+    run(main())
 
 
 async def content_of(node: Node) -> bytes:
