@@ -34,9 +34,9 @@ def default_child_perms(node: Node, edge: Edge, perm: int, shared: int) -> tuple
     * A backing file is only read.  Others may write to it if the users of the overlay can stand
       changes under their feet, that is, if they share writing themselves.
     * Metadata must be consistent and is the format's alone; a writable format always takes write
-    and
-      resize, since it updates its structures on its own account.
-    * Pure data (external data file) is written only if the users write, but then it may grow too.
+      and resize, since it updates its structures on its own account.
+    * Pure data (external data file) is written only if the users write, be it what is there
+      already (copy-on-read does), but then it may grow too.
     """
     role = edge.role
     if role & ROLE_FILTERED:
@@ -52,7 +52,7 @@ def default_child_perms(node: Node, edge: Edge, perm: int, shared: int) -> tuple
         return taken, shared & CONSISTENT_READ | WRITE_UNCHANGED
     if role & ROLE_DATA:
         taken = perm
-        if perm & WRITE and not node.read_only:
-            taken |= RESIZE
+        if perm & (WRITE | WRITE_UNCHANGED) and not node.read_only:
+            taken |= WRITE | RESIZE
         return taken, shared & ~RESIZE
     return 0, ALL

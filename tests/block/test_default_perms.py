@@ -26,6 +26,7 @@ OBSERVED = [
     ("data", False, "- CWUR", "- CWU"),
     ("data", False, "CW CWU", "CWR CWU"),
     ("data", False, "CWR CU", "CWR CU"),
+    ("data", False, "U CWUR", "WUR CWU"),
     ("data", True, "- CWUR", "- CWU"),
     ("data", False, "C CU", "C CU"),
     ("filter", False, "- CWUR", "- CWUR"),
