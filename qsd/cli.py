@@ -283,6 +283,7 @@ async def serve(
                     pidfile = PidFile(options.pidfile)
                 if duty is not None:
                     duty.finish()
+                _import_rest()
                 _settle_memory()
                 signals.start_is_over()
             await daemon.wait_shutdown()
@@ -358,6 +359,15 @@ _NEEDED: Final = (
     "qsd.qapi.keyval",
 )
 
+#: Modules that commands use besides.
+_NEEDED_LATER: Final = (
+    "qsd.block.graph",
+    "qsd.catalog",
+    "qsd.commands.context",
+    "qsd.exports.base",
+    "qsd.jobs.job",
+)
+
 
 def _import_daemon() -> None:
     """Import what every start needs in one go, and without what it does not need."""
@@ -369,6 +379,17 @@ def _import_daemon() -> None:
         with LeanImports():
             for name in _NEEDED:
                 import_module(name)
+
+
+def _import_rest() -> None:
+    """Import what the first command needs, while its client reads the greeting."""
+    from importlib import import_module
+
+    from qsd.aio.lean import LeanImports
+
+    with LeanImports("typing"):
+        for name in _NEEDED_LATER:
+            import_module(name)
 
 
 #: Seconds; how long one thread may keep the others from running Python code (measured).

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -424,3 +425,35 @@ def test_inherited_descriptor(tmp_path: Path) -> None:
             assert "QMP" in json.loads(ours.recv(4096))
             ours.sendall(b'{"execute":"qmp_capabilities"}{"execute":"quit"}')
             assert daemon.process.wait(10) == 0
+
+
+def test_a_client_is_greeted_before_what_commands_need_is_imported(tmp_path: Path) -> None:
+    program = """
+        import os, sys
+        from qsd import cli
+        settle = cli._import_rest
+        def look():
+            print("qsd.block.graph" in sys.modules, "qsd.jobs.job" in sys.modules)
+            settle()
+            print("qsd.block.graph" in sys.modules, "qsd.jobs.job" in sys.modules)
+        cli._import_rest = look
+        print(cli.main(sys.argv[1:]))
+        """
+    path = tmp_path / "qmp.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(1)
+        listener.settimeout(60)
+        words = ["--chardev", f"socket,id=m,path={path}", "--monitor", "m"]
+        with subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(program), *words],
+            cwd=Path(__file__).parent.parent,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as daemon:
+            client, _ = listener.accept()
+            with client:
+                assert b'"QMP"' in client.recv(4096)
+                client.sendall(b'{"execute": "qmp_capabilities"}{"execute": "quit"}')
+                output, _ = daemon.communicate(timeout=60)
+    assert output.split() == ["False", "False", "True", "True", "0"]

@@ -90,7 +90,7 @@ async def served(folder: Path) -> AsyncIterator[tuple[StorageDaemon, Qcow2Driver
             "block-export-add",
             {"type": "nbd", "id": "e", "node-name": "q", "name": "x", "writable": True},
         )
-        driver = daemon._graph.find("q").driver
+        driver = daemon.context.graph.find("q").driver
         assert isinstance(driver, Qcow2Driver)
         async with connected(socket) as writer:
             for index in range(16):
