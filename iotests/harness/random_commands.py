@@ -118,8 +118,11 @@ class Author:
             return self._random.choice(_NONSENSE)
         entry = self._entries[type_name]
         kind = entry["meta-type"]
-        if name in self._pools and kind in ("alternate", "builtin") and self._random.random() < 0.9:
-            return self._random.choice(self._pools[name])
+        if name in self._pools and kind in ("alternate", "builtin"):
+            # Whoever mounts over a file must not use it for logs and the like: see
+            # docs/compatibility.md, "FUSE".
+            if self._random.random() < 0.9 or name == "mountpoint":
+                return self._random.choice(self._pools[name])
         if kind == "builtin":
             return self._builtin(entry["json-type"])
         if kind == "enum":
