@@ -465,12 +465,15 @@ class Driver:
         """
         raise os_error(errno.ENOTSUP)
 
-    def check_amend(self) -> None:
-        """Refuse to be amended before a job is started for that.
+    def begin_amend(self) -> None:
+        """Take what a change of options needs, before a job is started for it.
 
         Raises:
-            QmpError: With the text a user should read.
+            QmpError: With the text a user should read; nothing was taken.
         """
+
+    def end_amend(self) -> None:
+        """Give back what :meth:`begin_amend` took; the job is over."""
 
     async def amend(self, options: Any, force: bool) -> None:
         """Change options of the image itself.

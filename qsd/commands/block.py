@@ -202,7 +202,7 @@ async def x_blockdev_amend(ctx: Context, args: XBlockdevAmendArguments) -> None:
         raise QmpError("Driver does not support x-blockdev-amend")
     job = AmendJob(ctx.jobs, node, args.job_id, args.options.branch, force=bool(args.force))
     try:
-        node.driver.check_amend()
+        node.driver.begin_amend()
     except QmpError:
         job.discard()
         raise

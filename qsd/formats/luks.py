@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from qsd.aio.rangelock import RangeLock
 from qsd.block import perms
-from qsd.block.backend import Backend
 from qsd.block.create import open_target
 from qsd.block.driver import Driver
 from qsd.errors import QmpError, os_error
@@ -49,7 +48,9 @@ class LuksDriver(Driver):
     name: ClassVar[str] = "luks"
     checks_alignment: ClassVar[bool] = True
 
-    __slots__ = ("_amending", "_edge", "_header", "_key_secret", "_payload", "_sectors")
+    __slots__ = (
+        "_amending", "_amendments", "_edge", "_header", "_key_secret", "_payload", "_sectors",
+    )  # fmt: skip
 
     def __init__(self, node: Node) -> None:
         super().__init__(node)
@@ -58,8 +59,9 @@ class LuksDriver(Driver):
         self._sectors: Sectors
         self._payload = 0
         self._key_secret: str | None = None
-        # One change of the header at a time.
+        # One change of the header at a time, and how many were begun.
         self._amending = RangeLock()
+        self._amendments = 0
 
     # Life cycle
 
@@ -86,30 +88,41 @@ class LuksDriver(Driver):
         """Accept the same options again."""
 
     def child_perms(self, edge: Edge, perm: int, shared: int) -> tuple[int, int]:
-        """Take what the users take, and always read; others may do as the users allow."""
+        """Take what the users take, and always read; others may do as the users allow.
+
+        While keys change, the file is nobody else's: another volume over it would keep the old
+        header in memory, and bring its keys back with the next change.
+        """
         taken = perm | perms.CONSISTENT_READ
+        if self._amendments:
+            taken |= perms.WRITE
+            shared &= ~(perms.CONSISTENT_READ | perms.WRITE)
         return taken, shared
 
-    def check_amend(self) -> None:
-        """Refuse where the header cannot be written.
+    def begin_amend(self) -> None:
+        """Take the file for a change of keys.
 
         That the volume itself is read-only is about its payload: the C daemon changes keys then.
         """
         if self._edge.node.read_only:
             raise QmpError("Block node is read-only")
+        self._amendments += 1
+        try:
+            self.node.graph.update([self.node])
+        except QmpError:
+            self._amendments -= 1
+            raise
+
+    def end_amend(self) -> None:
+        """Let others use the file again."""
+        self._amendments -= 1
+        self.node.graph.update([self.node])
 
     async def amend(self, options: Any, force: bool) -> None:
-        """Add or erase keys; nobody else may change the header meanwhile."""
-        self.check_amend()
-        graph = self.node.graph
-        backend = Backend(graph, "", "an unnamed block device")
+        """Add or erase keys, one job after the other; see :meth:`begin_amend`."""
         hold = await self._amending.claim(0, 1, True)
         try:
-            backend.attach(self._edge.node, perms.WRITE | perms.CONSISTENT_READ, perms.ALL)
-            try:
-                await self._header.amend(graph, options, self._key_secret, force=force)
-            finally:
-                await backend.detach()
+            await self._header.amend(self.node.graph, options, self._key_secret, force=force)
         finally:
             self._amending.release(hold)
 

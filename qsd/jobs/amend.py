@@ -43,9 +43,10 @@ class AmendJob(Job):
         super().__init__(registry, job_id, auto_dismiss=False)
 
     async def run(self) -> None:
-        """Change the options."""
+        """Change the options; `begin_amend` was called before."""
         self.set_remaining(1)
         try:
             await self._node.amend(self._options, force=self._force)
         finally:
+            self._node.driver.end_amend()
             self.progress(1)

@@ -347,7 +347,7 @@ def test_an_amendment_refused_by_the_driver_leaves_no_job(monkeypatch: pytest.Mo
     def refuse(self: Driver) -> None:
         raise QmpError("Not this one")
 
-    monkeypatch.setattr(Driver, "check_amend", refuse)
+    monkeypatch.setattr(Driver, "begin_amend", refuse)
 
     async def story(daemon: Daemon) -> None:
         await add(daemon, "f")

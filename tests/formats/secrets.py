@@ -49,7 +49,11 @@ class SecretRig(Rig):
         node = self.graph.nodes[name]
         tree = {key.replace("_", "-"): value for key, value in options.items()}
         typed: Any = from_json(BlockdevAmendOptions, {"driver": node.driver.name, **tree})
-        await node.amend(typed.branch, force=force)
+        node.driver.begin_amend()
+        try:
+            await node.amend(typed.branch, force=force)
+        finally:
+            node.driver.end_amend()
 
     async def remove(self, name: str) -> None:
         """Do a blockdev-del."""

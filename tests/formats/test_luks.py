@@ -279,6 +279,31 @@ def test_keys_of_a_read_only_volume() -> None:
     on_volume(body)
 
 
+def test_keys_of_a_file_with_other_users() -> None:
+    """Another volume over the file would bring keys back that were erased."""
+
+    async def body(rig: SecretRig, memory: MemoryDriver, node: Node) -> None:
+        await rig.add(driver="luks", node_name="o", file="m", key_secret="s")
+        before = bytes(memory.data)
+        for name, first in (("l", "o"), ("o", "l")):
+            assert await failure(rig.amend(name, state="active", new_secret="t")) == (
+                "Permission conflict on node 'm': permissions 'consistent read' are both required "
+                f"by node '{first}' (uses node 'm' as 'file' child) and unshared by node '{name}' "
+                "(uses node 'm' as 'file' child)."
+            )
+        assert memory.data == before
+        await rig.remove("o")
+        node.driver.begin_amend()
+        with pytest.raises(QmpError, match=r"^Permission conflict on node 'm'"):
+            await rig.add(driver="luks", node_name="o", file="m", key_secret="s")
+        node.driver.end_amend()
+        await rig.amend("l", state="active", new_secret="t", iter_time=0)
+        other = await rig.add(driver="luks", node_name="o", file="m", key_secret="t")
+        assert other.length() == LENGTH
+
+    on_volume(body)
+
+
 REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"state": "active"}, "'new-secret' is required to activate a keyslot"),
     (

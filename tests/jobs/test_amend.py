@@ -14,11 +14,15 @@ from tests.jobs.support import World, in_world
 
 
 class Image:
-    """A node, as far as the job uses one."""
+    """A node and its driver, as far as the job uses them."""
 
     def __init__(self, failure: Exception | None = None) -> None:
         self.failure = failure
         self.seen: list[Any] = []
+        self.driver = self
+
+    def end_amend(self) -> None:
+        self.seen.append("end")
 
     async def amend(self, options: Any, *, force: bool) -> None:
         self.seen.append((options, force))
@@ -33,7 +37,7 @@ def test_success(force: bool) -> None:
         job = AmendJob(world.registry, image, "j", "options", force=force)
         job.start()
         await job.wait_end()
-        assert image.seen == [("options", force)]
+        assert image.seen == [("options", force), "end"]
         info = job.info()
         assert (info.type, info.current_progress, info.total_progress) == ("amend", 1, 1)
         assert world.take()[-1] == "j concluded"
@@ -49,6 +53,7 @@ def test_failure_counts_as_progress() -> None:
         await job.wait_end()
         info = job.info()
         assert (info.current_progress, info.total_progress, info.error) == (1, 1, "No")
+        assert image.seen[-1] == "end"
         assert world.take() == ["j created", "j running", "j aborting", "j concluded"]
 
     in_world(story)
