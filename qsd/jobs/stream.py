@@ -231,22 +231,7 @@ async def start_stream(
     added: Node | None = None
     job: StreamJob | None = None
     try:
-        try:
-            added = await insert_filter(
-                graph,
-                CopyOnReadDriver,
-                options.filter_name,
-                node,
-                child_name="file",
-                options=BlockdevOptions(
-                    driver="copy-on-read", branch=BlockdevOptionsCor(file=node.name)
-                ),
-            )
-        except QmpError as exc:
-            raise QmpError(f"Could not create node: {exc.desc}") from exc
-        driver = added.driver
-        assert isinstance(driver, CopyOnReadDriver)  # as asked for
-        driver.limit_to(bottom)
+        added = await _insert_copy_on_read(graph, options.filter_name, node, bottom)
         job = StreamJob(
             registry,
             graph,
@@ -271,6 +256,25 @@ async def start_stream(
         raise
     await job.begin()
     return job
+
+
+async def _insert_copy_on_read(graph: Graph, name: str | None, node: Node, bottom: Node) -> Node:
+    """Put a filter over a node that copies what is read from the layers down to `bottom`.
+
+    Raises:
+        QmpError: It cannot be made.
+    """
+    options = BlockdevOptions(driver="copy-on-read", branch=BlockdevOptionsCor(file=node.name))
+    try:
+        added = await insert_filter(
+            graph, CopyOnReadDriver, name, node, child_name="file", options=options
+        )
+    except QmpError as exc:
+        raise QmpError(f"Could not create node: {exc.desc}") from exc
+    driver = added.driver
+    assert isinstance(driver, CopyOnReadDriver)  # as asked for
+    driver.limit_to(bottom)
+    return added
 
 
 __all__ = ["StreamJob", "start_stream"]
