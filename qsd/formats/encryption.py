@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from qsd.crypto import luks
 from qsd.crypto.cipher import ALGORITHMS
 from qsd.crypto.volume import CipherSpec, Volume
-from qsd.errors import QmpError
+from qsd.errors import QmpError, describe
 from qsd.formats.sectors import Sectors
 from qsd.util.namedtuple import NamedTuple
 
@@ -64,25 +64,33 @@ class Place(NamedTuple):
         node: The node.
         offset: Where in it, bytes.
         length: Bytes that belong to it, None for all that follow.
+        write_failure: What is said when it cannot be written.
     """
 
     node: Node
     offset: int
     length: int | None
+    write_failure: str = "Could not write encryption header"
 
     async def read(self, offset: int, length: int) -> bytes:
         """Read; what lies behind the end of the node is zero."""
         if self.length is not None and offset + length > self.length:
             raise QmpError("LUKS header is longer than the space for it")
         data = bytearray(length)
-        await self.node.read_or_zero(self.offset + offset, memoryview(data))
+        try:
+            await self.node.read_or_zero(self.offset + offset, memoryview(data))
+        except OSError as exc:
+            raise QmpError(f"Could not read encryption header: {describe(exc)}") from exc
         return bytes(data)
 
     async def write(self, offset: int, data: bytes) -> None:
         """Write."""
         if self.length is not None and offset + len(data) > self.length:
             raise QmpError("LUKS header is longer than the space for it")
-        await self.node.write(self.offset + offset, memoryview(data))
+        try:
+            await self.node.write(self.offset + offset, memoryview(data))
+        except OSError as exc:
+            raise QmpError(f"{self.write_failure}: {describe(exc)}") from exc
 
 
 class LuksSpec(NamedTuple):

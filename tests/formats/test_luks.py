@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import subprocess
 from collections.abc import Callable, Coroutine
@@ -186,6 +187,28 @@ def test_key_is_dropped() -> None:
         await rig.remove("l")
         assert volume._key == b""
         assert not volume._free
+
+    on_volume(body)
+
+
+def test_header_that_cannot_be_read_or_written() -> None:
+    """Whether header or key material: the C daemon's words."""
+
+    async def body(rig: SecretRig, memory: MemoryDriver, node: Node) -> None:
+        def failing(operation: str, first: int) -> Callable[[str, int], int]:
+            return lambda what, offset: (
+                errno.ENOSPC if what == operation and first <= offset < PAYLOAD else 0
+            )
+
+        for operation, first in (("read", 0), ("read", 4096), ("write", 0), ("write", 4096)):
+            memory.fail = failing(operation, first)
+            if operation == "write":
+                text = await failure(rig.amend("l", state="active", new_secret="t", iter_time=0))
+            else:
+                text = await failure(
+                    rig.add(driver="luks", node_name="x", file="m", key_secret="s")
+                )
+            assert text == f"Could not {operation} encryption header: No space left on device"
 
     on_volume(body)
 

@@ -56,6 +56,8 @@ _PARAMETER: Final = "encrypt.key-secret"
 #: Bytes; "AES encryption": the key is the password, cut or filled up with zeroes.
 _AES_KEY_LENGTH: Final = 16
 _AES: Final = CipherSpec("aes-128", "cbc", "plain64", None)
+#: The C daemon's word for writing, too.
+_WRITE_FAILURE: Final = "Could not read encryption header"
 #: Bytes of the extension: offset and length.
 _POINTER_LENGTH: Final = 16
 #: Bytes; the longest LUKS header that is believed; those of known ciphers have 2 MiB.
@@ -105,7 +107,7 @@ def luks_place(file: Node, header: Header) -> Place:
         )
     if offset >= header_io.MAX_HOST_OFFSET or length > _MAX_LUKS_LENGTH:
         raise QmpError("Encryption header is misplaced or too long")
-    return Place(file, offset, length)
+    return Place(file, offset, length, _WRITE_FAILURE)
 
 
 def _aes_volume(password: bytes) -> Volume:
@@ -402,7 +404,7 @@ class Plan:
             if image.file.length() < offset + (count << bits):
                 await image.file.truncate(offset + (count << bits))
             await LuksHeader.create(
-                Place(image.file, offset, length), pool, self._spec, self._password
+                Place(image.file, offset, length, _WRITE_FAILURE), pool, self._spec, self._password
             )
             body = layout.U64.pack(offset) + layout.U64.pack(length)
             header.extensions.insert(0, Extension(layout.EXT_CRYPTO, body))

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from collections.abc import Callable, Coroutine
@@ -334,6 +335,26 @@ def test_amend(tmp_path: Path) -> None:
         assert [slot["active"] for slot in slots] == [True, True] + [False] * 6
 
     on_image(path, LUKS, body)
+
+
+def test_header_that_cannot_be_written() -> None:
+    """The C daemon says "read" here."""
+
+    async def main() -> None:
+        async with SecretRig() as rig:
+            memory = await rig.memory("m", 4 << 20)
+            await rig.create("qcow2", file="m", size=LENGTH, encrypt=LUKS)
+            await rig.add(driver="qcow2", node_name="q", file="m", encrypt=opening(LUKS))
+            first = memory.data.index(b"LUKS\xba\xbe")
+            memory.fail = lambda what, offset: (
+                errno.EIO if what == "write" and offset >= first else 0
+            )
+            change = {"format": "luks", "state": "active", "new-secret": "t", "iter-time": 0}
+            text = r"^Could not read encryption header: Input/output error$"
+            with pytest.raises(QmpError, match=text):
+                await rig.amend("q", encrypt=change)
+
+    run(main())
 
 
 def test_amend_aes(tmp_path: Path) -> None:
