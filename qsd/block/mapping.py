@@ -22,6 +22,9 @@ from qsd.util.namedtuple import NamedTuple
 if TYPE_CHECKING:
     from qsd.block.graph import Edge
 
+#: Bytes; the longest image that the C daemon can address (2^63 less the coarsest alignment).
+MAX_LENGTH = (1 << 63) - (1 << 30)
+
 # Kinds of mappings.
 DATA = 0  #: plain bytes in a child at a host offset
 ZERO = 1  #: reads as zeroes, whatever the backing child holds

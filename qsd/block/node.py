@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 from qsd.block.mapping import (
     COMPRESSED,
     FUA,
+    MAX_LENGTH,
     MAY_UNMAP,
     NO_FALLBACK,
     ZERO_NEW,
@@ -743,10 +744,12 @@ class Node:
         Raises:
             QmpError: With the text a user should read; the length may have changed in part.
         """
-        if self.read_only:
-            raise QmpError("Image is read-only")
         if length < 0:
             raise QmpError("Image size cannot be negative")
+        if length > MAX_LENGTH:
+            raise QmpError(f"offset({length}) exceeds maximum({MAX_LENGTH})")
+        if self.read_only:
+            raise QmpError("Image is read-only")
         self.in_flight += 1
         try:
             backing = self.children.get("backing")

@@ -148,8 +148,10 @@ def test_resize() -> None:
     async def body(rig: SecretRig, memory: MemoryDriver, node: Node) -> None:
         await node.truncate(1 << 20)
         assert (node.length(), len(memory.data)) == (1 << 20, PAYLOAD + (1 << 20))
-        text = await failure(node.truncate((1 << 63) - 512))
-        assert text == "The requested file size is too large"
+        most = (1 << 63) - (1 << 30)
+        for length, told in ((most + 1, most + 1), (most - PAYLOAD + 512, most + 512)):
+            text = await failure(node.truncate(length))
+            assert text == f"offset({told}) exceeds maximum({most})"
 
     on_volume(body)
 
@@ -222,6 +224,10 @@ def test_header_that_cannot_be_read_or_written() -> None:
     ({"cipher_alg": "cast5-128"}, "Unsupported cipher mode xts"),
     ({"ivgen_alg": "essiv", "ivgen_hash_alg": "sha1"}, "No AES cipher with key size 20 available"),
     ({"size": (1 << 64) - 512}, "The requested file size is too large"),
+    (
+        {"size": (1 << 63) - (1 << 30)},
+        "offset(9223372035783102464) exceeds maximum(9223372035781033984)",
+    ),
 ])  # fmt: skip
 def test_options_that_make_no_volume(options: dict[str, Any], text: str) -> None:
     async def main() -> None:
