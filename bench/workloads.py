@@ -337,11 +337,14 @@ def table() -> list[Workload]:
     null = "driver=null-co"
     return [
         *rows,
-        Workload(
-            "raw 4k random read QD32 cold",
-            fio_on("full.raw", "randread", "4k", 32, cold=True),
-            "op/s",
-            1,
+        *(
+            Workload(
+                f"{kind} 4k random read QD32 cold",
+                fio_on(f"full.{kind}", "randread", "4k", 32, cold=True),
+                "op/s",
+                1,
+            )
+            for kind in ("raw", "qcow2")
         ),
         Workload(
             "raw 4k random read QD32 TCP",
