@@ -39,7 +39,8 @@ def test_simple() -> None:
     made = run(ObjectTree().create("authz-simple", "a", AuthZSimpleProperties(identity="CN=me")))
     assert isinstance(made, AuthzSimple)
     assert made.is_allowed("CN=me")
-    assert not made.is_allowed("CN=you")
+    for other in ("CN=you", "CN=m", "CN=mee", "cn=me", " CN=me", ""):
+        assert not made.is_allowed(other)
     made.set_json("identity", "CN=you")
     assert made.get_json("identity") == "CN=you"
     assert made.is_allowed("CN=you")

@@ -173,6 +173,8 @@ def test_certificates_and_authorization(tmp_path: Path) -> None:
         await meet(ServerTls(tree, server, None), client, "localhost")
         with pytest.raises(QmpError, match=r"^Cannot find QAuthZ object ID z$"):
             await meet(ServerTls(tree, server, "z"), client, "localhost")
+        with pytest.raises(QmpError, match=r"^Object 's' is not a QAuthZ subclass$"):
+            await meet(ServerTls(tree, server, "s"), client, "localhost")
         await tree.create("authz-simple", "z", AuthZSimpleProperties(identity="CN=bob"))
         with pytest.raises(QmpError, match=r"^TLS x509 authz check for CN=alice is denied$"):
             await meet(ServerTls(tree, server, "z"), client, "localhost")

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from qsd.aio.loop import run
 from qsd.block.backend import Backend
+from qsd.block.drain import Drained
 from qsd.block.mapping import FUA, MAY_UNMAP, ST_DATA, ST_ZERO
 from qsd.block.node import Node
 from qsd.errors import QmpError
@@ -245,6 +247,35 @@ def test_requests_wait_for_a_new_server() -> None:
             await reading
             assert buffer == b"before"
             await backend.detach()
+            await rig.graph.release(node)
+
+    run(main())
+
+
+def test_what_was_in_flight_is_asked_again() -> None:
+    """The connection breaks while the server deals with a request."""
+
+    async def main() -> None:
+        async with NbdRig(nbd=NbdDriver) as rig:
+            source = (await rig.memory("s")).node
+            await rig.export("s", name="s", writable=True)
+            node = await add_client(rig, reconnect_delay=30)
+            await node.write(0, memoryview(b"before"))
+            assert isinstance(node.driver, NbdDriver)
+            link = node.driver._link
+            first, buffer = link.connection, bytearray(6)
+            (peer,) = rig.server._clients
+            async with Drained([source]):
+                reading = rig.tasks.spawn(node.read(0, memoryview(buffer)), "read", awaited=True)
+                while first is not None and not first.requests:
+                    await asyncio.sleep(0)
+                await asyncio.sleep(0.01)  # it has reached the server, which holds it back
+                peer._raw.shutdown(socket.SHUT_RDWR)
+                while link.connection is first or link.connection is None:
+                    await asyncio.sleep(0.001)
+                assert not reading.done()
+            await reading
+            assert buffer == b"before"
             await rig.graph.release(node)
 
     run(main())

@@ -131,6 +131,23 @@ def test_oldstyle() -> None:
     assert ours.agreement == client.Agreement(512, 5)
 
 
+def test_nobody_falls_back_from_tls_to_a_server_that_has_none() -> None:
+    for replies in (
+        (nbd.NBDMAGIC + nbd.OLDSTYLE_MAGIC + nbd.OLDSTYLE_REPLY.pack(512, 5),),
+        (greeting(0),),
+        (greeting(), nbd.option_reply(nbd.OPT_STARTTLS, nbd.REP_ERR_UNSUP)),
+        (greeting(), nbd.option_reply(nbd.OPT_STARTTLS, nbd.REP_ERR_POLICY)),
+    ):
+        ours = client.ClientHandshake("", tls=True)
+        *before, last = replies
+        for reply in before:
+            ours.receive(reply)
+        with pytest.raises(QmpError):
+            ours.receive(last)
+        assert ours.phase == machine.FAILED
+        assert ours.agreement is None
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
