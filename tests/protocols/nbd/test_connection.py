@@ -160,6 +160,25 @@ def test_abandoned_memory_is_left_alone() -> None:
     case(body)
 
 
+@pytest.mark.parametrize("room", [0, 20, 100, 28 + 511])
+def test_data_of_an_abandoned_write_is_kept(room: int) -> None:
+    """Who does not wait any longer may use his memory for something else."""
+    peer = Scripted()
+    peer.sock.room = room
+    content = b"data" * LONG
+    data = bytearray(content)
+    request = Request(nbd.CMD_WRITE, 0, 0, len(data), memoryview(data), lambda _: None)
+    peer.connection.submit(request)
+    peer.loop.turn()
+    assert len(peer.sock.sent) == room
+    peer.connection.abandon(request)
+    data[:] = bytes(len(data))
+    peer.sock.room = 1 << 30
+    (on_writable,) = peer.loop.writers.values()
+    on_writable()
+    assert peer.sock.sent[nbd.REQUEST.size :] == content
+
+
 def hostile(cookie: int) -> list[bytes]:
     data = b"x" * 512
     extents = nbd.status_chunk(cookie, 0, [(512, 0)], True)
