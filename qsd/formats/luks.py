@@ -116,7 +116,11 @@ class LuksDriver(Driver):
     def end_amend(self) -> None:
         """Let others use the file again."""
         self._amendments -= 1
-        self.node.graph.update([self.node])
+        try:
+            self.node.graph.update([self.node])
+        except QmpError:
+            # A file cannot be opened with less access, say; the change of keys is over all the same.
+            pass
 
     async def amend(self, options: Any, force: bool) -> None:
         """Add or erase keys, one job after the other; see :meth:`begin_amend`."""

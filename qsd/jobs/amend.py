@@ -48,5 +48,8 @@ class AmendJob(Job):
         try:
             await self._node.amend(self._options, force=self._force)
         finally:
-            self._node.driver.end_amend()
             self.progress(1)
+
+    async def clean(self) -> None:
+        """Give back what was taken, even if the job was cancelled before it did anything."""
+        self._node.driver.end_amend()

@@ -57,3 +57,16 @@ def test_failure_counts_as_progress() -> None:
         assert world.take() == ["j created", "j running", "j aborting", "j concluded"]
 
     in_world(story)
+
+
+def test_cancelled_before_it_did_anything() -> None:
+    async def story(world: World) -> None:
+        image: Any = Image()
+        job = AmendJob(world.registry, image, "j", None, force=False)
+        job.start()
+        await job.cancel(True)
+        await job.wait_end()
+        assert image.seen == ["end"]
+        assert world.take()[-1] == "j concluded"
+
+    in_world(story)
