@@ -119,7 +119,7 @@ class LuksDriver(Driver):
         try:
             self.node.graph.update([self.node])
         except QmpError:
-            # A file cannot be opened with less access, say; the change of keys is over all the same.
+            # A file cannot be opened with less access, say.  The change is over all the same.
             pass
 
     async def amend(self, options: Any, force: bool) -> None:
